@@ -1,0 +1,28 @@
+"""What the pack tells layerport: its layers, and which modules of a model are one of them.
+
+Loaded through the entry point `builtin_layers` of the group `layerport`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import layerport as lp
+from layerport_builtin_layers.rms_norm import rms_norm
+from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
+from layerport_builtin_layers.silu_mul import silu_mul
+from layerport_builtin_layers.silu_mul.claims import claim_silu_mul
+
+if TYPE_CHECKING:
+    import torch
+
+
+@lp.hookimpl
+def layerport_layers() -> tuple[lp.Layer, ...]:
+    return (rms_norm, silu_mul)
+
+
+@lp.hookimpl
+def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
+    # The first that answers: no class is both.
+    return claim_rms_norm(module) or claim_silu_mul(module)

@@ -1,0 +1,40 @@
+"""The layer `layerport_builtin::silu_mul`: what it computes, and how its kernel is launched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import layerport as lp
+
+if TYPE_CHECKING:
+    from layerport.kernels import TensorArg
+
+_THREADS = 256
+_BYTES_OF_BLOCK = _THREADS * 2 * 16  # as in kernel.cu: 2 packs of 16 bytes for each thread
+
+
+@lp.layer("layerport_builtin::silu_mul", version=1)
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, the gated activation of Shazeer (2020), "GLU variants improve transformer".
+
+    gate, up: floating point, of one shape and dtype.
+    Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like gate.
+    """
+    if gate.shape != up.shape or gate.dtype != up.dtype:
+        raise lp.UsageError(
+            f"silu_mul: gate is {gate.dtype} {list(gate.shape)}, up is {up.dtype} {list(up.shape)}",
+            "give both the same shape and dtype",
+        )
+    wide = torch.float64 if gate.dtype == torch.float64 else torch.float32
+    return (torch.nn.functional.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
+
+
+@silu_mul.kernel(lp.cuda("kernel.cu", "silu_mul<{gate}>"), dtypes=("float32", "float16", "bfloat16"), name="silu_mul")
+def launch(gate: TensorArg, up: TensorArg, y: TensorArg) -> lp.Launch:
+    count = gate.numel()
+    return lp.Launch(
+        grid=lp.cdiv(count, _BYTES_OF_BLOCK // gate.itemsize), block=_THREADS, args=(gate, up, y, count)
+    )

@@ -1,0 +1,31 @@
+"""The conversion rule for any object that speaks DLPack: CuPy, JAX, TensorFlow and the like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from layerport.conversion import Hop
+from layerport.errors import UsageError
+
+_ON_HOST = frozenset({1, 3, 11})  # kDLCPU, kDLCUDAHost, kDLROCMHost
+
+
+def from_dlpack(value: Any) -> Hop:
+    """NumPy's view where it takes one; by way of Torch for other devices, and for bfloat16."""
+    device, _ = value.__dlpack_device__()
+    on_host = int(device) in _ON_HOST
+    if on_host:
+        try:
+            return Hop(np.from_dlpack(value), "view")
+        except (BufferError, RuntimeError, TypeError):
+            pass  # a dtype or a flag that NumPy refuses; Torch takes more of them
+    try:
+        import torch
+    except ImportError:
+        raise UsageError(
+            f"a DLPack object on device type {int(device)} that NumPy cannot take",
+            "copy it to a NumPy array first, or install torch",
+        ) from None
+    return Hop(torch.utils.dlpack.from_dlpack(value), "view")

@@ -1,0 +1,82 @@
+"""ONNX Runtime: open a portable model on the CPU and run it on NumPy arrays, bfloat16 and fp8 included."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from layerport.adapters.onnx_dtypes import from_dtype
+from layerport.dims import Port
+from layerport.dtypes import DType
+from layerport.errors import BuildError
+
+_SIMPLE = frozenset("float32 float64 float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
+
+
+def open_session(model: Path) -> tuple[Any, str | None]:
+    """An inference session for a model file, and what its precision does not show (None where it is the model's own)."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"]), None
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:
+        from layerport.adapters.onnx_widening import widened
+
+        data = widened(model)
+        if data is None:
+            raise
+        note = "ONNX Runtime has no bfloat16 arithmetic for this model on the CPU: it ran in float32 instead"
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), note
+    except Exception as error:
+        raise BuildError(
+            f"ONNX Runtime cannot open {model.name}: {str(error).strip().splitlines()[0]}",
+            "update onnxruntime, or report the operator it names",
+        ) from error
+
+
+def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]) -> dict[str, np.ndarray[Any, Any]]:
+    """The outputs by name, in the dtype that the model states."""
+    wanted = {one.name: one.type for one in session.get_inputs()}
+    feed = {name: _value(array, wanted[name]) for name, array in inputs.items() if name in wanted}
+    binding = session.io_binding()
+    for name, value in feed.items():
+        binding.bind_ortvalue_input(name, value)
+    names = [one.name for one in session.get_outputs()]
+    for name in names:
+        binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    stated = {port.name: DType(port.dtype) for port in outputs}
+    results = {}
+    for name, value in zip(names, binding.get_outputs(), strict=True):
+        array = _array(value, stated[name])
+        results[name] = array
+    return results
+
+
+def _value(array: np.ndarray[Any, Any], wanted: str) -> Any:
+    if array.dtype.name == "bfloat16" and wanted == "tensor(float)":
+        array = array.astype(np.float32)
+    if array.dtype.name in _SIMPLE:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    number = int(from_dtype(DType(array.dtype.name)))
+    raw = np.ascontiguousarray(array).view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, number)
+
+
+def _array(value: Any, dtype: DType) -> np.ndarray[Any, Any]:
+    target = dtype.to_numpy()
+    if dtype.value in _SIMPLE or value.data_type() == "tensor(float)":
+        array: np.ndarray[Any, Any] = value.numpy()
+        return array if array.dtype == target else array.astype(target)
+    # ONNX Runtime's numpy() knows NumPy's own dtypes only, so the bytes are copied out.
+    shape = tuple(value.shape())
+    count = int(np.prod(shape, dtype=np.int64))
+    if count == 0:
+        return np.empty(shape, target)
+    raw = (ctypes.c_char * (count * target.itemsize)).from_address(value.data_ptr())
+    return np.frombuffer(bytearray(raw), dtype=target).reshape(shape)

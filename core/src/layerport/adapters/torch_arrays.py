@@ -1,0 +1,138 @@
+"""Conversion rules for Torch tensors, and the fast casts that Torch has where NumPy is slow.
+
+Only `conversion`, `transforms` (once Torch is loaded) and the Torch-side adapters import it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parameter import is_lazy
+
+from layerport.adapters.torch_dtypes import from_dtype
+from layerport.conversion import Hop, full_name
+from layerport.dtypes import DType
+from layerport.errors import UsageError
+from layerport.parameters import Array
+
+# NumPy takes no memory of these types from Torch, but does of a type of the same width.
+_CARRIERS = {
+    DType.BFLOAT16: (torch.int16, np.int16),
+    DType.FLOAT8_E4M3FN: (torch.uint8, np.uint8),
+    DType.FLOAT8_E5M2: (torch.uint8, np.uint8),
+}
+_BY_TORCH = {from_dtype(dtype): dtype for dtype in _CARRIERS}
+
+
+def from_tensor(tensor: torch.Tensor) -> Hop:
+    """The tensor's own memory where it is plain, dense, contiguous and on the CPU; else a copy that is."""
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        plain, action = _materialise(tensor)
+        plain = plain.detach()
+        if plain.device.type != "cpu":
+            plain, action = plain.cpu(), "copy"
+        if plain.is_conj() or plain.is_neg():
+            plain, action = plain.resolve_conj().resolve_neg(), "copy"
+        if not plain.is_contiguous():
+            plain, action = plain.contiguous(), "copy" if action == "view" else action
+        return Hop(_to_numpy(plain), action)
+
+
+def to_tensor(array: Array, name: str, target: type | None) -> torch.Tensor:
+    """A tensor on the array's memory, or on a copy where that is read-only: a tensor is always writable."""
+    dtype = DType.from_numpy(array.dtype)
+    foreign = from_dtype(dtype)
+    if not array.flags.writeable:
+        array = array.copy()
+    carrier = _CARRIERS.get(dtype)
+    if carrier is None:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(carrier[1])).view(foreign)
+
+
+def to_parameter(array: Array, name: str, target: type | None) -> torch.nn.Parameter:
+    """As `to_tensor`; a parameter of floating point can be trained."""
+    tensor = to_tensor(array, name, target)
+    return torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+
+
+_FAST = frozenset(
+    {
+        (DType.FLOAT32, DType.FLOAT16),
+        (DType.FLOAT32, DType.BFLOAT16),
+        (DType.FLOAT16, DType.FLOAT32),
+        (DType.BFLOAT16, DType.FLOAT32),
+    }
+)
+
+
+def fast_cast(array: Array, dtype: DType) -> tuple[Array, float | None] | None:
+    """The array in `dtype` and the largest magnitude in it (None where no value can be too large).
+
+    None for a pair of types that Torch does not cast faster than NumPy with the same bits as the result.
+    """
+    if (DType.from_numpy(array.dtype), dtype) not in _FAST or not array.flags.writeable:
+        return None
+    source = to_tensor(array, "", None)
+    # NumPy's memory comes in huge pages where Torch's does not: half the time of tensor.to() for a large
+    # array.
+    result = np.empty(array.shape, dtype.to_numpy())
+    to_tensor(result, "", None).copy_(source)
+    if dtype is DType.FLOAT32 or not array.size:
+        return result, None
+    low, high = source.aminmax()
+    return result, max(-low.item(), high.item())
+
+
+def _materialise(tensor: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """A plain dense tensor of the same numbers, and what was done for it."""
+    kind = type(tensor)
+    if any(base.__name__ == "FakeTensor" for base in kind.__mro__):
+        raise UsageError("a fake tensor, which has no data", "give the real tensor (outside FakeTensorMode and export)")
+    if is_lazy(tensor):
+        raise UsageError("a lazy parameter that has no shape yet", "run the module once on example inputs first")
+    if tensor.is_meta:
+        raise UsageError(
+            f"a tensor on the meta device, which has no data: shape {list(tensor.shape)}",
+            "load the model's weights first",
+        )
+    if tensor.is_nested:
+        raise UsageError("a nested tensor, which has no one shape", "pad it first: torch.nested.to_padded_tensor")
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise UsageError("a tensor inside vmap or grad, which has no data of its own", "convert it outside")
+    # A class without a dispatch of its own inherits Torch's, which is one object.
+    if getattr(kind, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__:
+        return _unwrap(tensor)
+    if tensor.is_quantized:
+        return tensor.dequantize(), "dequantize"
+    if tensor.layout != torch.strided:
+        return tensor.to_dense(), "densify"
+    return tensor, "view"
+
+
+def _unwrap(tensor: Any) -> tuple[torch.Tensor, str]:
+    """Ask a subclass that keeps its numbers elsewhere (DTensor, quantised weights) for the plain tensor."""
+    for method in ("full_tensor", "dequantize"):
+        if method in {name for base in type(tensor).__mro__ if base is not torch.Tensor for name in vars(base)}:
+            # The subclass's own methods may rely on __torch_function__.
+            with torch._C._EnableTorchFunction():
+                plain = getattr(tensor, method)()
+            if type(plain) is torch.Tensor:
+                return plain, method
+    raise UsageError(
+        f"{full_name(type(tensor))} cannot be made a plain tensor",
+        f"convert it first, or register a rule for it: conversion.register({full_name(type(tensor))!r}, ...)",
+    )
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    dtype = _BY_TORCH.get(tensor.dtype)
+    if dtype is None:
+        try:
+            return tensor.numpy()
+        except TypeError:
+            raise UsageError(f"{tensor.dtype} has no standard form", f"cast to one of {', '.join(DType)}") from None
+    array: Array = tensor.view(_CARRIERS[dtype][0]).numpy()
+    return array.view(dtype.to_numpy())

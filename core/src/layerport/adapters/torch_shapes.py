@@ -1,0 +1,223 @@
+"""Output rules of a layer, read off its reference: the reference runs once on symbolic sizes, nobody writes a rule.
+
+The front half and the Torch side of a layer import it.  `shape_rules` holds the override for what cannot be derived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_config
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+from layerport.adapters.torch_dtypes import from_dtype
+from layerport.adapters.torch_shape_reading import Reading, size_override
+from layerport.errors import BuildError, UsageError
+from layerport.expressions import Expr
+from layerport.shape_rules import OutputRule, RuleAnswer, SizeSymbol, TensorShape, from_rule
+
+__all__ = ["Derivation", "OutputRule", "RuleAnswer", "SizeSymbol", "TensorShape", "derive", "from_rule"]
+
+_QUIET = ("torch.fx.experimental.symbolic_shapes", "torch.export._trace", "torch._export.non_strict_utils")
+_PRIMES = (1, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59)
+
+
+@dataclass(frozen=True, eq=False)
+class Derivation:
+    """What a reference says about its outputs, in terms of its inputs' sizes ("x.0" is axis 0 of argument x).
+
+    outputs: dtype and dims of each output.
+    size_symbols: the sizes u0, u1, ... in them that depend on data, each with its upper bound.
+    equalities: pairs of dims that the reference needs equal beyond those named alike; the rules use the first.
+    fixed: dims given as dynamic that the rules hold for at one size only: a weight's size demands it, or the reference
+    made an int of the dim, and then the size is just the example's.
+    constraints: conditions (expressions of value 0 or 1) under which the rules hold, because the reference branched
+    on them; empty for most.  They can be stricter than the reference itself: Torch rules out size 1 here and there.
+    program: the exported reference, with the tensors in their order as inputs.
+    """
+
+    outputs: tuple[OutputRule, ...]
+    size_symbols: tuple[SizeSymbol, ...]
+    equalities: tuple[tuple[str, str], ...]
+    fixed: Mapping[str, int]
+    constraints: tuple[Expr, ...]
+    program: ExportedProgram
+
+
+def derive(
+    reference: Callable[..., Any],
+    tensors: Mapping[str, TensorShape | None],
+    attributes: Mapping[str, Any],
+    *,
+    layer: str,
+    hint: Mapping[str, int] | None = None,
+) -> Derivation:
+    """The output rules of `reference` for inputs of these shapes.
+
+    reference: a function of Torch tensors; it is called with `tensors` and `attributes` by name and never sees data.
+    tensors: None stands for an optional tensor that is absent.
+    hint: example sizes by the dim's name or place ("batch", "x.1"), for a reference that branches on sizes or works
+    with some only; others are chosen, and chosen anew where the reference rejects them.  0 and 1 are not used as
+    examples, because Torch would take them for constants.
+
+    Raises UsageError that names layer, output and expression for what is not whole-number arithmetic or depends on
+    data in the reference's control flow, BuildError where the reference fails on every choice of example sizes.
+    """
+    present = {name: shape for name, shape in tensors.items() if shape is not None}
+    absent = dict.fromkeys(name for name, shape in tensors.items() if shape is None)
+    wrapper = _Wrapper(reference, tuple(present), {**absent, **attributes}, layer)
+    failures: list[str] = []
+    last: Exception | None = None
+    for sizes in _example_sizes(present, hint or {}):
+        try:
+            program = _export(wrapper, present, sizes)
+        except UsageError:
+            raise
+        except GuardOnDataDependentSymNode as error:
+            raise UsageError(
+                f"{layer}: the reference decides by its data: {str(error).splitlines()[0]}",
+                f"write it without branches or sizes taken from data (torch.where), or {size_override(layer)}",
+            ) from error
+        except Exception as error:
+            shapes = ", ".join(f"{name}={_shape_text(name, shape, sizes)}" for name, shape in present.items())
+            failures.append(f"{shapes}: {type(error).__name__}: {_first_line(error)}")
+            last = error
+        else:
+            reading = Reading(program, present, layer)
+            return Derivation(
+                reading.outputs,
+                reading.size_symbols,
+                reading.equalities,
+                reading.fixed,
+                reading.constraints(),
+                program,
+            )
+    raise BuildError(
+        f"{layer}: the reference does not run on symbolic sizes",
+        f"give example sizes that it works with (hint={{'x.0': 8}}), or {size_override(layer)}",
+        faults=failures,
+    ) from last
+
+
+class _Wrapper(torch.nn.Module):
+    def __init__(
+        self, reference: Callable[..., Any], names: tuple[str, ...], constants: Mapping[str, Any], layer: str
+    ) -> None:
+        super().__init__()
+        self._reference = reference
+        self._names = names
+        self._constants = constants
+        self._layer = layer
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        answer = self._reference(**dict(zip(self._names, tensors, strict=True)), **self._constants)
+        outputs = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)
+        for index, output in enumerate(outputs):
+            if not isinstance(output, torch.Tensor):
+                raise UsageError(
+                    f"{self._layer}: output {index} of the reference is {type(output).__name__}, not a tensor",
+                    "return a tensor or a tuple of tensors",
+                )
+        if not outputs:
+            raise UsageError(f"{self._layer}: the reference returns no output", "return a tensor")
+        return outputs
+
+
+def _export(wrapper: _Wrapper, tensors: Mapping[str, TensorShape], sizes: Mapping[str, int]) -> ExportedProgram:
+    # Fake inputs hold no memory, whatever the sizes.
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        examples = tuple(
+            torch.empty(_example_shape(name, shape, sizes), dtype=from_dtype(shape.dtype))
+            for name, shape in tensors.items()
+        )
+    dynamic = tuple(
+        tuple(Dim.STATIC if isinstance(dim, int) else Dim.AUTO for dim in shape.dims) for shape in tensors.values()
+    )
+    # No duck shapes: equal example sizes are not equal dims.  Oblivious: no rule is bent to "sizes are at least 2".
+    with (
+        torch.no_grad(),
+        _quiet(),
+        symbolic_config.patch(  # type: ignore[attr-defined]
+            use_duck_shape=False, backed_size_oblivious=True
+        ),
+    ):
+        # `*tensors` in forward nests the dynamic shapes once more.
+        return torch.export.export(wrapper, examples, dynamic_shapes=(dynamic,), strict=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # A failing export prints its half-made graph to stderr; our error says what matters of it.
+    said = io.StringIO()
+
+    def reject(record: logging.LogRecord) -> bool:
+        return False
+
+    loggers = [logging.getLogger(name) for name in _QUIET]
+    for logger in loggers:
+        logger.addFilter(reject)
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+        sys.stderr.write(said.getvalue())
+    finally:
+        for logger in loggers:
+            logger.removeFilter(reject)
+
+
+def _example_sizes(tensors: Mapping[str, TensorShape], hint: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Choices of example sizes by place, from the most general to the most alike; each at most once."""
+    classes: dict[str, list[str]] = {}
+    from_right: dict[str, int] = {}
+    static: dict[int, int] = {}
+    for name, shape in tensors.items():
+        for axis, dim in enumerate(shape.dims):
+            place = f"{name}.{axis}"
+            if isinstance(dim, int):
+                if dim > 1:
+                    static.setdefault(len(shape.dims) - axis, dim)
+            else:
+                key = place if dim is None else dim
+                classes.setdefault(key, []).append(place)
+                from_right.setdefault(key, len(shape.dims) - axis)
+    choices: tuple[Callable[[int, str], int], ...] = (
+        lambda index, key: 24 * _prime(index),
+        lambda index, key: static.get(from_right[key], 24 * _prime(from_right[key] - 1)),
+        lambda index, key: 24,
+        lambda index, key: 2 * _prime(index + 1),
+        lambda index, key: 6,
+    )
+    tried: list[dict[str, int]] = []
+    for choose in choices:
+        sizes: dict[str, int] = {}
+        for index, (key, places) in enumerate(classes.items()):
+            hints = [hint[known] for known in (key, *places) if hint.get(known, 0) > 1]
+            sizes.update(dict.fromkeys(places, hints[0] if hints else choose(index, key)))
+        if sizes not in tried:
+            tried.append(sizes)
+            yield sizes
+
+
+def _prime(index: int) -> int:
+    return _PRIMES[index % len(_PRIMES)] + 60 * (index // len(_PRIMES))
+
+
+def _example_shape(name: str, shape: TensorShape, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else sizes[f"{name}.{axis}"] for axis, dim in enumerate(shape.dims))
+
+
+def _shape_text(name: str, shape: TensorShape, sizes: Mapping[str, int]) -> str:
+    return f"{shape.dtype}{list(_example_shape(name, shape, sizes))}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -1,0 +1,212 @@
+"""The bundle: the folder that a build writes.  Written atomically, read with trust in nothing.  Imports no framework."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from layerport.dims import DimRange, Port
+from layerport.errors import BuildError, UsageError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+MODEL_DATA = "model.onnx.data"
+PLUGINS = "plugins.safetensors"
+SAMPLES = "samples.safetensors"
+_MANIFEST_LIMIT = 64 << 20
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
+
+
+@contextmanager
+def writing(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends well, and is gone otherwise.
+
+    Raises UsageError where `out` exists and `force` is not set, BuildError where the disk does not take it.
+    """
+    check_output(out, force=force)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise BuildError(f"cannot write beside {out}: {error.strerror}", "choose another place with -o") from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+        _replace(folder, out)
+    except OSError as error:
+        raise BuildError(
+            f"writing {out} failed: {error.strerror or error}; nothing was written",
+            "free some space, or choose another place with -o",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output(out: Path, *, force: bool = False) -> None:
+    """Raise UsageError where a bundle cannot be written to `out`; cheap enough to ask before a long build."""
+    if not out.parent.is_dir():
+        raise UsageError(f"there is no folder {out.parent}", "make it first, or choose another place with -o")
+    if (out.exists() or out.is_symlink()) and not force:
+        raise UsageError(f"{out} exists and was kept", "choose another name with -o, or overwrite it with --force")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise UsageError(
+            f"{out} is not a bundle and was kept, also with --force",
+            "choose another name with -o, or remove it yourself",
+        )
+    if not os.access(out.parent, os.W_OK):
+        raise BuildError(f"cannot write beside {out}: permission denied", "choose another place with -o")
+
+
+def _replace(folder: Path, out: Path) -> None:
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    out.rename(old / "bundle")
+    folder.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `manifest.json` over the files that are in the folder by now."""
+    files = {
+        path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    text = json.dumps({"format": FORMAT, **content, "files": files}, indent=1, sort_keys=True)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk.  Opened with `Bundle.open`; each file is checked against the manifest when it is asked for."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Read a bundle's manifest.  Raises UsageError where there is none, BuildError where it is damaged."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise UsageError(
+                f"{folder} is not a bundle: it has no {MANIFEST}", "name the folder that `layerport build -o` wrote"
+            )
+        if path.stat().st_size > _MANIFEST_LIMIT:
+            raise BuildError(
+                f"{path} has {path.stat().st_size} bytes, at most {_MANIFEST_LIMIT} are read", "build it again"
+            )
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise BuildError(
+                    f"{folder} has format {manifest['format']!r}, this layerport reads {FORMAT}",
+                    "build it again, or install the layerport that wrote it",
+                )
+            bundle = cls(folder, manifest)
+            _check_shape(bundle)
+        except BuildError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise BuildError(
+                f"{path} cannot be read: {type(error).__name__}: {error}", "build the bundle again"
+            ) from error
+        return bundle
+
+    @cached_property
+    def inputs(self) -> tuple[Port, ...]:
+        """The inputs of the model."""
+        return tuple(_port(value) for value in self.manifest["inputs"])
+
+    @cached_property
+    def outputs(self) -> tuple[Port, ...]:
+        """The outputs of the model."""
+        return tuple(_port(value) for value in self.manifest["outputs"])
+
+    @cached_property
+    def dims(self) -> Mapping[str, DimRange]:
+        """The dynamic dims by name."""
+        return {one["name"]: DimRange(one["name"], one["min"], one["opt"], one["max"]) for one in self.manifest["dims"]}
+
+    @cached_property
+    def checked(self) -> dict[str, Path]:
+        """The files that were checked already."""
+        return {}
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest names, its size and digest checked.  Raises BuildError."""
+        if name in self.checked:
+            return self.checked[name]
+        stated = self.manifest["files"].get(name)
+        path = self.folder / name
+        if stated is None or not _FILE_NAME.fullmatch(name):
+            raise BuildError(f"{self.folder} does not list a file {name!r}", "build the bundle again")
+        if path.is_symlink() or not path.is_file():
+            raise BuildError(f"{path} is missing or not a plain file", "copy the whole bundle again")
+        if path.stat().st_size != stated["bytes"]:
+            raise BuildError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {stated['bytes']}",
+                "copy the whole bundle again",
+            )
+        if (found := digest(path)) != stated["sha256"]:
+            raise BuildError(
+                f"{path} has SHA-256 {found[:16]}..., the manifest says {str(stated['sha256'])[:16]}...",
+                "copy the whole bundle again; if you did not change it, trust it no more",
+            )
+        self.checked[name] = path
+        return path
+
+    def model(self) -> Path:
+        """The portable model, checked together with its external weights."""
+        if MODEL_DATA in self.manifest["files"]:
+            self.file(MODEL_DATA)
+        return self.file(MODEL)
+
+    def samples(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The example inputs and Torch's outputs for them, by name, as NumPy arrays."""
+        from layerport.parameters import Parameters
+
+        stored = Parameters.load(self.file(SAMPLES))
+        inputs = {name.removeprefix("input."): array for name, array in stored.items() if name.startswith("input.")}
+        outputs = {name.removeprefix("output."): array for name, array in stored.items() if name.startswith("output.")}
+        return inputs, outputs
+
+
+def _check_shape(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    bundle.inputs, bundle.outputs, bundle.dims  # noqa: B018 - each reads and checks its part
+    for name, entry in manifest["files"].items():
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"file name {name!r} leads out of the bundle")
+        if not isinstance(entry["bytes"], int) or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
+            raise ValueError(f"file {name!r} has no size and digest")
+    for one in manifest["targets"]:
+        if one["file"] not in manifest["files"]:
+            raise ValueError(f"plan {one['file']!r} is not among the files")
+    for one in manifest["layers"]:
+        if not isinstance(one["layer"], str) or not isinstance(one["realised"], str):
+            raise ValueError("a layer has no name or realisation")
+
+
+def _port(value: Mapping[str, Any]) -> Port:
+    return Port(
+        str(value["name"]), str(value["dtype"]), tuple(d if isinstance(d, int) else str(d) for d in value["dims"])
+    )

@@ -1,0 +1,233 @@
+"""The command line.  Imports click only: each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from layerport.errors import LayerportError
+
+EPILOG = "Exit codes: 0 fine, 1 the answer is no, 2 wrong use, 3 a pack's fault, 4 a tool or build failed."
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+pack_option = click.option(
+    "--pack",
+    "packs",
+    multiple=True,
+    metavar="PACK",
+    help="Also use this pack: a Python file, or an installed pack's name.",
+)
+
+
+def exits(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Turn what a command raises into a message on stderr and the exit code of its kind."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs) or 0
+        except LayerportError as error:
+            click.echo(f"error: {error}", err=True)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            click.echo("error: interrupted; nothing was written", err=True)
+            code = 130
+        except BrokenPipeError:
+            raise
+        except Exception:
+            import traceback
+
+            traceback.print_exc()
+            click.echo("error: this is a fault of layerport; please report the lines above", err=True)
+            code = 4
+        sys.exit(code)
+
+    return run
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="layerport")
+def main() -> None:
+    """Turn Torch models with custom layers into TensorRT engines."""
+
+
+@main.command()
+@click.argument("source")
+@click.option("-o", "--output", "out", required=True, metavar="OUT.lp", help="The bundle to write.")
+@click.option("--target", metavar="TARGET", help="rtx:sm_89,sm_120 | tensorrt | portable.  Default: what is installed.")
+@click.option("--range", "ranges", multiple=True, metavar="DIM=MIN..USUAL..MAX", help="Sizes of a dynamic dim.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=DTYPE:DIMS", help="An example input, for a bare module."
+)
+@click.option("--claim", multiple=True, metavar="LAYER", help="Every claim of this layer must hold.")
+@click.option("--no-claim", multiple=True, metavar="LAYER", help="Do not use this layer.")
+@click.option("--decompose", multiple=True, metavar="LAYER", help="Build this layer from its body, without a plugin.")
+@pack_option
+@click.option("--strict", is_flag=True, help="A claim that does not hold is an error.")
+@click.option("--force", is_flag=True, help="Overwrite an existing bundle.")
+@click.option("--no-verify", is_flag=True, help="Do not compare with Torch at the end.")
+@click.option("--workspace", type=int, metavar="BYTES", help="Limit of TensorRT's workspace.")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT's builder optimization level.")
+@json_option
+@exits
+def build(source: str, out: str, no_verify: bool, as_json: bool, **options: Any) -> int:
+    """Build a bundle from SOURCE and verify it.
+
+    SOURCE is 'module:callable' or 'file.py:callable', returning (module, args) or (module, args, dynamic_shapes),
+    or an .onnx file.
+    """
+    from layerport import building
+    from layerport.commands import progress, reports
+
+    trt = {name: options.pop(name) for name in ("workspace", "optimization_level")}
+    with progress.shown(enabled=not as_json) as tell:
+        report = building.build(
+            source,
+            out,
+            verify=not no_verify,
+            options={name: value for name, value in trt.items() if value is not None},
+            progress=tell,
+            **options,
+        )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        reports.print_build(report)
+    return 1 if report.verification is not None and not report.verification.passed else 0
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--atol", type=float, help="Absolute tolerance; default by dtype.")
+@click.option("--rtol", type=float, help="Relative tolerance; default by dtype.")
+@json_option
+@exits
+def verify(bundle: str, device: str, atol: float | None, rtol: float | None, as_json: bool) -> int:
+    """Run BUNDLE on its samples and compare with Torch's outputs."""
+    from layerport import verification
+    from layerport.commands import reports
+
+    result = verification.verify(bundle, device=device, atol=atol, rtol=rtol)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        reports.print_verification(result)
+    return 0 if result.passed else 1
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="An input; default: the samples.")
+@click.option("-o", "--output", "out", metavar="FOLDER", help="Where to write the outputs, NAME.npy each.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--force", is_flag=True, help="Overwrite existing output files.")
+@json_option
+@exits
+def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, force: bool, as_json: bool) -> int:
+    """Run BUNDLE on inputs from files."""
+    from layerport.commands import running
+
+    result = running.run_bundle(bundle, inputs, out, device=device, force=force)
+    if as_json:
+        _print_json(result)
+    else:
+        running.print_result(result)
+    return 0
+
+
+@main.command()
+@click.argument("bundle")
+@json_option
+@exits
+def inspect(bundle: str, as_json: bool) -> int:
+    """Show what is in BUNDLE."""
+    from layerport.commands import reports
+
+    summary = reports.inspect_bundle(bundle)
+    if as_json:
+        _print_json(summary)
+    else:
+        reports.print_inspection(summary)
+    return 0
+
+
+@main.command()
+@click.argument("source")
+@click.argument("layer", required=False)
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=DTYPE:DIMS", help="An example input, for a bare module."
+)
+@click.option(
+    "--range", "ranges", multiple=True, metavar="DIM=MIN..USUAL..MAX", help="Sizes of a dim named in --input."
+)
+@pack_option
+@json_option
+@exits
+def explain(
+    source: str,
+    layer: str | None,
+    inputs: tuple[str, ...],
+    ranges: tuple[str, ...],
+    packs: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Show which modules of SOURCE are claimed by which layer, why others are not, and the parameters' paths."""
+    from layerport.commands import explaining
+
+    result = explaining.explain(source, layer, inputs=inputs, ranges=ranges, packs=packs)
+    if as_json:
+        _print_json(result)
+    else:
+        explaining.print_explanation(result)
+    return 0
+
+
+@main.command()
+@click.option("--load", is_flag=True, help="Import each pack and say why one fails.")
+@pack_option
+@json_option
+@exits
+def packs(load: bool, packs: tuple[str, ...], as_json: bool) -> int:
+    """List the installed layer packs."""
+    from layerport.commands import packs as listing
+
+    return _listed(listing.packs_report(explicit=packs, load=load), listing.render_packs, as_json)
+
+
+@main.command()
+@pack_option
+@json_option
+@exits
+def layers(packs: tuple[str, ...], as_json: bool) -> int:
+    """List every layer of every pack."""
+    from layerport.commands import packs as listing
+
+    return _listed(listing.layers_report(explicit=packs), listing.render_layers, as_json)
+
+
+@main.command()
+@json_option
+@exits
+def doctor(as_json: bool) -> int:
+    """Show what works on this machine and what to install."""
+    from layerport.commands import doctor as checks
+
+    return _listed(checks.doctor_report(), checks.render_doctor, as_json)
+
+
+def _listed(report: Any, render: Callable[[Any], None], as_json: bool) -> int:
+    if as_json:
+        _print_json(report)
+    else:
+        render(report)
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,1 @@
+"""The logic of the commands: functions that return data, and renderers of that data.  `cli` wires them up."""

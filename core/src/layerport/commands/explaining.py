@@ -1,0 +1,65 @@
+"""`layerport explain`: which modules are claimed by which layer and why not others; each parameter's way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layerport.commands.tables import print_table
+
+
+def explain(
+    source: str,
+    layer: str | None = None,
+    *,
+    inputs: Sequence[str] = (),
+    ranges: Sequence[str] = (),
+    packs: Sequence[object] = (),
+) -> dict[str, Any]:
+    """The claims on a model, with the conversion steps of the chosen ones.
+
+    layer: only the claims that involve it.  Raises as `layerport.build` does, up to the export.
+    """
+    from layerport import packs as pack_host
+    from layerport.front.claims import claim_layers
+    from layerport.front.sources import open_source
+    from layerport.layers import BoundLayer
+
+    loaded = pack_host.load(*packs)
+    if layer is not None:
+        loaded.layer(layer)
+    claimed = claim_layers(open_source(source, inputs=inputs, ranges=ranges), loaded)
+    rows = []
+    for claim in claimed.claims:
+        if layer is not None and not any(layer in candidate.layers for candidate in claim.candidates):
+            continue
+        entry = claim.to_json()
+        answer = claim.chosen.answer if claim.chosen else None
+        if isinstance(answer, BoundLayer):
+            entry["parameters"] = [
+                {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+                for name, array in answer.parameters.items()
+            ]
+            entry["attributes"] = dict(answer.parameters.attributes)
+            entry["steps"] = [str(step) for step in answer.steps]
+        rows.append(entry)
+    return {"source": source, "claims": rows, "failed_packs": {p.info.name: p.failure for p in loaded.failed}}
+
+
+def print_explanation(result: Mapping[str, Any]) -> None:
+    """Print an `explain`: one row a module, then the way of each parameter."""
+    if not result["claims"]:
+        print("no installed pack claims a module of this model")
+    else:
+        print_table(
+            ["module", "class", "status", "layers", "why"],
+            [
+                [one["module"] or "(root)", one["class"], one["status"], " + ".join(one["layers"]), one["reason"]]
+                for one in result["claims"]
+            ],
+        )
+    for one in result["claims"]:
+        for step in one.get("steps", ()):
+            print(f"{one['module']}: {step}")
+    for name, failure in result["failed_packs"].items():
+        print(f"pack {name} failed to load: {failure}")

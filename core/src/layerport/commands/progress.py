@@ -1,0 +1,77 @@
+"""Shows how a build goes on: a live line on a terminal, one line a stage elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STAGES = {
+    "load": "loading packs and model",
+    "claim": "claiming modules and proving each claim",
+    "export": "exporting to ONNX",
+    "compile": "compiling kernels",
+    "write": "writing the portable model",
+    "engine": "building the TensorRT engine",
+    "verify": "comparing with Torch",
+}
+
+Tell = Callable[[str, dict[str, Any] | None], None]
+
+
+@contextmanager
+def shown(*, enabled: bool = True) -> Iterator[Tell]:
+    """A function to tell of stages and of TensorRT's progress events; it prints nothing where not enabled."""
+    if not enabled:
+        yield lambda stage, event: None
+    elif sys.stderr.isatty():
+        with _live() as tell:
+            yield tell
+    else:
+        with _plain() as tell:
+            yield tell
+
+
+@contextmanager
+def _plain() -> Iterator[Tell]:
+    since = time.monotonic()
+
+    def tell(stage: str, event: dict[str, Any] | None) -> None:
+        if event is None:
+            print(f"[{time.monotonic() - since:5.1f} s] {STAGES[stage]}", file=sys.stderr, flush=True)
+
+    yield tell
+
+
+@contextmanager
+def _live() -> Iterator[Tell]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = None
+    totals: dict[str, int] = {}
+
+    def tell(stage: str, event: dict[str, Any] | None) -> None:
+        nonlocal task
+        if event is None:
+            if task is not None:
+                bar.remove_task(task)
+            task = bar.add_task(STAGES[stage], total=None)
+        elif task is not None and event["event"] == "phase" and event["parent"] is None:
+            totals[event["phase"]] = event["steps"]
+            bar.update(task, total=event["steps"], completed=0)
+        elif task is not None and event["event"] == "step" and event["phase"] in totals:
+            bar.update(task, completed=event["step"] + 1)
+
+    with bar:
+        yield tell

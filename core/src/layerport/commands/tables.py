@@ -1,0 +1,54 @@
+"""Prints the answers of commands: a rich table on a terminal, aligned text elsewhere, JSON for programs.
+
+Every command may use this file; it imports rich only on a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+
+def print_json(data: Any, *, file: TextIO | None = None) -> None:
+    """Print `data` as JSON to stdout, and nothing else."""
+    print(json.dumps(data, indent=2), file=file or sys.stdout)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, file: TextIO | None = None) -> None:
+    """Print rows of text under their columns; nothing in a cell is read as markup."""
+    file = file or sys.stdout
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    if not (file.isatty() and _print_rich(columns, cells, file)):
+        for line in plain_table(columns, cells):
+            print(line, file=file)
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of an aligned table, two spaces between columns and none at the end of a line."""
+    table = [list(columns), *(list(row) for row in rows)]
+    widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], file: TextIO) -> bool:
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(file=file).print(table)
+    return True
+
+
+def _printable(text: str) -> str:
+    # What a pack says about itself must not be able to steer the terminal.
+    return "".join(character if character.isprintable() else "?" for character in text)

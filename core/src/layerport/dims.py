@@ -1,0 +1,108 @@
+"""The dynamic dims of a model and their ranges.  Imports no framework; both halves use it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from layerport.errors import UsageError
+
+_RANGE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<min>\d+)\.\.(?:(?P<opt>\d+)\.\.)?(?P<max>\d+)")
+
+
+@dataclass(frozen=True)
+class DimRange:
+    """A dynamic dim: its least, usual and greatest size; max None where no limit is stated."""
+
+    name: str
+    min: int
+    opt: int
+    max: int | None
+
+    def __post_init__(self) -> None:
+        greatest = self.opt if self.max is None else self.max
+        if not 0 <= self.min <= self.opt <= greatest:
+            raise UsageError(
+                f"range of dim {self.name} contradicts itself: min {self.min}, usual {self.opt}, max {self.max}",
+                f"write it as --range {self.name}=MIN..USUAL..MAX with MIN <= USUAL <= MAX",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The range as the manifest holds it."""
+        return {"name": self.name, "min": self.min, "opt": self.opt, "max": self.max}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model: name, dtype (standard name) and dims (a size, or the name of a dynamic dim)."""
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The port as the manifest holds it."""
+        return {"name": self.name, "dtype": self.dtype, "dims": list(self.dims)}
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
+
+
+def parse_ranges(texts: Iterable[str]) -> dict[str, tuple[int, int | None, int]]:
+    """`NAME=MIN..OPT..MAX` (OPT may be left out) by name.  Raises UsageError with all faults."""
+    found: dict[str, tuple[int, int | None, int]] = {}
+    faults = []
+    for text in texts:
+        match = _RANGE.fullmatch(text.strip())
+        if match is None:
+            faults.append(f"{text!r} is not NAME=MIN..OPT..MAX")
+        elif match["name"] in found:
+            faults.append(f"dim {match['name']} is given twice")
+        else:
+            found[match["name"]] = (int(match["min"]), int(match["opt"]) if match["opt"] else None, int(match["max"]))
+    if faults:
+        raise UsageError("ranges cannot be read", "write them like --range sequence=1..64..512", faults=faults)
+    return found
+
+
+def apply_ranges(
+    dims: Mapping[str, DimRange], ranges: Mapping[str, tuple[int, int | None, int]]
+) -> dict[str, DimRange]:
+    """The model's dims with the user's ranges.  Raises UsageError for unknown dims and ranges the model does not take."""
+    result = dict(dims)
+    faults = [
+        f"the model has no dynamic dim {name}; it has: {', '.join(dims) or 'none'}"
+        for name in ranges
+        if name not in dims
+    ]
+    for name, (least, usual, greatest) in ranges.items():
+        if name not in dims:
+            continue
+        stated = dims[name]
+        if least < stated.min or (stated.max is not None and greatest > stated.max):
+            faults.append(
+                f"dim {name}: {least}..{greatest} goes beyond {stated.min}..{stated.max or 'any'}, which the model was exported for"
+            )
+            continue
+        try:
+            usual = min(max(stated.opt, least), greatest) if usual is None else usual
+            result[name] = DimRange(name, least, usual, greatest)
+        except UsageError as error:
+            faults.append(error.fault)
+    if faults:
+        raise UsageError("ranges do not fit the model", "write --range NAME=MIN..USUAL..MAX within them", faults=faults)
+    return result
+
+
+def require_limits(dims: Mapping[str, DimRange], target: str) -> None:
+    """Raise UsageError where a dim has no greatest size, which an engine must know."""
+    open_ended = [dim for dim in dims.values() if dim.max is None]
+    if open_ended:
+        options = " ".join(f"--range {dim.name}={dim.min}..{dim.opt}..{max(512, 4 * dim.opt)}" for dim in open_ended)
+        raise UsageError(
+            f"target {target} needs a greatest size for every dynamic dim; none is known for "
+            + ", ".join(dim.name for dim in open_ended),
+            f"add for example {options}, or state max in torch.export.Dim",
+        )

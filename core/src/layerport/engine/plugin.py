@@ -1,0 +1,192 @@
+"""The one TensorRT plugin class, made from a plugin spec, and its creator.
+
+Used by the build worker, and by a session before it deserialises a plan.  The module of the flavour is passed in.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from layerport.adapters.tensorrt_dtypes import from_dtype
+from layerport.adapters.tensorrt_expressions import lower
+from layerport.engine.flavours import native_architecture
+from layerport.engine.runner import KernelRunner
+from layerport.errors import BuildError
+from layerport.plugin_spec import PluginSet, PluginSpec, from_bytes, to_bytes
+
+KEY_FIELD = "layerport_spec"
+VERSION = "1"
+
+
+def plugin_class(trt: Any) -> type[Any]:
+    """The plugin class over the base classes of one flavour's module."""
+
+    class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc,name-defined]
+        """A TensorRT plugin whose every answer comes from its spec."""
+
+        def __init__(self, spec: PluginSpec) -> None:
+            trt.IPluginV3.__init__(self)
+            trt.IPluginV3OneCore.__init__(self)
+            trt.IPluginV3OneBuild.__init__(self)
+            trt.IPluginV3OneRuntime.__init__(self)
+            self.spec = spec
+            self.plugin_namespace = spec.namespace
+            self.plugin_name = spec.short_name
+            self.plugin_version = VERSION
+            self.num_outputs = len(spec.outputs) + len(spec.sizes)
+            self._names = [slot.name for slot in (*spec.inputs, *spec.outputs, *spec.sizes)]
+            self._types = [from_dtype(slot.dtype, trt) for slot in (*spec.inputs, *spec.outputs)]
+            self._types += [trt.DataType.INT64] * len(spec.sizes)
+            self._runner: KernelRunner | None = None
+            self._pointers = dict.fromkeys(self._names, 0)
+
+        # What a build asks.
+
+        def get_capability_interface(self, kind: Any) -> Any:
+            return self
+
+        def clone(self) -> Any:
+            return KernelPlugin(self.spec)
+
+        def get_output_data_types(self, input_types: Any) -> Any:
+            return self._types[len(self.spec.inputs) :]
+
+        def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> Any:
+            env: dict[str, Any] = {
+                f"{slot.name}.{axis}": dims[axis]
+                for slot, dims in zip(self.spec.inputs, inputs, strict=True)
+                for axis in range(len(dims))
+            }
+            for place, size in enumerate(self.spec.sizes):
+                bound = lower(size.bound, builder, env)
+                env[size.name] = builder.declare_size_tensor(len(self.spec.outputs) + place, bound, bound)
+            answers = []
+            for slot in self.spec.outputs:
+                dims = trt.DimsExprs(len(slot.dims))
+                for axis, dim in enumerate(slot.dims):
+                    dims[axis] = lower(dim, builder, env)
+                answers.append(dims)
+            return answers + [trt.DimsExprs(0) for _ in self.spec.sizes]
+
+        def supports_format_combination(self, place: int, tensors: Any, num_inputs: int) -> bool:
+            description = tensors[place].desc
+            return bool(description.format == trt.TensorFormat.LINEAR and description.type == self._types[place])
+
+        def configure_plugin(self, inputs: Any, outputs: Any) -> None:
+            pass
+
+        def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
+            return 0
+
+        def get_valid_tactics(self) -> list[int]:
+            return []
+
+        # What a plan keeps.
+
+        def get_fields_to_serialize(self) -> Any:
+            data = to_bytes(PluginSet({self.spec.key: self.spec}, {}))
+            self._field = trt.PluginField(KEY_FIELD, data, trt.PluginFieldType.INT8)
+            return trt.PluginFieldCollection([self._field])
+
+        # What a run asks.  Only a GPU can show these in TensorRT; their parts are tested without one.
+
+        def attach_to_context(self, context: Any) -> Any:
+            return self.clone()
+
+        def set_tactic(self, tactic: int) -> None:
+            pass
+
+        def on_shape_change(self, inputs: Any, outputs: Any) -> None:
+            if self._runner is None:
+                device = native_architecture()
+                if device is None:
+                    raise BuildError(f"layer {self.spec.layer} cannot run: no CUDA driver or GPU", "run it on a GPU")
+                self._runner = KernelRunner(self.spec, device)
+            self._runner.set_shapes(
+                {slot.name: tuple(one.dims) for slot, one in zip(self.spec.inputs, inputs, strict=True)}
+            )
+
+        def enqueue(
+            self, input_desc: Any, output_desc: Any, inputs: Any, outputs: Any, workspace: int, stream: int
+        ) -> None:
+            pointers = self._pointers
+            place = 0
+            names = self._names
+            for address in inputs:
+                pointers[names[place]] = address
+                place += 1
+            for address in outputs:
+                pointers[names[place]] = address
+                place += 1
+            assert self._runner is not None
+            self._runner.launch(pointers, stream)
+
+    return KernelPlugin
+
+
+def creator_class(trt: Any) -> type[Any]:
+    """The creator class over the base class of one flavour's module."""
+    generic = plugin_class(trt)
+
+    class KernelCreator(trt.IPluginCreatorV3One):  # type: ignore[misc,name-defined]
+        """Makes plugins of one layer: from a key while building, from the plan's own field while running."""
+
+        def __init__(self, namespace: str, name: str, specs: Mapping[str, PluginSpec], allow_classes: bool) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.name = name
+            self.plugin_namespace = namespace
+            self.plugin_version = VERSION
+            self.field_names = trt.PluginFieldCollection([trt.PluginField(KEY_FIELD, b"", trt.PluginFieldType.CHAR)])
+            self.failure: BaseException | None = None
+            self._specs = specs
+            self._allow_classes = allow_classes
+
+        def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
+            try:
+                return self._create(name, fields, phase)
+            except BaseException as error:
+                # TensorRT swallows what a Python creator raises and speaks of a null plugin; the caller wants the reason.
+                self.failure = error
+                raise
+
+        def _create(self, name: str, fields: Any, phase: Any) -> Any:
+            found = [one for one in fields if one.name == KEY_FIELD]
+            if not found:
+                raise BuildError(f"node {name} names no plugin spec", "build the bundle again")
+            data = bytes(found[0].data)
+            if phase == trt.TensorRTPhase.BUILD:
+                spec = self._specs[data.rstrip(b"\0").decode()]
+            else:
+                spec = next(iter(from_bytes(data).specs.values()))
+            if spec.plugin_class is None:
+                return generic(spec)
+            if not self._allow_classes:
+                raise BuildError(
+                    f"layer {spec.layer} has its own plugin class {spec.plugin_class}",
+                    "install the pack that provides it",
+                )
+            module, _, attribute = spec.plugin_class.partition(":")
+            return getattr(importlib.import_module(module), attribute)(trt, spec)
+
+    return KernelCreator
+
+
+def register_creators(
+    trt: Any, layers: Iterable[str], specs: Mapping[str, PluginSpec], *, allow_classes: bool = False
+) -> list[Any]:
+    """Register a creator for each layer `namespace::name` and return them; keep them as long as they are needed."""
+    registry = trt.get_plugin_registry()
+    make: Callable[..., Any] = creator_class(trt)
+    creators = []
+    for layer in sorted(set(layers)):
+        namespace, _, name = layer.partition("::")
+        creator = make(namespace, name, specs, allow_classes)
+        if not registry.register_creator(creator, namespace):
+            raise BuildError(
+                f"TensorRT has a plugin creator {layer} version {VERSION} already",
+                "use one bundle's plugins in a process",
+            )
+        creators.append(creator)
+    return creators

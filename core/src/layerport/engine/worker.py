@@ -1,0 +1,197 @@
+"""The build process: portable model + plugin specs + target -> plan.  Run as `python -m layerport.engine.worker`.
+
+It reads one JSON request per line on standard input and writes JSON events on its original standard output; everything
+that native libraries print goes to standard error.  `build_plan` is the same as a plain function of files, for any executor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from layerport.errors import BuildError
+
+Emit = Callable[[dict[str, Any]], None]
+_PROGRESS_SECONDS = 0.05
+
+
+def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> dict[str, Any]:
+    """Build one plan from files and write it.
+
+    request: model, plugins, plan (paths), flavour, architectures, profile (input -> min, opt, max shapes), options.
+    Returns the size of the plan, its layers as TensorRT names them and the modules that were loaded.
+    Raises BuildError with what TensorRT said.
+    """
+    import onnx
+
+    from layerport.engine import flavours, plugin
+    from layerport.engine.bound_model import bind_model
+    from layerport.plugin_spec import from_bytes
+
+    trt = flavours.load(request["flavour"])
+    logger = _logger(trt, emit)
+    plugins = from_bytes(Path(request["plugins"]).read_bytes())
+    model = bind_model(onnx.load(request["model"], load_external_data=False), plugins)
+    creators = plugin.register_creators(
+        trt,
+        {plugins.specs[key].layer for key in plugins.nodes.values()},
+        plugins.specs,
+        allow_classes=bool(request.get("allow_classes")),
+    )
+    builder = trt.Builder(logger)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    # The weights are files that this project wrote and checked, beside the model.
+    if not parser.parse(model.SerializeToString(), request["model"]):
+        reasons = [_parser_error(parser.get_error(place)) for place in range(parser.num_errors)]
+        raise _failure("TensorRT cannot read the model", reasons, creators, logger)
+    del model
+    config = builder.create_builder_config()
+    _configure(trt, config, request)
+    config.progress_monitor = _monitor(trt, emit)
+    config.add_optimization_profile(_profile(builder, network, request["profile"]))
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _failure("TensorRT cannot build the engine", logger.errors[-5:], creators, logger)
+    data = memoryview(plan)
+    path = Path(request["plan"])
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {
+        "bytes": data.nbytes,
+        "plugins": len(plugins.nodes),
+        "warnings": logger.warnings[:20],
+        "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+        "version": str(trt.__version__),
+    }
+
+
+def _network_flags(trt: Any) -> int:
+    # rtx networks are always strongly typed and the flag is a no-op there; tensorrt needs it.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _configure(trt: Any, config: Any, request: Mapping[str, Any]) -> None:
+    options = request.get("options") or {}
+    if request["flavour"] == "rtx":
+        config.num_compute_capabilities = len(request["architectures"])
+        for place, name in enumerate(request["architectures"]):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name.replace("_", "").upper()), place)
+    if "workspace" in options:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options["workspace"]))
+    if "optimization_level" in options:
+        config.builder_optimization_level = int(options["optimization_level"])
+
+
+def _profile(builder: Any, network: Any, shapes: Mapping[str, Any]) -> Any:
+    profile = builder.create_optimization_profile()
+    for place in range(network.num_inputs):
+        tensor = network.get_input(place)
+        least, usual, greatest = shapes[tensor.name]
+        if any(size < 0 for size in tensor.shape):
+            profile.set_shape(tensor.name, least, usual, greatest)
+    return profile
+
+
+def _parser_error(error: Any) -> str:
+    return f"node {error.node_name() or '?'} ({error.node_operator() or '?'}): {error.desc()}"
+
+
+def _failure(what: str, reasons: list[str], creators: list[Any], logger: Any) -> BuildError:
+    failures = [one.failure for one in creators if one.failure is not None]
+    error = BuildError(
+        what,
+        "decompose the layer it names (--decompose LAYER), or look at the lines above",
+        faults=[*(f"{type(one).__name__}: {one}" for one in failures), *reasons, *logger.errors[-3:]][:10],
+    )
+    if failures:
+        error.__cause__ = failures[0]
+    return error
+
+
+def _logger(trt: Any, emit: Emit) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+                emit({"event": "log", "level": "error", "message": message})
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: Any, emit: Emit) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._last = 0.0
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._steps[phase] = steps
+            emit({"event": "phase", "phase": phase, "parent": parent, "steps": steps})
+
+        def phase_finish(self, phase: str) -> None:
+            emit({"event": "finish", "phase": phase})
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            now = time.monotonic()
+            if now - self._last >= _PROGRESS_SECONDS:
+                self._last = now
+                emit({"event": "step", "phase": phase, "step": step, "steps": self._steps.get(phase)})
+            return True
+
+    return Monitor()
+
+
+def main() -> int:
+    """Serve requests until standard input ends."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def emit(event: dict[str, Any]) -> None:
+        channel.write(json.dumps(event) + "\n")
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["command"] == "warm":
+                import onnx  # noqa: F401
+
+                from layerport.engine import flavours, plugin  # noqa: F401
+
+                flavours.load(request["flavour"])
+                emit({"event": "ready"})
+            else:
+                emit({"event": "result", **build_plan(request, emit)})
+        except BaseException as error:  # reported to the parent, which raises it there
+            fault = getattr(error, "fault", f"{type(error).__name__}: {error}")
+            emit(
+                {
+                    "event": "failure",
+                    "fault": fault,
+                    "repair": getattr(error, "repair", None),
+                    "faults": list(getattr(error, "faults", ())),
+                }
+            )
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The errors that users meet: a fault with its values, then the repair.  Imports nothing; anyone may import it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LayerportError(Exception):
+    """Base of every error that layerport raises on purpose.
+
+    fault: what is wrong, with the values that show it.  repair: what to do about it.
+    faults: several faults of one thing, listed below the first line.
+    """
+
+    exit_code = 4
+
+    def __init__(self, fault: str, repair: str | None = None, *, faults: Sequence[str] = ()) -> None:
+        self.fault = fault
+        self.repair = repair
+        self.faults = tuple(faults)
+        super().__init__(fault)
+
+    def __str__(self) -> str:
+        lines = [self.fault, *(f"  - {fault}" for fault in self.faults)]
+        if self.repair:
+            lines.append(f"  to repair: {self.repair}")
+        return "\n".join(lines)
+
+
+class VerifyError(LayerportError):
+    """The answer is no: numbers do not match."""
+
+    exit_code = 1
+
+
+class UsageError(LayerportError):
+    """What the caller passed in cannot be used as it is."""
+
+    exit_code = 2
+
+
+class PackError(LayerportError):
+    """A pack is at fault."""
+
+    exit_code = 3
+
+
+class BuildError(LayerportError):
+    """A tool failed, or a build cannot be made."""
+
+    exit_code = 4

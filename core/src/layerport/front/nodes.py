@@ -1,0 +1,122 @@
+"""The layers in an ONNX graph: each custom node with its layer, tensors, attributes and parameters in standard form."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from layerport.adapters.onnx_dtypes import to_dtype
+from layerport.adapters.torch_shapes import TensorShape
+from layerport.conversion import to_standard
+from layerport.errors import BuildError
+from layerport.layers import BoundLayer, Layer
+from layerport.packs import Packs
+from layerport.parameters import Parameters
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNode:
+    """A node of the graph that is a layer.
+
+    tensors: the layer's tensor arguments by name, None where an optional one is absent.
+    bound: the layer with the constants that come in here.  module: the path of the Torch module it came from.
+    """
+
+    node: ir.Node
+    layer: Layer
+    tensors: Mapping[str, TensorShape | None]
+    bound: BoundLayer
+    module: str
+
+    @property
+    def name(self) -> str:
+        """The node's name, unique in the graph."""
+        return str(self.node.name)
+
+
+def layer_nodes(model: ir.Model, packs: Packs) -> list[LayerNode]:
+    """Every node of the graph that is a layer of a pack, in order.
+
+    Raises PackError or UsageError for a node of a custom domain whose layer no pack provides and no function defines.
+    """
+    domains = {layer.namespace for layer in packs.layers}
+    found = []
+    taken: set[str] = set()
+    for place, node in enumerate(model.graph.all_nodes()):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{place}"
+        taken.add(node.name)
+        if node.domain in ("", "ai.onnx"):
+            continue
+        if node.domain not in domains and node.op_identifier() in model.functions:
+            continue
+        if node.domain.startswith(("ai.onnx.", "com.microsoft")):
+            continue
+        found.append(_layer_node(node, packs.layer(f"{node.domain}::{node.op_type}")))
+    return found
+
+
+def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
+    tensors: dict[str, TensorShape | None] = {}
+    constants: dict[str, Any] = {}
+    signature = layer.signature
+    if len(node.inputs) > len(signature.tensors):
+        raise BuildError(
+            f"node {node.name}: layer {layer.name} has {len(signature.tensors)} tensors, the node {len(node.inputs)} inputs",
+            "write the model for the installed version of the pack",
+        )
+    params = {argument.name for argument in signature.params}
+    for place, argument in enumerate(signature.tensors):
+        value = node.inputs[place] if place < len(node.inputs) else None
+        if value is None:
+            tensors[argument.name] = None
+            continue
+        tensors[argument.name] = _shape(node, argument.name, value)
+        if argument.name in params and value.const_value is not None:
+            constants[argument.name] = to_standard(value.const_value, path=f"{node.name}.{argument.name}").array
+    attributes = {
+        argument.name: _attribute(node, argument.name, argument.type, argument.default)
+        for argument in signature.attributes
+    }
+    bound = BoundLayer(layer, Parameters(constants, attributes))
+    return LayerNode(node, layer, tensors, bound, _module(node))
+
+
+def _shape(node: ir.Node, name: str, value: ir.Value) -> TensorShape:
+    shape = value.shape if value.shape is not None else getattr(value.const_value, "shape", None)
+    if value.dtype is None or shape is None:
+        raise BuildError(
+            f"node {node.name}: the model does not say dtype and rank of input {name}",
+            "run onnx.shape_inference on the file first, with the layers' functions in it",
+        )
+    dims = tuple(dim if isinstance(dim, int) else _dim_name(dim) for dim in shape)
+    return TensorShape(to_dtype(value.dtype), dims)
+
+
+def _dim_name(dim: Any) -> str | None:
+    text = dim.value if isinstance(dim, ir.SymbolicDim) else dim
+    return None if text is None else str(text)
+
+
+def _attribute(node: ir.Node, name: str, kind: str, default: Any) -> Any:
+    attribute = node.attributes.get(name)
+    if attribute is None:
+        return default if not isinstance(default, list) else tuple(default)
+    value = attribute.value
+    if kind == "bool":
+        return bool(value)
+    if kind == "bool[]":
+        return tuple(bool(one) for one in value)
+    return tuple(value) if kind.endswith("[]") else value
+
+
+def _module(node: ir.Node) -> str:
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    except (ValueError, SyntaxError):
+        return ""
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ""

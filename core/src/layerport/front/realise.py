@@ -1,0 +1,70 @@
+"""Decides what becomes of each layer node for a target: a plugin, or its body in its place, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from layerport.front.bodies import Bodies
+from layerport.front.nodes import LayerNode
+from layerport.layers import Place
+from layerport.packs import Packs
+from layerport.plugin_spec import PluginSet, PluginSpec
+from layerport.plugins_from_kernels import why_no_kernel
+from layerport.targets import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PLUGIN, DECOMPOSED, FUNCTION = "plugin", "decomposed", "function"
+
+
+@dataclass(frozen=True)
+class Realisation:
+    """What became of one node: "plugin", "decomposed" into its body, or "function" in a portable bundle."""
+
+    node: LayerNode
+    realised: str
+    reason: str
+    spec: PluginSpec | None = None
+
+
+def realise(
+    nodes: Sequence[LayerNode], bodies: Bodies, packs: Packs, target: Target, decompose: Collection[str] = ()
+) -> tuple[list[Realisation], PluginSet]:
+    """The realisation of every node, and the plugin specs that the engine half needs.
+
+    decompose: layers that the user wants without a plugin.  Raises PackError where a pack's hook fails.
+    """
+    for name in decompose:
+        packs.layer(name)
+    results: list[Realisation] = []
+    specs: dict[str, PluginSpec] = {}
+    keys: dict[str, str] = {}
+    changed: dict[str, Mapping[str, np.ndarray[Any, Any]]] = {}
+    for node in nodes:
+        if target.flavour == "portable":
+            results.append(Realisation(node, FUNCTION, "target portable holds no engine"))
+            continue
+        if node.layer.name in decompose:
+            results.append(Realisation(node, DECOMPOSED, f"--decompose {node.layer.name}"))
+            continue
+        place = node.module or node.name
+        parameters = packs.convert_parameters(node.layer, node.bound.parameters, target, path=place)
+        derivation = bodies.derivation(node)
+        bound = dataclasses.replace(
+            node.bound, parameters=parameters, place=Place(node.tensors, derivation, node.module or node.name)
+        )
+        spec = packs.create_plugin(node.layer, bound, target, path=place)
+        if spec is None:
+            results.append(Realisation(node, DECOMPOSED, why_no_kernel(bound, target)))
+            continue
+        specs[spec.key] = spec
+        keys[node.name] = spec.key
+        differing = {name: array for name, array in parameters.items() if array is not node.bound.parameters.get(name)}
+        if differing:
+            changed[node.name] = differing
+        results.append(Realisation(node, PLUGIN, "its kernel is built for " + ", ".join(target.architectures), spec))
+    return results, PluginSet(specs, keys, changed)

@@ -1,0 +1,157 @@
+"""The core's own plugin of a layer: its kernels, chosen by dtype and predicate, traced and compiled for the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from layerport.dtypes import DType
+from layerport.expressions import Const, Expr, Symbol
+from layerport.kernels import Kernel, TensorArg
+from layerport.plugin_spec import KernelCode, OutputSlot, PluginSpec, SizeSlot, Slot
+from layerport.signature import Kind
+
+if TYPE_CHECKING:
+    from layerport.layers import BoundLayer, Layer
+    from layerport.targets import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The kernels of a layer that fit one place, with their guards, and why each other one does not."""
+
+    kernels: tuple[tuple[Kernel, Mapping[str, DType], Expr | None], ...]
+    reasons: tuple[str, ...]
+
+
+def tensor_arguments(bound: BoundLayer) -> dict[str, TensorArg | None]:
+    """What a launch rule sees at this place: sizes that are known as numbers, the others as symbols; outputs last."""
+    assert bound.place is not None
+    tensors: dict[str, TensorArg | None] = {}
+    for name, shape in bound.place.tensors.items():
+        if shape is None:
+            tensors[name] = None
+        elif name in bound.parameters:
+            array = bound.parameters[name]
+            tensors[name] = TensorArg(name, DType(array.dtype.name), tuple(int(size) for size in array.shape))
+        else:
+            dims = tuple(
+                dim if isinstance(dim, int) else Symbol(f"{name}.{axis}") for axis, dim in enumerate(shape.dims)
+            )
+            tensors[name] = TensorArg(name, shape.dtype, dims)
+    for name, output in zip(bound.layer.signature.output_names, bound.place.derivation.outputs, strict=True):
+        tensors[name] = TensorArg(name, output.dtype, output.dims)
+    for size in bound.place.derivation.size_symbols:
+        tensors[size.name] = TensorArg(size.name, DType.INT64, ())
+    return tensors
+
+
+def choose_kernels(bound: BoundLayer) -> Choice:
+    """The kernels that may run here, up to the first that takes every shape."""
+    from layerport.tracing import trace_predicate
+
+    layer = bound.layer
+    tensors = tensor_arguments(bound)
+    present = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
+    names = {argument.name for argument in layer.signature.tensors} | set(layer.signature.output_names)
+    chosen: list[tuple[Kernel, Mapping[str, DType], Expr | None]] = []
+    reasons = []
+    for kernel in layer.kernels:
+        combinations = kernel.combinations(layer.signature)
+        match = next(
+            (one for one in combinations if all(one[name] == present[name] for name in names & set(present))), None
+        )
+        if match is None:
+            stated = " | ".join(_show(one) for one in combinations)
+            reasons.append(
+                f"{kernel.name} takes {stated}, here are {_show({n: present[n] for n in present if n in names})}"
+            )
+            continue
+        guard = trace_predicate(kernel, layer.signature, tensors, bound.parameters.attributes, layer=layer.name)
+        if isinstance(guard, Const):
+            if not guard.value:
+                reasons.append(f"{kernel.name}: its predicate is false for these shapes")
+                continue
+            guard = None
+        chosen.append((kernel, match, guard))
+        if guard is None:
+            return Choice(tuple(chosen), tuple(reasons))
+    if chosen:
+        reasons.append(
+            "no kernel takes every shape: "
+            + ", ".join(f"{kernel.name} only where {guard}" for kernel, _, guard in chosen)
+        )
+    return Choice((), tuple(reasons))
+
+
+def why_no_kernel(bound: BoundLayer, target: Target) -> str:
+    """Why a layer has no plugin at this place."""
+    if not bound.layer.kernels:
+        return "the layer has no kernel"
+    return "; ".join(choose_kernels(bound).reasons) or f"its pack gives no plugin for {target}"
+
+
+def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:
+    """The plugin spec made from the layer's kernels; None where none of them fits.
+
+    Raises PackError for a launch rule and BuildError for a kernel that is at fault.
+    """
+    from layerport.compilation import Compilation, compile_all
+    from layerport.launch_rules import check_fit
+    from layerport.tracing import trace
+
+    assert bound.place is not None
+    choice = choose_kernels(bound)
+    if not choice.kernels:
+        return None
+    tensors = tensor_arguments(bound)
+    attributes = bound.parameters.attributes
+    cubins = iter(
+        compile_all(
+            [
+                Compilation(kernel, layer.signature, dtypes, attributes, architecture, layer.name)
+                for kernel, dtypes, _ in choice.kernels
+                for architecture in target.architectures
+            ]
+        )
+    )
+    kernels, images = [], {}
+    for kernel, _, guard in choice.kernels:
+        rule = trace(kernel, layer.signature, tensors, attributes, layer=layer.name)
+        built = {}
+        for architecture in target.architectures:
+            cubin = next(cubins)
+            check_fit(rule, cubin, label=f"layer {layer.name}, kernel {kernel.name}")
+            images[cubin.digest] = cubin.image
+            built[architecture] = cubin.digest
+        kernels.append(KernelCode(kernel.name, cubin.symbol, rule, built, guard))
+    derivation = bound.place.derivation
+    kinds = {argument.name: argument.kind for argument in layer.signature.tensors}
+    return PluginSpec(
+        layer=layer.name,
+        version=layer.version,
+        inputs=tuple(
+            Slot(name, tensors[name].dtype, tensors[name].ndim, kinds[name] is Kind.PARAM)  # type: ignore[union-attr]
+            for name, shape in bound.place.tensors.items()
+            if shape is not None
+        ),
+        outputs=tuple(
+            OutputSlot(name, output.dtype, output.dims)
+            for name, output in zip(layer.signature.output_names, derivation.outputs, strict=True)
+        ),
+        sizes=tuple(SizeSlot(size.name, size.upper_bound) for size in derivation.size_symbols),
+        attributes=_plain(attributes),
+        kernels=tuple(kernels),
+        images=images,
+    )
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in attributes.items()}
+
+
+def _show(dtypes: Mapping[str, DType]) -> str:
+    if len(set(dtypes.values())) == 1:
+        return next(iter(dtypes.values())).value
+    return "(" + ", ".join(f"{name} {dtype.value}" for name, dtype in dtypes.items()) + ")"

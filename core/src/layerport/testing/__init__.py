@@ -1,0 +1,25 @@
+"""What a pack's tests need: one record of cases per layer, and a way to run a kernel where there is no GPU.
+
+Never imported by the rest of the core, and no fallback for a missing GPU: the kernels run as plain C++, slowly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerport.testing.cases import Case, CaseShape, LayerCase, Tolerance
+    from layerport.testing.host import run_kernel
+
+_HOMES = {"Case": "cases", "CaseShape": "cases", "LayerCase": "cases", "Tolerance": "cases", "run_kernel": "host"}
+__all__ = ["Case", "CaseShape", "LayerCase", "Tolerance", "run_kernel"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

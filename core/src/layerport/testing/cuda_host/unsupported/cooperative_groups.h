@@ -1,0 +1,1 @@
+#error layerport-unsupported: cooperative groups

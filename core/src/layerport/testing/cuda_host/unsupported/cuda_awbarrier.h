@@ -1,0 +1,1 @@
+#error layerport-unsupported: asynchronous barriers (cuda_awbarrier.h)

@@ -1,0 +1,1 @@
+#error layerport-unsupported: asynchronous copies (cuda_pipeline_primitives.h)

@@ -1,0 +1,1 @@
+#error layerport-unsupported: tensor cores (mma.h)

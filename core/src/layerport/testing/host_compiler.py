@@ -1,0 +1,173 @@
+"""Compiles a CUDA C++ kernel with the system's C++ compiler into a program that runs it on the CPU.
+
+The header `cuda_host/cuda_host.h` gives the source its threads, barriers and intrinsics.  Used by `host` only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from layerport.adapters.cuda_includes import local_headers
+from layerport.adapters.nvrtc import toolchain
+from layerport.cache import KernelCache, cache_key, default_folder
+from layerport.errors import BuildError, PackError, UsageError
+from layerport.kernels import CudaSource
+
+_HEADERS = Path(__file__).with_name("cuda_host")
+# Kernels pun types through pointers, which the device compilers allow.
+_FLAGS = ("-O1", "-g1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-fsanitize=alignment")
+_PLAIN_FLAGS = ("-fsanitize-undefined-trap-on-error",)
+_SANITIZER_FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer", "-fsanitize-undefined-trap-on-error")
+_ALIGNMENT = r"(?:__align__|alignas)\s*\([^()]*\)"
+_DYNAMIC_SHARED = re.compile(
+    rf"extern\s+(?:{_ALIGNMENT}\s*)*__shared__\s+(?:{_ALIGNMENT}\s*)*(?P<type>[\w:<>,\s]+?)\s*\b(?P<name>\w+)\s*\[\s*\]\s*;"
+)
+_ALIGNED_SHARED = re.compile(rf"__shared__\s+(?P<alignment>{_ALIGNMENT})")
+_UNSUPPORTED = re.compile(r"layerport-unsupported: (?P<what>[^\n\"]+)")
+_PLAIN_VARIANT = "give the tests a plain variant of it under #ifdef LAYERPORT_HOST"
+_COMPILE_LIMIT = 300.0
+
+
+@dataclass(frozen=True)
+class HostProgram:
+    """A kernel as a program.  statics: (offset from the anchor symbol, bytes) of each `__shared__` variable."""
+
+    image: bytes
+    statics: tuple[tuple[int, int], ...]
+
+
+def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bool = False) -> HostProgram:
+    """The program of one kernel, from the disk cache where it is there.
+
+    Raises UsageError without a C++ compiler, PackError for what the host cannot run, BuildError for other errors
+    in the source.
+    """
+    text = source.read()
+    path = source.path
+    folder = os.path.abspath(source.folder or os.curdir if path is None else path.parent)
+    include = tuple(os.path.abspath(os.path.join(source.folder or os.curdir, each)) for each in source.include)
+    flags = (*_FLAGS, *(_SANITIZER_FLAGS if sanitize else _PLAIN_FLAGS), *_language_options(source.options))
+    program = _program(text, "inline.cu" if path is None else str(path), entry)
+    headers = local_headers(text, folder, include)
+    key = cache_key(
+        {
+            "format": 1,
+            "program": program,
+            "flags": flags,
+            "headers": headers,
+            "harness": [(file.name, file.read_text()) for file in sorted(_HEADERS.glob("*.h"))],
+            "compiler": _compiler_version(),
+            "toolchain": toolchain().identity,
+        }
+    )
+    store = KernelCache(default_folder() / "host")
+    if headers is not None and (entry_found := store.get(key)) is not None:
+        metadata, image = entry_found
+        return HostProgram(image, tuple((int(offset), int(size)) for offset, size in metadata["statics"]))
+    made = _compile(program, (folder, *include), flags, label)
+    if headers is not None:
+        store.put(key, {"statics": [list(one) for one in made.statics]}, made.image)
+    return made
+
+
+def _program(text: str, name: str, entry: str) -> str:
+    text = _DYNAMIC_SHARED.sub(_dynamic_shared, text)
+    text = _ALIGNED_SHARED.sub(r"\g<alignment> __shared__", text)
+    fp8 = "#define LAYERPORT_FP8\n" if "cuda_fp8.h" in text else ""
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    return (
+        f'{fp8}#include "cuda_host.h"\n#line 1 "{quoted}"\n{text}\n#line 1 "layerport"\n#undef __CUDA_ARCH__\n'
+        f"int main(int count, char** paths) {{ return ::cuda_host::run(count, paths, {entry}); }}\n"
+    )
+
+
+def _dynamic_shared(match: re.Match[str]) -> str:
+    lines = "\n" * match[0].count("\n")  # so that errors keep their lines
+    kind = " ".join(match["type"].split())
+    return f"{kind}* const {match['name']} = reinterpret_cast<{kind}*>(::cuda_host::dynamic_shared);{lines}"
+
+
+def _language_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    """The options that mean something to a host compiler: definitions and the language standard."""
+    standard = "-std=gnu++17"
+    kept = []
+    for option in options:
+        if match := re.fullmatch(r"-{1,2}std=c\+\+(\d+)", option):
+            standard = f"-std=gnu++{match[1]}"
+        elif option.startswith(("-D", "-U")):
+            kept.append(option)
+        elif match := re.fullmatch(r"--(define|undefine)-macro=(.+)", option):
+            kept.append(f"-{match[1][0].upper()}{match[2]}")
+    return (standard, *kept)
+
+
+@cache
+def _compiler() -> str:
+    for name in (os.environ.get("CXX", ""), "g++", "c++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise UsageError(
+        "no C++ compiler is here, which running a CUDA kernel on the CPU needs",
+        "install g++ (apt install g++), or name one in the environment variable CXX",
+    )
+
+
+@cache
+def _compiler_version() -> str:
+    return subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str) -> HostProgram:
+    with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
+        source, binary = Path(folder, "program.cpp"), Path(folder, "program")
+        source.write_text(program)
+        folders = [_HEADERS, _HEADERS / "unsupported", *include, *toolchain().include]
+        command = [_compiler(), *flags, *(f"-I{path}" for path in folders), str(source), "-o", str(binary)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_LIMIT)
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(
+                f"{label}: the C++ compiler ran for more than {_COMPILE_LIMIT:.0f} s",
+                "look for templates that never end",
+            ) from error
+        if done.returncode != 0:
+            raise _compile_error(done.stderr, label)
+        return HostProgram(binary.read_bytes(), _statics(binary))
+
+
+def _compile_error(log: str, label: str) -> Exception:
+    if "layerport_unsupported_inline_ptx" in log:
+        return PackError(f"{label} has inline PTX, which cannot run on the CPU", _PLAIN_VARIANT)
+    if match := _UNSUPPORTED.search(log):
+        return PackError(f"{label} uses {match['what'].strip()}, which cannot run on the CPU", _PLAIN_VARIANT)
+    errors = [line for line in log.splitlines() if " error: " in line or "undefined reference" in line]
+    return BuildError(
+        f"{label} does not compile for the CPU",
+        f"correct the source; for what only a GPU has, {_PLAIN_VARIANT}",
+        faults=errors[:8] or log.splitlines()[-8:],
+    )
+
+
+def _statics(binary: Path) -> tuple[tuple[int, int], ...]:
+    """Where the statics of the kernel's functions lie: in CUDA such a static is a `__shared__` variable."""
+    table = subprocess.run(["objdump", "-t", str(binary)], capture_output=True, text=True, check=True).stdout
+    anchor = 0
+    found = []
+    for line in table.splitlines():
+        fields = line.split()
+        if len(fields) < 4:
+            continue
+        address, section, size, symbol = fields[0], fields[-3], fields[-2], fields[-1]
+        if symbol == "layerport_anchor":
+            anchor = int(address, 16)
+        local = symbol.startswith("_ZZ") and not re.match(r"_ZZN?K?(St|9cuda_host)", symbol)
+        if local and section.startswith((".bss", ".data")) and not section.startswith(".data.rel.ro"):
+            found.append((int(address, 16), int(size, 16)))
+    return tuple(sorted((address - anchor, size) for address, size in found))

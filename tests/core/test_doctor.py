@@ -1,0 +1,165 @@
+"""Doctor: what it says follows from what it finds, and no finding can take it down."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import pytest
+from layerport.commands import doctor
+from layerport.commands.doctor import doctor_report, render_doctor, run_probe
+from layerport.commands.tables import plain_table, print_table
+from packs.installer import Site
+
+WORKING = {
+    "driver": {"cuda": "13.1", "gpus": [{"name": "NVIDIA H200", "arch": "sm_90"}]},
+    "nvrtc": {"version": "13.3"},
+    "headers": {"folder": "/usr/include"},
+    "tensorrt_rtx": {"version": "1.7.1"},
+    "tensorrt": {"error": "not installed", "absent": True},
+}
+LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "cuda-core", "cuda-bindings")
+VERSIONS = dict.fromkeys(LIBRARIES, "99.0")
+
+
+def report(
+    monkeypatch: pytest.MonkeyPatch, probe: dict[str, Any], versions: dict[str, str] | None = None
+) -> dict[str, Any]:
+    monkeypatch.setattr(doctor, "run_probe", lambda: {**WORKING, **probe})
+    monkeypatch.setattr(doctor, "_installed", (VERSIONS if versions is None else versions).get)
+    requirements = ["torch>=2.10", "tensorrt>=11; extra == 'tensorrt'", "onnx>=1.18"]
+    monkeypatch.setattr(metadata, "requires", lambda name: requirements)
+    return doctor_report(environ={})
+
+
+def finding(answer: dict[str, Any], what: str) -> dict[str, Any]:
+    return next(item for item in answer["findings"] if item["what"] == what)
+
+
+def ability(answer: dict[str, Any], what: str) -> dict[str, Any]:
+    return next(item for item in answer["abilities"] if item["what"] == what)
+
+
+def test_a_machine_that_has_everything_for_rtx(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("good", name="swishes")
+    answer = report(monkeypatch, {})
+    json.dumps(answer)
+    assert finding(answer, "GPU")["version"] == "NVIDIA H200 (sm_90)"
+    assert finding(answer, "pack swishes")["version"] == "swishes-layers 1.0"
+    assert ability(answer, "run engines of TensorRT for RTX") == {
+        "what": "run engines of TensorRT for RTX",
+        "works": True,
+        "lacks": [],
+    }
+    assert ability(answer, "build engines with TensorRT")["lacks"] == ["TensorRT"]
+
+
+def test_a_machine_without_a_gpu_still_builds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = report(monkeypatch, {"driver": {"error": "OSError: libcuda.so.1"}})
+    assert ability(answer, "build engines with TensorRT for RTX")["works"]
+    assert ability(answer, "run engines of TensorRT for RTX")["lacks"] == ["NVIDIA driver", "GPU"]
+
+
+def test_a_driver_older_than_the_compiler_is_a_problem(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = report(monkeypatch, {"driver": {"cuda": "12.4", "gpus": []}})
+    assert finding(answer, "NVIDIA driver")["problem"] == (
+        "it supports CUDA 12.4, but kernels are compiled by NVRTC 13.3; update it"
+    )
+    assert not finding(answer, "NVIDIA driver")["found"]
+
+
+def test_a_version_that_is_too_old_is_a_problem(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = report(monkeypatch, {"tensorrt": {"version": "10.9"}}, {**VERSIONS, "torch": "2.4.0"})
+    assert finding(answer, "Torch")["problem"] == "version 2.4.0 is there, >=2.10 is needed"
+    assert finding(answer, "TensorRT")["problem"] == "version 10.9 is there, >=11 is needed"
+    render_doctor(answer)
+    out = capsys.readouterr().out
+    assert "Torch: version 2.4.0 is there, >=2.10 is needed" in out
+    assert "  no   build a portable bundle from a Torch model (lacks Torch)" in out
+
+
+def test_a_library_that_is_installed_and_does_not_load_says_why(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {"error": "ImportError: libnvinfer.so.11"}
+    answer = report(monkeypatch, {"tensorrt": broken}, {**VERSIONS, "tensorrt": "11.1"})
+    assert finding(answer, "TensorRT") == {
+        "what": "TensorRT",
+        "found": False,
+        "version": "11.1",
+        "enables": "engines for the GPU of this machine",
+        "install": "pip install 'layerport[tensorrt]'",
+        "problem": "ImportError: libnvinfer.so.11",
+    }
+
+
+def test_nothing_installed_says_what_to_install(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = {"error": "not installed", "absent": True}
+    probe = dict.fromkeys(WORKING, absent)
+    render_doctor(report(monkeypatch, probe, {}))
+    out = capsys.readouterr().out
+    for command in (
+        "pip install 'layerport[build]'",
+        "pip install 'layerport[rtx]'",
+        "pip install layerport-builtin-layers",
+    ):
+        assert command in out
+    assert "  yes" not in out
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("import os; os.abort()", "looking at it ended the process with exit code -6"),
+        ("print('not json')", "looking at it failed: JSONDecodeError"),
+        ("pass", "looking at it failed: IndexError"),
+    ],
+)
+def test_a_probe_that_dies_is_a_finding(code: str, fault: str) -> None:
+    found = run_probe(("-c", code))
+    assert set(found) == set(WORKING)
+    assert {entry["error"] for entry in found.values()} == {fault}
+
+
+def test_the_real_probe_answers_and_torch_is_not_imported() -> None:
+    code = (
+        "import json, sys\nfrom layerport.commands.doctor import doctor_report\n"
+        "answer = doctor_report()\nheavy = {'torch', 'onnx'} & set(sys.modules)\n"
+        "print(json.dumps([answer, sorted(heavy)]))\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer, heavy = json.loads(child.stdout)
+    assert heavy == []
+    assert finding(answer, "Torch")["version"] == metadata.version("torch")
+    problems = [item["problem"] or "" for item in answer["findings"]]
+    assert not [problem for problem in problems if problem.startswith("looking at it")]
+
+
+def test_tables_are_aligned_and_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plain_table(["a", "bb"], [["long", ""], ["x", "y"]]) == ["a     bb", "long", "x     y"]
+    print_table(["a"], [["\x1b[31m[bold]red"]])
+    assert capsys.readouterr().out == "a\n?[31m[bold]red\n"
+
+
+def test_a_terminal_gets_a_rich_table_without_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    print_table(["name"], [["[bold]x"]], file=terminal)
+    assert "[bold]x" in terminal.getvalue()
