@@ -1,7 +1,7 @@
 """A small Llama of transformers with random weights: the architecture of the real ones, dynamic batch and sequence.
 
-`layerport build examples/tiny_llama.py:tiny_llama -o tiny_llama.lp` builds it; run as a script, this file builds it into a
-temporary folder and asserts what became of its layers.
+`layerport build examples/tiny_llama.py:tiny_llama -o tiny_llama.lp` builds it.  Run as a script, this file builds it into
+a temporary folder, asserts what became of its layers, and runs the portable model in ONNX Runtime alone.
 """
 
 from __future__ import annotations
@@ -61,18 +61,30 @@ def tiny_llama_bf16() -> tuple[torch.nn.Module, tuple[Any, ...], Any]:
 
 
 def main() -> None:
+    import onnxruntime
+
     import layerport as lp
 
+    source = tiny_llama()
     with tempfile.TemporaryDirectory() as folder:
-        report = lp.build(tiny_llama(), Path(folder) / "tiny_llama.lp", target="portable")
+        report = lp.build(source, Path(folder) / "tiny_llama.lp")
+        realised = "function" if report.target.flavour == "portable" else "plugin"
         assert report.counts == {
-            "layerport_builtin::rms_norm": {"function": 2 * LAYERS + 1},
-            "layerport_builtin::silu_mul": {"function": LAYERS},
+            "layerport_builtin::rms_norm": {realised: 2 * LAYERS + 1},
+            "layerport_builtin::silu_mul": {realised: LAYERS},
         }, report.counts
         assert report.verification is not None and report.verification.passed
         error = report.verification.outputs[0].max_abs
         assert error <= 1e-4, error
-        print(f"{report.path.name}: {report.counts}, largest error against Torch {error:.2g}")
+
+        # The portable model needs no layerport: ONNX Runtime alone runs it, here with other sizes.
+        alone = onnxruntime.InferenceSession(report.path / "model.onnx", providers=["CPUExecutionProvider"])
+        input_ids = torch.randint(0, 512, (5, 37))
+        (logits,) = alone.run(["logits"], {"input_ids": input_ids.numpy()})
+        with torch.inference_mode():
+            expected = source[0](input_ids)["logits"]
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
+    print(f"target {report.target}: {report.counts}, largest error against Torch {error:.2g}")
 
 
 if __name__ == "__main__":

@@ -128,9 +128,7 @@ def test_two_processes_on_one_key(tmp_path: Path) -> None:
     source = str(Path(module.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": source}
     command = [sys.executable, "-c", _WRITER, str(tmp_path)]
-    writers = [
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    writers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for writer in writers:
         # An entry seen half would print the warning of a miss here.
         assert writer.communicate(timeout=60)[1] == ""

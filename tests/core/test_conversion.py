@@ -1,74 +1,28 @@
-"""Every framework type to the standard form and back: no byte lost, and none copied where the memory fits."""
+"""The table of conversions: rules and steps, NumPy, Python, DLPack, safetensors, and the arguments of a layer."""
 
 from __future__ import annotations
 
 import array as python_array
-import gc
 import subprocess
 import sys
-import weakref
-from pathlib import Path
 from typing import Any
 
-import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
-import onnx
-import onnx_ir
 import pytest
 import safetensors
 import safetensors.torch
 import torch
 from hypothesis import given
-from onnx import TensorProto, numpy_helper
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from layerport import conversion
-from layerport.adapters.torch_dtypes import from_dtype
 from layerport.conversion import ArrayType, ConversionTable, Hop, Step, from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
 from layerport.parameters import Array, standard_fault
-from layerport.signature import Argument, Kind, Param, Signature
-
-trt = pytest.importorskip("tensorrt_rtx")
-
-TORCH = [dtype for dtype in DType if dtype.bits != 4]
-WEIGHTS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "int4", "uint8", "bool"]
-FIELDS = ["float64", "float32", "int64", "int32", "int16", "int8"]
-
-
-def same(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tolist() == b.tolist()
-
-
-def pointer(value: Any) -> int:
-    return int(value.data_ptr() if isinstance(value, torch.Tensor) else value.ctypes.data)
-
-
-@st.composite
-def standard(draw: st.DrawFn, dtypes: Any = tuple(DType)) -> Array:
-    dtype = DType(draw(st.sampled_from(dtypes)))
-    shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5))
-    values = draw(hnp.arrays(np.int8, shape, elements=st.integers(-8, 7)))
-    return (values if dtype.is_signed else np.asarray(np.abs(values))).astype(dtype.to_numpy())
-
-
-@st.composite
-def laid_out(draw: st.DrawFn, array: Array) -> Array:
-    """The same numbers in some other layout."""
-    choice = draw(st.sampled_from(["plain", "fortran", "stepped", "reversed", "read-only"]))
-    if choice == "fortran":
-        return np.asarray(array, order="F")
-    if choice == "stepped" and array.ndim:
-        return np.repeat(array, 2, axis=-1)[..., ::2]
-    if choice == "reversed" and array.ndim:
-        return np.flip(np.flip(array, 0).copy(), 0)
-    if choice == "read-only":
-        array = array.copy()
-        array.flags.writeable = False
-    return array
+from layerport.signature import Param, Signature
+from standard_arrays import TORCH, laid_out, pointer, same, standard
 
 
 @given(st.data())
@@ -86,169 +40,6 @@ def test_numpy_in_any_layout(data: st.DataObject) -> None:
     assert (step.source_type, step.dtype, step.shape, step.nbytes, step.by) == (
         "numpy.ndarray", array.dtype.name, array.shape, array.nbytes, "layerport",
     )  # fmt: skip
-
-
-@given(standard(TORCH))
-def test_torch_there_and_back_shares_memory(array: Array) -> None:
-    tensor = from_standard(array, "torch")
-    assert tensor.dtype is from_dtype(DType.from_numpy(array.dtype)) and tensor.shape == array.shape
-    converted = to_standard(tensor)
-    assert same(converted.array, array) and standard_fault(converted.array) is None
-    assert [step.action for step in converted.steps] == ["view"]
-    if array.size:
-        assert pointer(array) == pointer(tensor) == pointer(converted.array)
-
-
-@given(st.data())
-def test_torch_in_any_layout(data: st.DataObject) -> None:
-    array = data.draw(standard(TORCH))
-    plain = from_standard(array, "torch")
-    tensor = plain
-    if tensor.dim() and data.draw(st.booleans()):
-        tensor = tensor.transpose(0, -1).contiguous().transpose(0, -1)
-    if tensor.dim() and data.draw(st.booleans()):
-        tensor = torch.stack([tensor, tensor], -1)[..., 1]
-    if tensor.is_floating_point() and tensor.dtype.itemsize > 1 and data.draw(st.booleans()):
-        tensor = torch.nn.Parameter(tensor)
-    converted = to_standard(tensor)
-    assert same(converted.array, array) and standard_fault(converted.array) is None
-    if tensor.numel() and tensor.is_contiguous():
-        assert converted.steps[0].action == "view" and pointer(converted.array) == pointer(tensor)
-    elif tensor.numel():
-        assert converted.steps[0].action == "copy" and pointer(converted.array) != pointer(tensor)
-
-
-def test_bfloat16_and_fp8_are_bit_for_bit() -> None:
-    bits = np.arange(65536, dtype=np.uint16)
-    tensor = torch.from_numpy(bits.view(np.int16).copy()).view(torch.bfloat16)
-    assert to_standard(tensor).array.tobytes() == bits.tobytes()
-    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        eight = torch.arange(256, dtype=torch.uint8).view(dtype)
-        array = to_standard(eight).array
-        assert array.view(np.uint8).tolist() == list(range(256))
-        np.testing.assert_array_equal(array.astype(np.float32), eight.float().numpy())
-
-
-def test_what_torch_hides() -> None:
-    complex_ = torch.complex(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
-    assert to_standard(complex_.conj().imag).array.tolist() == [-3, -4]
-    assert to_standard(torch.ones(3).expand(2, 3)).array.tolist() == [[1, 1, 1]] * 2
-    assert to_standard(torch.tensor(3.0, requires_grad=True) * 2).array == 6
-    eye = torch.eye(3)
-    for layout in (torch.sparse_coo, torch.sparse_csr):
-        with pytest.warns(UserWarning) if layout is torch.sparse_csr else _nothing():
-            sparse = eye.to_sparse(layout=layout)
-        converted = to_standard(sparse)
-        assert converted.array.tolist() == eye.tolist() and converted.steps[0].action == "densify"
-    with torch.inference_mode():
-        assert to_standard(torch.ones(2)).array.tolist() == [1, 1]
-    with torch.device("meta"):
-        assert to_standard(eye).array.shape == (3, 3)
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-class Tagged(torch.Tensor):
-    """A subclass with a mind of its own about every function."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"asked about {func}")
-
-
-class Wrapped(torch.Tensor):
-    """A subclass that keeps its numbers elsewhere, as quantised weights and DTensor do."""
-
-    inner: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Wrapped:
-        wrapper: Wrapped = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)  # type: ignore[attr-defined]
-        wrapper.inner = inner
-        return wrapper
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise NotImplementedError(str(func))
-
-
-class Quantised(Wrapped):
-    def dequantize(self) -> torch.Tensor:
-        return self.inner.float() * 0.5
-
-
-def test_torch_subclasses() -> None:
-    plain = torch.arange(3.0)
-    tagged = to_standard(plain.as_subclass(Tagged))
-    assert tagged.steps[0].action == "view" and pointer(tagged.array) == pointer(plain)
-    quantised = to_standard(Quantised(torch.tensor([2, 4], dtype=torch.int8)))
-    assert quantised.array.tolist() == [1, 2] and quantised.steps[0].action == "dequantize"
-    parameter = torch.nn.Parameter(Quantised(torch.tensor([2], dtype=torch.int8)), requires_grad=False)
-    assert to_standard(parameter).array.tolist() == [1]
-    with pytest.raises(UsageError, match=r"w: test_conversion.Wrapped cannot be made a plain tensor\n.*register"):
-        to_standard(Wrapped(plain), path="w")
-
-
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_torch_quantised_tensors() -> None:
-    quantised = torch.quantize_per_tensor(torch.tensor([0.0, 0.5, 1.0]), 0.5, 0, torch.qint8)
-    converted = to_standard(quantised)
-    assert converted.array.tolist() == [0, 0.5, 1] and converted.steps[0].action == "dequantize"
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_torch_tensors_without_data_or_form() -> None:
-    with FakeTensorMode():
-        fake = torch.ones(3)
-    cases = [
-        (fake, "w: a fake tensor, which has no data"),
-        (torch.nn.Parameter(torch.ones(2, 3, device="meta")), r"w: a tensor on the meta device.*shape \[2, 3\]"),
-        (torch.nn.parameter.UninitializedParameter(), "w: a lazy parameter that has no shape yet"),
-        (torch.ones(2, dtype=torch.complex64), "w: numpy dtype 'complex64' has no standard form"),
-        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "w: a nested tensor, which has no one shape"),
-        (torch.ones(2, dtype=torch.uint8).view(torch.float8_e8m0fnu), "w: torch.float8_e8m0fnu has no standard form"),
-    ]
-    for tensor, message in cases:
-        with pytest.raises(UsageError, match=message) as caught:
-            to_standard(tensor, path="w")
-        assert caught.value.repair
-
-    def inside(x: torch.Tensor) -> torch.Tensor:
-        with pytest.raises(UsageError, match="a tensor inside vmap or grad"):
-            to_standard(x)
-        return x
-
-    torch.func.vmap(inside)(torch.ones(2, 3))
-
-
-def test_back_to_torch() -> None:
-    array = np.arange(3, dtype=np.float32)
-    parameter = from_standard(array, torch.nn.Parameter)
-    assert type(parameter) is torch.nn.Parameter and parameter.requires_grad and pointer(parameter) == pointer(array)
-    assert not from_standard(np.arange(3), "torch.nn.Parameter").requires_grad
-    array.flags.writeable = False
-    tensor = from_standard(array, torch.Tensor)
-    tensor.zero_()
-    assert array.tolist() == [0, 1, 2]
-    with pytest.raises(UsageError, match="torch has no tensors of int4"):
-        from_standard(np.zeros(2, ml_dtypes.int4), "torch")
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_cast_is_only_made_when_asked_for(dtype: torch.dtype) -> None:
-    tensor = torch.randn(70_000)
-    assert to_standard(tensor).array.dtype == np.float32
-    converted = to_standard(tensor, dtype=DType(str(dtype).removeprefix("torch.")), path="w")
-    assert converted.array.tobytes() == to_standard(tensor.to(dtype)).array.tobytes()
-    assert [(s.action, s.dtype, s.nbytes, s.path) for s in converted.steps] == [
-        ("view", "float32", 280_000, "w"), ("cast", str(dtype)[6:], 140_000, "w"),
-    ]  # fmt: skip
-    assert to_standard(tensor, dtype=DType.FLOAT32).steps == to_standard(tensor).steps
-    with pytest.raises(UsageError, match="w: 1 of 1 values are beyond float16 "):
-        to_standard(torch.tensor([1e9]), dtype=DType.FLOAT16, path="w")
 
 
 @pytest.mark.parametrize(
@@ -341,176 +132,16 @@ def test_dlpack_from_a_device_that_is_not_there() -> None:
         to_standard(Speaker(torch.ones(2), (2, 0)), path="w")
 
 
-@given(standard())
-def test_onnx_there_and_back(array: Array) -> None:
-    proto = from_standard(array, "onnx", name="w")
-    assert proto.name == "w" and same(numpy_helper.to_array(proto), array)
-    onnx.checker.check_tensor(proto)
-    converted = to_standard(proto)
-    assert same(converted.array, array) and converted.steps[0].action == "copy"
-    tensor = from_standard(array, onnx_ir.Tensor, name="w")
-    assert tensor.name == "w" and to_standard(tensor).array is array
-    assert same(to_standard(onnx_ir.from_proto(proto)).array, array)
-    assert same(numpy_helper.to_array(onnx_ir.to_proto(tensor)), array)
-
-
-@given(standard(("float32", "float16", "bfloat16", "int64", "int8", "bool", "float64", "uint64", "int4")))
-def test_onnx_typed_fields(array: Array) -> None:
-    values = array.astype(np.float32 if array.dtype.name == "bfloat16" else array.dtype).reshape(-1).tolist()
-    proto = onnx.helper.make_tensor("w", conversion_dtype(array), array.shape, values)
-    assert not proto.HasField("raw_data") and same(to_standard(proto).array, array)
-
-
-def conversion_dtype(array: Array) -> int:
-    from layerport.adapters.onnx_dtypes import from_dtype
-
-    return from_dtype(DType.from_numpy(array.dtype))
-
-
-def test_onnx_ir_of_the_exporter_is_a_view() -> None:
-    from torch.onnx._internal.exporter._core import TorchTensor
-
-    tensor = torch.arange(3, dtype=torch.bfloat16)
-    converted = to_standard(TorchTensor(tensor))
-    assert same(converted.array, to_standard(tensor).array) and pointer(converted.array) == pointer(tensor)
-
-
-def test_onnx_external_data_is_refused_until_loaded(tmp_path: Path) -> None:
-    weight = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
-    graph = onnx.helper.make_graph([], "g", [], [], [weight])
-    path = tmp_path / "m.onnx"
-    onnx.save(onnx.helper.make_model(graph), path, save_as_external_data=True, location="m.data", size_threshold=0)
-    unloaded = onnx.load(path, load_external_data=False).graph.initializer[0]
-    with pytest.raises(UsageError, match="p: tensor 'w' keeps its data in 'm.data', which is not loaded\n.*onnx.load"):
-        to_standard(unloaded, path="p")
-    assert to_standard(onnx.load(path).graph.initializer[0]).array.tolist() == [0, 1, 2, 3]
-    model = onnx_ir.load(path)
-    external = model.graph.initializers["w"].const_value
-    with pytest.raises(UsageError, match="tensor 'w' keeps its data in 'm.data'.*\n.*load_to_model"):
-        to_standard(external)
-    onnx_ir.external_data.load_to_model(model)
-    assert to_standard(model.graph.initializers["w"].const_value).array.tolist() == [0, 1, 2, 3]
-
-
-def test_onnx_tensors_that_are_not_sound() -> None:
-    short = TensorProto(name="w", dims=[4], data_type=TensorProto.FLOAT, raw_data=b"1234")
-    negative = TensorProto(name="w", dims=[-1], data_type=TensorProto.FLOAT, raw_data=b"1234")
-    few = TensorProto(name="w", dims=[4], data_type=TensorProto.FLOAT, float_data=[1])
-    text = onnx.helper.make_tensor("w", TensorProto.STRING, [1], [b"a"])
-    part = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT, raw_data=b"1234")
-    part.segment.begin = 1
-    for proto, message in [
-        (short, r"tensor 'w': 4 bytes for float32\[4\], which takes 16"),
-        (negative, r"tensor 'w' has dims \[-1\]"),
-        (few, "tensor 'w' is not sound"),
-        (text, "ONNX type STRING has no standard form"),
-        (part, "tensor 'w' is one segment"),
-        (onnx_ir.StringTensor(np.array([b"a"]), name="w"), "ONNX type STRING has no standard form"),
-    ]:
-        with pytest.raises(UsageError, match=message) as caught:
-            to_standard(proto)
-        assert caught.value.repair
-
-
-@given(standard(WEIGHTS))
-def test_tensorrt_weights_there_and_back(array: Array) -> None:
-    weights = from_standard(array, trt.Weights)
-    assert weights.size == array.size
-    converted = to_standard(weights)
-    assert same(converted.array, array.reshape(-1)) and converted.steps[0].action == "view"
-    if array.size:
-        assert pointer(converted.array) == pointer(array)
-    assert from_standard(array, "tensorrt").dtype == weights.dtype
-
-
-def test_tensorrt_weights_made_elsewhere() -> None:
-    array = np.arange(4, dtype=np.float16)
-    converted = to_standard(trt.Weights(array))
-    assert converted.array.tolist() == [0, 1, 2, 3] and pointer(converted.array) == pointer(array)
-    assert to_standard(trt.Weights()).array.shape == (0,)
-    with pytest.raises(UsageError, match="TensorRT weights of bfloat16 cannot be read from Python"):
-        to_standard(trt.Weights(trt.DataType.BF16, array.ctypes.data, 4))
-    with pytest.raises(UsageError, match="TensorRT has no tensors of float64"):
-        from_standard(np.ones(2), trt.Weights)
-
-
-def test_tensorrt_weights_keep_their_memory_and_let_it_go() -> None:
-    for dtype in (ml_dtypes.bfloat16, ml_dtypes.int4):
-        array = np.ones(1024, dtype)
-        alive = weakref.ref(array)
-        weights = from_standard(array, trt.Weights)
-        del array
-        gc.collect()
-        assert alive() is not None
-        del weights
-        gc.collect()
-        assert alive() is None
-
-
-@given(standard(FIELDS))
-def test_tensorrt_fields_there_and_back(array: Array) -> None:
-    field = from_standard(array, trt.PluginField, name="w")
-    assert (field.name, field.size) == ("w", array.size)
-    assert same(to_standard(field).array, array.reshape(-1))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn"])
-def test_tensorrt_fields_that_python_cannot_read(dtype: str) -> None:
-    field = from_standard(np.ones(3, DType(dtype).to_numpy()), "tensorrt.PluginField", name="w")
-    with pytest.raises(UsageError, match="plugin field 'w': data of type .* cannot be read from Python\n.*constant"):
-        to_standard(field)
-
-
-def test_tensorrt_fields_that_hold_no_array() -> None:
-    text = trt.PluginField("mode", b"fast\0", trt.PluginFieldType.CHAR)
-    with pytest.raises(UsageError, match="plugin field 'mode' holds text"):
-        to_standard(text)
-    with pytest.raises(UsageError, match="TensorRT type DIMS has no standard form"):
-        to_standard(trt.PluginField("d", np.zeros(8, np.int8), trt.PluginFieldType.DIMS))
-    with pytest.raises(UsageError, match="plugin fields of int4 cannot be made"):
-        from_standard(np.zeros(2, ml_dtypes.int4), trt.PluginField)
-
-
-def test_tensorrt_fields_as_attributes() -> None:
-    def field(data: Any, kind: str) -> Any:
-        return trt.PluginField("f", data, getattr(trt.PluginFieldType, kind))
-
-    arguments = [("mode", "str"), ("eps", "float"), ("axis", "int"), ("axes", "int[]"), ("one", "int[]")]
-    signature = Signature(
-        (
-            Argument("x", Kind.INPUT, "tensor"),
-            *(Argument(name, Kind.ATTRIBUTE, type_name) for name, type_name in arguments),
-        )
-    )
-    values = {
-        "mode": field("fäst\0".encode(), "CHAR"),
-        "eps": field(np.array([0.5], np.float32), "FLOAT32"),
-        "axis": field(np.array([3], np.int32), "INT32"),
-        "axes": field(np.array([3, 4], np.int32), "INT32"),
-        "one": field(np.array([3], np.int32), "INT32"),
-    }
-    expected = {"mode": "fäst", "eps": 0.5, "axis": 3, "axes": (3, 4), "one": (3,)}
-    assert signature.bind_attributes(values) == expected
-    with pytest.raises(UsageError, match="f.mode: expected str, got plugin field 'f' whose text is not UTF-8"):
-        signature.bind_attributes({**values, "mode": field(b"\xff\0", "CHAR")}, path="f")
-
-
-def test_a_flavour_must_be_loaded_or_given() -> None:
-    code = (
-        "import numpy as np; from layerport.conversion import from_standard\n"
-        "try: from_standard(np.ones(2), 'tensorrt')\n"
-        "except Exception as error: print(error)"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert answer.startswith("no flavour of TensorRT is loaded\n  to repair: give the type itself")
-
-
 @pytest.mark.parametrize("framework", ["np", "pt"])
 @given(array=standard(TORCH))
 def test_safetensors_slices(framework: str, array: Array, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("slices") / "w.safetensors"
     safetensors.torch.save_file({"w": from_standard(array, "torch")}, path)
     with safetensors.safe_open(path, framework) as file:
+        if framework == "np" and array.dtype.name.startswith("float8") and array.size:
+            with pytest.raises(UsageError, match="slice of F8_.*without that type\n.*framework='pt'"):
+                to_standard(file.get_slice("w"))
+            return
         converted = to_standard(file.get_slice("w"))
     assert same(converted.array, array)
     assert converted.steps[0].source_type == "PySafeSlice"
@@ -522,7 +153,8 @@ def test_looking_imports_nothing() -> None:
         "to_standard(np.ones(3)); to_standard([1, 2])\n"
         "try: to_standard(object())\n"
         "except UsageError: pass\n"
-        "heavy = {'torch', 'onnx', 'onnx_ir', 'tensorrt_rtx', 'safetensors'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'onnx', 'onnx_ir', 'tensorrt_rtx', 'safetensors'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -572,7 +204,9 @@ def test_rules_by_name_and_predicate() -> None:
     assert to_standard(SmallBox(0)).array.tolist() == [1, 2]
     assert to_standard(Box(0)).array.tolist() == [3]
     conversion.register(lambda value: hasattr(value, "content"), lambda box: [4], by="others")
-    with pytest.raises(UsageError, match="Box is claimed by the conversion rules of predicates, others\n.*DISABLE_PACKS"):
+    with pytest.raises(
+        UsageError, match="Box is claimed by the conversion rules of predicates, others\n.*DISABLE_PACKS"
+    ):
         to_standard(Box(0))
 
 
@@ -592,7 +226,9 @@ def test_a_packs_rule_at_fault_is_named() -> None:
         raise KeyError("oops")
 
     conversion.register(Box, raises, by="boxes")
-    with pytest.raises(PackError, match="m.w: the conversion rule for test_conversion.Box by boxes raised KeyError: 'oops'") as caught:
+    with pytest.raises(
+        PackError, match="m.w: the conversion rule for test_conversion.Box by boxes raised KeyError: 'oops'"
+    ) as caught:
         to_standard(Box(0), path="m.w")
     assert isinstance(caught.value.__cause__.__cause__, KeyError)  # type: ignore[union-attr]
     conversion.register(SmallBox, lambda box: box, by="boxes")
@@ -617,7 +253,11 @@ def test_a_rule_back() -> None:
 
 
 def norm(
-    x: torch.Tensor, weight: Param, bias: Param | None = None, eps: float = 1e-5, axes: list[int] | None = None
+    x: torch.Tensor,
+    weight: Param,
+    bias: Param | None = None,
+    eps: float = 1e-5,
+    axes: list[int] | None = None,
 ) -> torch.Tensor:
     raise NotImplementedError
 
@@ -671,9 +311,3 @@ def test_array_types() -> None:
     assert str(ArrayType(DType.FLOAT16, (None, 3))) == "float16[*, 3]" and str(ArrayType()) == "any[...]"
     assert ArrayType(shape=(None, 3)).admits(array) and ArrayType(DType.FLOAT32).admits(array)
     assert not ArrayType(shape=(2,)).admits(array) and not ArrayType(DType.INT8).admits(array)
-
-
-def test_converting_takes_no_longer_for_a_larger_tensor() -> None:
-    """Pages that nobody touched stay unmapped: a read of 64 GiB would show at once."""
-    tensor = torch.empty(1 << 34)
-    assert to_standard(tensor).array.nbytes == 1 << 36

@@ -89,7 +89,11 @@ def test_tensorrt_fields_there_and_back() -> None:
 
 
 def test_cxx_names_and_the_ones_without() -> None:
-    assert (DType.FLOAT16.cxx, DType.BFLOAT16.cxx, DType.INT64.cxx) == ("__half", "__nv_bfloat16", "long long")
+    assert (DType.FLOAT16.cxx, DType.BFLOAT16.cxx, DType.INT64.cxx) == (
+        "__half",
+        "__nv_bfloat16",
+        "long long",
+    )
     assert len({dtype.cxx for dtype in DType if dtype.bits != 4}) == len(DType) - 2
     with pytest.raises(UsageError, match="uint4 has no C\\+\\+ type of its own\n.*pack_int4"):
         _ = DType.UINT4.cxx
@@ -105,6 +109,7 @@ def test_unknown_names() -> None:
 def test_no_framework_is_imported() -> None:
     code = (
         "import sys, layerport.dtypes, layerport.signature, layerport.annotations;"
-        "heavy = {'torch', 'numpy', 'onnx', 'onnx_ir', 'tensorrt_rtx', 'ml_dtypes'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'numpy', 'onnx', 'onnx_ir', 'tensorrt_rtx', 'ml_dtypes'} & set(sys.modules);"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

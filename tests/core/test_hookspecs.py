@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import textwrap
@@ -11,9 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from layerport import hookspecs
-from layerport.layers import BoundLayer
+from layerport.adapters.torch_shapes import TensorShape, derive
+from layerport.dtypes import DType
+from layerport.layers import BoundLayer, Place
 from layerport.packs import Packs, load
+from layerport.plugin_spec import Slot
 from layerport.records import Rewrite
 from layerport.targets import Target
 from packs.installer import Site
@@ -110,9 +115,14 @@ def test_the_example_of_convert_parameters(example: tuple[Packs, Any]) -> None:
 @pytest.mark.parametrize("example", ["layerport_create_plugin"], indirect=True)
 def test_the_example_of_create_plugin(example: tuple[Packs, Any]) -> None:
     packs, module = example
-    spec = packs.create_plugin(module.halve, module.halve.bind(), RTX)
+    tensors = {"x": TensorShape(DType.FLOAT16, ("batch", 8))}
+    derivation = derive(module.halve.reference, tensors, {}, layer=module.halve.name)
+    bound = dataclasses.replace(module.halve.bind(), place=Place(tensors, derivation, "model.halve"))
+    spec = packs.create_plugin(module.halve, bound, RTX)
     assert spec is not None
     assert (spec.layer, spec.plugin_class) == (
         "hook_create_example::halve",
-        "halve_pack.engine_plugin:HalvePlugin",
+        "halve_pack.engine_plugin:make_halve_plugin",
     )
+    assert spec.inputs == (Slot("x", DType.FLOAT16, 2),)
+    assert [(slot.dtype, [str(dim) for dim in slot.dims]) for slot in spec.outputs] == [(DType.FLOAT16, ["x.0", "8"])]

@@ -36,9 +36,7 @@ def launch(x: Any, scale: Any, y: Any, beta: float) -> Launch:
     return Launch(cdiv(x.numel(), 256), 256, (x, scale, y, x.numel(), beta))
 
 
-def kernel(
-    entry: str = "scale<{x}>", source: str = CODE, dtypes: Any = ("float32",), **fields: Any
-) -> Kernel:
+def kernel(entry: str = "scale<{x}>", source: str = CODE, dtypes: Any = ("float32",), **fields: Any) -> Kernel:
     return Kernel("scale_0", cuda(source, entry), dtypes, fields.pop("launch", launch), **fields)
 
 
@@ -81,9 +79,7 @@ def test_a_source_is_checked_when_it_is_made(arguments: dict[str, Any], message:
 
 
 def test_a_source_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(
-        BuildError, match=r"nothere.cu cannot be read: No such file or directory\n.*relative to"
-    ):
+    with pytest.raises(BuildError, match=r"nothere.cu cannot be read: No such file or directory\n.*relative to"):
         kernel(source="nothere.cu").source.read()
     (tmp_path / "latin.cu").write_bytes(b"// caf\xe9\n")
     with pytest.raises(BuildError, match=r"latin.cu is not UTF-8 at byte 6"):
@@ -148,10 +144,16 @@ def test_outputs_are_the_names_that_are_left_in_order() -> None:
         "output0": "output0",
         "output1": "output1",
     }
-    with pytest.raises(
-        PackError, match="launch takes b, a beside the layer's arguments, but the layer has 1 outputs"
-    ):
+    with pytest.raises(PackError, match="launch takes b, a beside the layer's arguments, but the layer has 1 outputs"):
         made.output_aliases(("output",), ("x",))
+
+
+def test_sizes_that_a_kernel_writes_follow_the_outputs() -> None:
+    made = kernel("scale<{y}>", launch=lambda x, y, count: None)
+    assert made.combinations(SIGNATURE)[0] == dict.fromkeys(("x", "scale", "output"), DType.FLOAT32)
+    assert made.entry(SIGNATURE, {"x": DType.FLOAT32, "output": DType.FLOAT16}, {}) == "scale<__half>"
+    with pytest.raises(PackError, match="launch takes nothing beside the layer's arguments"):
+        kernel(launch=lambda x: None).combinations(SIGNATURE)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +253,7 @@ def test_a_launch_shows_all_faults_at_once() -> None:
     assert len(caught.value.faults) == 5
 
 
-def test_compiles_one_kernel_for_several_architectures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiles_one_kernel_for_several_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path))
     dtypes = {"x": DType.FLOAT16, "scale": DType.FLOAT32, "output": DType.FLOAT16}
     cubins = compile_for(kernel(), SIGNATURE, dtypes, {"beta": 1.0}, ["sm_89", "sm_120"], layer="p::scale")
@@ -271,9 +271,7 @@ def test_a_compilation_error_names_layer_and_kernel(tmp_path: Path, monkeypatch:
     (tmp_path / "scale.cu").write_text(CODE.replace("s[0]", "t[0]"))
     broken = kernel(source=str(tmp_path / "scale.cu"))
     dtypes = {"x": DType.FLOAT16, "scale": DType.FLOAT32, "output": DType.FLOAT16}
-    with pytest.raises(
-        BuildError, match=r"layer p::scale, kernel scale_0: .*/scale.cu:4: identifier \"t\" is"
-    ):
+    with pytest.raises(BuildError, match=r"layer p::scale, kernel scale_0: .*/scale.cu:4: identifier \"t\" is"):
         compile_all([Compilation(broken, SIGNATURE, dtypes, {}, "sm_89", "p::scale")])
 
 

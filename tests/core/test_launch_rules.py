@@ -40,9 +40,7 @@ CUBIN = Cubin("k", "sm_89", b"", (8, 4, 4, 1, 8), Resources(32, 0, 1024, 128))
 
 
 def test_resolves_to_numbers() -> None:
-    assert RULE.resolve({"x.0": 10, "x.1": 3}) == Geometry(
-        (3, 3, 1), (64, 1, 1), 20, (None, 30, 0.1, True, None)
-    )
+    assert RULE.resolve({"x.0": 10, "x.1": 3}) == Geometry((3, 3, 1), (64, 1, 1), 20, (None, 30, 0.1, True, None))
 
 
 @pytest.mark.parametrize("sizes", [{"x.0": 0, "x.1": 3}, {"x.0": 3, "x.1": 0}])
@@ -138,9 +136,7 @@ def test_a_rule_that_fits() -> None:
         (
             {"shared": Const(99 * 1024)},
             {},
-            [
-                "102400 bytes of shared memory (1024 static, 101376 dynamic), but sm_89 has 101376 for one block"
-            ],
+            ["102400 bytes of shared memory (1024 static, 101376 dynamic), but sm_89 has 101376 for one"],
         ),
     ],
 )

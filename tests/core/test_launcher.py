@@ -1,14 +1,19 @@
 """Launching, against a double of the CUDA driver: what is loaded, packed and passed, and what is refused.
 
-The double records calls and reads the arguments as the driver would, through the addresses.  That a real
-driver takes them is for a machine with a GPU to show.
+The double records calls and reads the arguments as the driver would, through the addresses; one test goes
+through the real bindings to a stub of libcuda.  That a real driver takes them is for a GPU to show.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
+import os
+import shutil
 import struct
+import subprocess
+import sys
 import threading
 from enum import IntEnum
 from functools import cache
@@ -18,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from layerport import launcher as launcher_module
 from layerport.adapters.cubin import Cubin
 from layerport.adapters.nvrtc import Job, compile_jobs
 from layerport.errors import BuildError, LayerportError, PackError, UsageError
@@ -60,12 +66,10 @@ class Status(IntEnum):
 
 
 class RecordingDriver:
-    """A double of `cuda.bindings.driver`: records every call, and reads a kernel's arguments as it is launched."""
+    """A double of `cuda.bindings.driver`: records each call, and reads arguments as a kernel is launched."""
 
     CUresult = Status
-    CUfunction_attribute = SimpleNamespace(
-        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="max dynamic shared"
-    )
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="max dynamic shared")
 
     def __init__(self, sizes: tuple[int, ...] = (), failing: dict[str, Status] | None = None) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -105,17 +109,12 @@ class RecordingDriver:
         self.calls.append(("launch", *front))
         addresses = (ctypes.c_void_p * len(self.sizes)).from_address(table)
         self.arguments.append(
-            [
-                ctypes.string_at(address or 0, size)
-                for address, size in zip(addresses, self.sizes, strict=True)
-            ]
+            [ctypes.string_at(address or 0, size) for address, size in zip(addresses, self.sizes, strict=True)]
         )
         return self._answer("cuLaunchKernel")
 
 
-def rule(
-    args: tuple[Arg, ...], grid: Expr | None = None, block: Expr | int = 64, shared: Expr | int = 0
-) -> LaunchRule:
+def rule(args: tuple[Arg, ...], grid: Expr | None = None, block: Expr | int = 64, shared: Expr | int = 0) -> LaunchRule:
     one, threads, dynamic = Const(1), Const(block) if isinstance(block, int) else block, shared
     return LaunchRule(
         (cdiv(N, 256) if grid is None else grid, one, one),
@@ -203,9 +202,7 @@ def test_memory_of_a_launch_lives_as_long_as_it() -> None:
     gc.collect()
     for one in prepared:
         one.launch({"x": 1, "y": 2}, stream=0)
-    assert [struct.unpack("<i", arguments[4])[0] for arguments in driver.arguments] == [
-        -n for n in range(1, 50)
-    ]
+    assert [struct.unpack("<i", arguments[4])[0] for arguments in driver.arguments] == [-n for n in range(1, 50)]
 
 
 def test_something_empty_is_not_launched() -> None:
@@ -224,17 +221,11 @@ def test_a_count_past_an_int_is_refused() -> None:
     launcher, _ = mixed()
     with pytest.raises(UsageError) as caught:
         launcher.resolve({"x.0": 2**31 + 1})
-    assert "argument 4, int -x.0, is -2147483649 for these sizes, which does not fit 4 bytes" in str(
-        caught.value
-    )
+    assert "argument 4, int -x.0, is -2147483649 for these sizes, which does not fit 4 bytes" in str(caught.value)
     assert "declare the kernel's parameter as long long" in str(caught.value)
     large = rule((*MIXED.args[:3], ScalarArg("int", N * N), *MIXED.args[4:]), grid=Const(1))
-    with pytest.raises(
-        UsageError, match="is 9223372036854775808 for these sizes, which does not fit 8 bytes"
-    ):
-        Launcher(compiled("mixed").image, "mixed", large, driver=RecordingDriver()).resolve(
-            {"x.0": 3037000500}
-        )
+    with pytest.raises(UsageError, match="is 9223372037000250000 for these sizes, which does not fit 8 bytes"):
+        Launcher(compiled("mixed").image, "mixed", large, driver=RecordingDriver()).resolve({"x.0": 3037000500})
 
 
 def test_a_float_that_a_float_cannot_hold() -> None:
@@ -247,9 +238,7 @@ def test_a_float_that_a_float_cannot_hold() -> None:
 
 def test_a_rule_that_does_not_fit_is_refused_before_loading() -> None:
     driver = RecordingDriver()
-    with pytest.raises(
-        PackError, match=r"kernel nothing: the launch rule passes 9 arguments, but nothing takes 0"
-    ):
+    with pytest.raises(PackError, match=r"kernel nothing: the launch rule passes 9 arguments, but nothing takes 0"):
         Launcher(compiled("nothing").image, "nothing", MIXED, driver=driver)
     assert driver.calls == []
 
@@ -295,17 +284,13 @@ def test_more_shared_memory_than_the_architecture_has() -> None:
     with pytest.raises(UsageError) as caught:
         launcher.resolve({"x.0": 98 * 1024 + 1})
     assert "kernel wide cannot be launched with x.0=100353\n" in str(caught.value)
-    assert "101377 bytes of shared memory (1024 static, 100353 dynamic), but sm_89 has 101376" in str(
-        caught.value
-    )
+    assert "101377 bytes of shared memory (1024 static, 100353 dynamic), but sm_89 has 101376" in str(caught.value)
 
 
 def test_more_threads_than_the_launch_bounds() -> None:
     launcher, _ = wide(0, block=N)
     launcher.resolve({"x.0": 128})
-    with pytest.raises(
-        UsageError, match="a block of 129 threads, but __launch_bounds__ of the kernel allows 128"
-    ):
+    with pytest.raises(UsageError, match="a block of 129 threads, but __launch_bounds__ of the kernel allows 128"):
         launcher.resolve({"x.0": 129})
 
 
@@ -320,9 +305,7 @@ def test_a_driver_that_refuses_the_kernel(name: str) -> None:
 def test_a_driver_that_refuses_the_launch() -> None:
     launcher, _ = mixed(failing={"cuLaunchKernel": Status.CUDA_ERROR_INVALID_CONTEXT})
     launcher.resolve({"x.0": 1})
-    with pytest.raises(
-        BuildError, match=r"cuLaunchKernel with Geometry\(grid=\(1, 1, 1\).*failed: CUDA_ERROR_INVALID"
-    ):
+    with pytest.raises(BuildError, match=r"cuLaunchKernel with Geometry\(grid=\(1, 1, 1\).*failed: CUDA_ERROR_INVALID"):
         launcher.launch({"x": 1, "y": 2}, 0)
 
 
@@ -332,9 +315,7 @@ def test_threads_share_a_prepared_launch() -> None:
 
     def work(number: int) -> None:
         for turn in range(300):
-            prepared.launch(
-                {"x": number * 1000 + turn, "y": number * 1000 + turn}, stream=number * 1000 + turn
-            )
+            prepared.launch({"x": number * 1000 + turn, "y": number * 1000 + turn}, stream=number * 1000 + turn)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -378,3 +359,75 @@ def test_the_names_of_the_double_are_names_of_the_bindings() -> None:
     attribute = driver.CUfunction_attribute
     assert attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.name.endswith("SHARED_SIZE_BYTES")
     assert {status.name for status in Status} <= {status.name for status in driver.CUresult}
+
+
+STUB = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+static const unsigned sizes[9] = {8, 8, 8, 8, 4, 4, 8, 1, 4};
+int cuInit(unsigned flags) { return 0; }
+int cuLibraryLoadData(void **out, const void *code, void *a, void *b, unsigned n, void *c, void *d,
+                      unsigned m) {
+  *out = (void *)0x1111;
+  return memcmp(code, "\177ELF", 4) ? 200 : 0;
+}
+int cuLibraryGetKernel(void **out, void *library, const char *name) {
+  *out = (void *)0x2222;
+  return library != (void *)0x1111 || strcmp(name, "mixed");
+}
+int cuLibraryUnload(void *library) { return library != (void *)0x1111; }
+int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void *stream, void **arguments, void **extra) {
+  printf("[[%ld,%u,%u,%u,%u,%u,%u,%u,", (long)f, gx, gy, gz, bx, by, bz, shared);
+  printf("%ld,%d],[", (long)stream, !extra);
+  for (int i = 0; i < 9; i++) {
+    uint64_t value = 0;
+    memcpy(&value, arguments[i], sizes[i]);
+    printf("%s%llu", i ? "," : "", (unsigned long long)value);
+  }
+  puts("]]");
+  return fflush(stdout);
+}
+int cuGetProcAddress_v2(const char *name, void **out, int version, uint64_t flags, int *status) {
+  Dl_info here;
+  dladdr((void *)cuInit, &here);
+  *out = dlsym(dlopen(here.dli_fname, RTLD_NOW), name);
+  if (status) *status = !*out;
+  return *out ? 0 : 500;
+}
+int cuGetProcAddress(const char *name, void **out, int version, uint64_t flags) {
+  return cuGetProcAddress_v2(name, out, version, flags, 0);
+}
+"""
+_LAUNCH = """
+import json, sys
+from pathlib import Path
+from layerport.launch_rules import LaunchRule
+from layerport.launcher import Launcher
+rule = LaunchRule.from_json(json.loads(Path("rule.json").read_text()))
+with Launcher(Path("k.cubin").read_bytes(), "mixed", rule) as launcher:
+    launcher.resolve({"x.0": 3000})
+    launcher.launch({"x": 0x7F0000001000, "y": 0xFFFFFFFFFFFFFF00}, 42)
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for a stub of libcuda")
+def test_the_real_bindings_pass_the_same_to_a_stub_of_the_driver(tmp_path: Path) -> None:
+    (tmp_path / "stub.c").write_text(STUB)
+    (tmp_path / "rule.json").write_text(json.dumps(MIXED.to_json()))
+    (tmp_path / "k.cubin").write_bytes(compiled("mixed").image)
+    flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1"]
+    subprocess.run(["cc", *flags, "stub.c", "-ldl"], cwd=tmp_path, check=True)
+    source = str(Path(launcher_module.__file__).parents[1])
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": source}
+    command = [sys.executable, "-c", _LAUNCH]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    call, arguments = json.loads(done.stdout)
+    assert call == [0x2222, 12, 1, 1, 64, 1, 1, 0, 42, 1]
+    single, double = struct.unpack("<IQ", struct.pack("<fd", 0.1, 0.1))
+    assert arguments[:3] == [0x7F00_0000_1000, 0xFFFF_FFFF_FFFF_FF00, 0]
+    assert arguments[3:] == [3000 * 2**20, 2**32 - 3000, single, double, 1, 1]

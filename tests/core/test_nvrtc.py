@@ -171,9 +171,7 @@ def test_many_jobs_come_back_in_order(store: KernelCache) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "poisoned"])
-def test_a_cache_entry_that_is_not_ours_is_made_again(
-    tmp_path: Path, store: KernelCache, damage: str
-) -> None:
+def test_a_cache_entry_that_is_not_ours_is_made_again(tmp_path: Path, store: KernelCache, damage: str) -> None:
     job = lay_out(tmp_path / "a")
     (good,) = compile_jobs([job], cache=store)
     (path,) = (one for one in store.folder.rglob("*") if one.is_file())
@@ -240,9 +238,7 @@ def test_an_error_shows_file_line_options_architecture_and_layer(tmp_path: Path,
     job = lay_out(tmp_path / "a")
     bad = replace(job, text=SCALE + "\n__device__ int f() { return zap + zip; }\n", options=("-DX=1",))
     text = failure(bad, store)
-    assert text.startswith(
-        f'layer p::scale, kernel scale_0: {tmp_path}/a/scale.cu:8: identifier "zap" is undefined\n'
-    )
+    assert text.startswith(f'layer p::scale, kernel scale_0: {tmp_path}/a/scale.cu:8: identifier "zap" is undefined\n')
     assert "__device__ int f() { return zap + zip; }" in text
     assert f'{tmp_path}/a/scale.cu:8: identifier "zip" is undefined' in text
     assert "compiled for sm_89 as scale<__half> with -arch=sm_89 --std=c++17 -DX=1 -I." in text
@@ -352,9 +348,7 @@ def test_a_compilation_without_end_is_ended_where_there_is_no_interval_timer(
     assert "did not compile for sm_89 within 0.5 s" in failure(inline(BOMB, time_limit=0.5), store)
 
 
-def test_a_compiler_that_dies_is_an_error(
-    store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     death = "print('out of luck', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n"
     child.write_text(f"import os, sys\n{death}")

@@ -48,7 +48,9 @@ attributes = st.one_of(
     st.lists(text, max_size=3).map(tuple),
 )
 parameters = st.builds(
-    Parameters, st.dictionaries(names, any_array(), max_size=4), st.dictionaries(names, attributes, max_size=4)
+    Parameters,
+    st.dictionaries(names, any_array(), max_size=4),
+    st.dictionaries(names, attributes, max_size=4),
 )
 
 
@@ -84,7 +86,10 @@ def test_the_digest_tells_contents_apart(one: Parameters, other: Parameters) -> 
 
 def test_order_does_not_count_but_is_kept() -> None:
     a, b = np.zeros(2, np.float32), np.ones(3, np.int8)
-    one, other = Parameters({"a": a, "b": b}, {"x": 1, "y": 2}), Parameters({"b": b, "a": a}, {"y": 2, "x": 1})
+    one, other = (
+        Parameters({"a": a, "b": b}, {"x": 1, "y": 2}),
+        Parameters({"b": b, "a": a}, {"y": 2, "x": 1}),
+    )
     assert one == other and list(other) == ["b", "a"]
     assert list(Parameters.from_bytes(other.to_bytes())) == ["b", "a"]
     assert list(Parameters.from_bytes(other.to_bytes()).attributes) == ["y", "x"]
@@ -113,12 +118,16 @@ def test_infinities_and_nan_survive() -> None:
 def test_the_digest_is_the_same_in_every_process() -> None:
     code = (
         "import numpy as np; from layerport.parameters import Parameters;"
-        "p = Parameters({'w': np.arange(6, dtype=np.float32).reshape(2, 3)}, {'eps': 1e-5, 'mode': 'é', 'axes': (1, 2)});"
+        "w = np.arange(6, dtype=np.float32).reshape(2, 3);"
+        "p = Parameters({'w': w}, {'eps': 1e-5, 'mode': 'é', 'axes': (1, 2)});"
         "print(p.digest, p.to_bytes().hex())"
     )
     runs = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }
@@ -186,7 +195,12 @@ def test_what_is_not_standard_is_refused_all_at_once() -> None:
 
 def test_files_are_safetensors_for_everyone(tmp_path: Path) -> None:
     one = Parameters(
-        {"h": np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3), "b": np.array([True]), "w": np.array(3.0)}, {"e": 1}
+        {
+            "h": np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3),
+            "b": np.array([True]),
+            "w": np.array(3.0),
+        },
+        {"e": 1},
     )
     path = tmp_path / "p.safetensors"
     one.save(path)
@@ -292,7 +306,13 @@ def test_files_that_lie_are_refused(data: bytes, message: str, tmp_path: Path) -
     ],
 )
 def test_descriptions_that_lie_are_refused(change: Any, message: str) -> None:
-    described = {"version": 1, "order": ["w"], "dtypes": {"w": "int8"}, "attributes": {}, "attribute_order": []}
+    described = {
+        "version": 1,
+        "order": ["w"],
+        "dtypes": {"w": "int8"},
+        "attributes": {},
+        "attribute_order": [],
+    }
     metadata = {"layerport.parameters": json.dumps({**described, **change})}
     data = safetensors.numpy.save({"w": np.array([100], np.int8)}, metadata)
     with pytest.raises(UsageError, match="the data: ") as caught:

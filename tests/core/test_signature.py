@@ -46,7 +46,7 @@ def everything(
     flag: bool = True,
     flags: list[bool] = [True, False],  # noqa: B006
     names: list[str] | None = None,
-    limit: None | int = None,
+    limit: int | None = None,
     top: float | None = 3,
 ) -> tuple[Tensor, Tensor]:
     raise NotImplementedError
@@ -121,9 +121,11 @@ def test_all_faults_at_once() -> None:
         plugin_version: str,
         i: int = 1.5,  # type: ignore[assignment]
         j: int = True,
-        k: float = None,  # type: ignore[assignment]
+        k: float = None,  # type: ignore[assignment]  # noqa: RUF013
         m: Tensor = 1,  # type: ignore[assignment]
         n: float = -math.inf,
+        n2: list[float] = [5e-324],  # noqa: B006
+        n3: float = math.nan,
         o: list[str] = ["a"],  # noqa: B006
         p: list[int] | None = [1],  # noqa: B006
         q: int = 2**63,
@@ -149,7 +151,9 @@ def test_all_faults_at_once() -> None:
         "argument 'j': default: expected int, got bool True",
         "argument 'k': default: expected float, got None; annotate it as Optional",
         "argument 'm': default: expected no default, got int 1",
-        "argument 'n': default float -inf: a torch schema has no infinite or NaN default; make it Optional",
+        "argument 'n': default float -inf: a torch schema has no infinite, NaN or subnormal default; make it Optional",
+        "argument 'n2': default tuple (5e-324,): a torch schema has no infinite, NaN or subnormal default",
+        "argument 'n3': default float nan: a torch schema has no infinite, NaN or subnormal default",
         "argument 'o': default tuple ('a',): a torch schema has no default for str[] except None",
         "argument 'p': default tuple (1,): a torch schema has no default for int[]? except None",
         "argument 'q': default: expected int of 64 bits, got 9223372036854775808",
@@ -210,7 +214,7 @@ def test_records_are_checked_when_made() -> None:
 
 _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(-(2**63), 2**63 - 1),
-    "float": st.floats(allow_nan=False, allow_infinity=False),
+    "float": st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False),
     "bool": st.booleans(),
     "str": st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
 }
@@ -310,7 +314,8 @@ def test_bind_attributes_reports_all_faults_with_paths() -> None:
         "model.act.names: expected str[]? of UTF-8 text without NUL, got 'a\\x00' at index 0",
         "model.act.limit: expected int? of 64 bits, got 18446744073709551616",
         "model.act.top: expected float?, got float32[2, 2]",
-        "model.act.colour: no such attribute, known: axis, axes, sizes, eps, scales, mode, flag, flags, names, limit, top",
+        "model.act.colour: no such attribute, known: axis, axes, sizes, eps, scales, mode, flag, flags, names, "
+        "limit, top",
     )
 
 

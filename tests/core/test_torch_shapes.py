@@ -181,6 +181,8 @@ def test_attributes_and_absent_tensors_reach_the_reference() -> None:
         (lambda x: torch.where(x > 0)[0], ["u0"], ["x.0*x.1"]),
         (lambda x: torch.cat((x[x > 0], x[x < 1])), ["u0 + u1"], ["x.0*x.1", "x.0*x.1"]),
         (lambda x: x.nonzero()[:4, 0], ["min(4, u0)"], ["x.0*x.1"]),
+        (lambda x: x[x > 0].nonzero(), ["u0", "1"], ["x.0*x.1"]),
+        (lambda x: x[x > 0][3:].nonzero(), ["u0", "1"], [None]),
         (lambda x: x.repeat_interleave(x[:, 0].long(), 0), ["u0", "x.1"], [None]),
     ],
 )
@@ -217,6 +219,18 @@ def test_equal_example_sizes_are_not_equal_dims() -> None:
     )
     assert rules(derivation) == ["float32[x.1, x.0]"]
     assert derivation.equalities == ()
+
+
+def test_a_reference_without_tensors_has_constant_dims() -> None:
+    derivation = derive(lambda n: torch.zeros(n), {}, {"n": 3}, layer=LAYER)
+    assert rules(derivation) == ["float32[3]"]
+
+
+def test_rejected_example_sizes_leave_no_noise(capfd: pytest.CaptureFixture[str]) -> None:
+    tensors = {"x": shape(None, None), "weight": shape(32, 48)}
+    derivation = derive(lambda x, weight: F.linear(x, weight), tensors, {}, layer=LAYER)
+    assert (rules(derivation), derivation.fixed) == (["float32[x.0, 32]"], {"x.1": 48})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_dims_that_must_be_equal_are_reported() -> None:

@@ -192,9 +192,7 @@ def test_a_tensor_from_elsewhere() -> None:
     def launch(x: Any, y: Any) -> Launch:
         return Launch(1, 1, (x, stranger, y))
 
-    with pytest.raises(
-        PackError, match=r"args\[1\] is a tensor x that is not one of the layer's\n.*called with"
-    ):
+    with pytest.raises(PackError, match=r"args\[1\] is a tensor x that is not one of the layer's\n.*called with"):
         traced(launch)
 
 
@@ -206,9 +204,7 @@ def test_a_size_from_elsewhere() -> None:
 
 
 def test_too_many_and_too_few_outputs() -> None:
-    with pytest.raises(
-        PackError, match="launch takes y, z beside the layer's arguments, but the layer has 1"
-    ):
+    with pytest.raises(PackError, match="launch takes y, z beside the layer's arguments, but the layer has 1"):
         traced(lambda x, y, z: None)
     with pytest.raises(PackError, match="launch takes nothing beside the layer's arguments"):
         traced(lambda x: None)
@@ -240,9 +236,7 @@ def test_a_predicate_becomes_an_expression() -> None:
 
     assert predicate(None) is None
     condition = predicate(lambda x, beta: where(x.shape[1] <= 64, x.shape[0] % 8 == 0, 0))
-    assert [
-        condition.evaluate({"x.0": rows, "x.1": width}) for rows, width in ((8, 64), (9, 64), (8, 65))
-    ] == [1, 0, 0]
+    assert [condition.evaluate({"x.0": rows, "x.1": width}) for rows, width in ((8, 64), (9, 64), (8, 65))] == [1, 0, 0]
     assert predicate(lambda x: x.dtype is DType.FLOAT16).evaluate({}) == 1
     assert predicate(lambda beta: beta > 4).evaluate({}) == 0
     assert predicate(lambda y: y.ndim == 2).evaluate({}) == 1

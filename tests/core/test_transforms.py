@@ -143,7 +143,11 @@ def test_cast_never_loses_a_finite_value_in_silence(dtype: DType, size: int) -> 
         f"2 of {size} values are beyond {dtype} (-{largest:g}..{largest:g}), the worst -2e+06\n"
         "  to repair: use a wider dtype, or layerport.transforms.cast(..., overflow='saturate')"
     )
-    assert transforms.cast(array, dtype, overflow="saturate")[:3].astype(float).tolist() == [1, largest, -largest]
+    assert transforms.cast(array, dtype, overflow="saturate")[:3].astype(float).tolist() == [
+        1,
+        largest,
+        -largest,
+    ]
     assert not np.isfinite(transforms.cast(array, dtype, overflow="allow")[1:3].astype(float)).any()
 
 
@@ -224,7 +228,10 @@ def test_cast_through_torch_is_what_torch_does() -> None:
         (lambda a: transforms.transpose(a[0]), "an array of 1 dims has no two axes"),
         (lambda a: transforms.pad(a, [(1, 1)]), r"widths \[\(1, 1\)\] for shape \[2, 3\]"),
         (lambda a: transforms.pad(a, [(1, -1), (0, 0)]), "widths"),
-        (lambda a: transforms.crop(a, [(2, 1), (0, 0)]), r"cannot crop \[\(2, 1\), \(0, 0\)\] from shape \[2, 3\]"),
+        (
+            lambda a: transforms.crop(a, [(2, 1), (0, 0)]),
+            r"cannot crop \[\(2, 1\), \(0, 0\)\] from shape \[2, 3\]",
+        ),
         (lambda a: transforms.widths_to_multiple((2, 3), (0, 1)), r"multiples \[0, 1\] for shape \[2, 3\]"),
         (lambda a: transforms.interleave(a, 2, 1), r"2 equal parts of axis 1 of shape \[2, 3\]"),
         (lambda a: transforms.deinterleave(a, 2, 5), "axis 5 of an array of 2 dims"),

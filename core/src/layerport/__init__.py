@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from layerport.plugin_spec import PluginSpec
     from layerport.records import rewrite
     from layerport.session import Session, load
+    from layerport.shape_rules import SizeSymbol
     from layerport.signature import Param
     from layerport.targets import Target
     from layerport.verification import verify
@@ -37,6 +38,7 @@ _HOMES = {
     "Parameters": "parameters",
     "PluginSpec": "plugin_spec",
     "Session": "session",
+    "SizeSymbol": "shape_rules",
     "Target": "targets",
     "UsageError": "errors",
     "VerifyError": "errors",
@@ -68,6 +70,7 @@ __all__ = [
     "Parameters",
     "PluginSpec",
     "Session",
+    "SizeSymbol",
     "Target",
     "UsageError",
     "VerifyError",

@@ -9,6 +9,7 @@ import collections.abc
 import inspect
 import keyword
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -60,8 +61,8 @@ def _schema_refusal(argument: Argument) -> str | None:
     items = default if isinstance(default, tuple) else (default,)
     if isinstance(default, tuple) and (argument.type == "str[]" or argument.optional):
         return f"a torch schema has no default for {argument.schema_type} except None"
-    if any(isinstance(item, float) and not math.isfinite(item) for item in items):
-        return "a torch schema has no infinite or NaN default"
+    if any(isinstance(item, float) and item and not sys.float_info.min <= abs(item) < math.inf for item in items):
+        return "a torch schema has no infinite, NaN or subnormal default"
     return None
 
 

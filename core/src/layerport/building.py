@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerport import bundle as bundles
-from layerport.dims import DimRange, apply_ranges, parse_ranges, require_limits
+from layerport.dims import parse_ranges
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
 from layerport.errors import BuildError
+from layerport.pack_discovery import STRICT_VARIABLE, switched_on
 from layerport.targets import Target
 
 if TYPE_CHECKING:
-    from layerport.front.export import ExportedModel
-    from layerport.front.realise import Realisation
-    from layerport.front.sources import Source
-    from layerport.packs import Packs
-    from layerport.plugin_spec import PluginSet
+    from layerport.front.pipeline import Prepared
     from layerport.verification import Verification
 
 Progress = Callable[[str, dict[str, Any] | None], None]
@@ -85,20 +82,21 @@ def build(
     no_claim: Collection[str] = (),
     decompose: Collection[str] = (),
     packs: Iterable[object] = (),
-    strict: bool = False,
+    strict: bool | None = None,
     force: bool = False,
     verify: bool = True,
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build a bundle from a Torch model: claim, export, compile, build the engine, verify.
+    """Build a bundle from a model: claim, export, compile, build the engine, verify.
 
-    source: an nn.Module (with `args`, and `dynamic_shapes` in torch.export's form), a tuple of these, an ExportedProgram,
-    or a text `module:callable` / `file.py:callable`.
+    source: an nn.Module (with `args`, and `dynamic_shapes` in torch.export's form), a tuple of these, an
+    ExportedProgram, or a text: `module:callable`, `file.py:callable` or the path of an .onnx file.
     target: such as "rtx:sm_89,sm_120" or "portable"; None takes what is installed, and the report says why.
     ranges: "NAME=MIN..USUAL..MAX" for dynamic dims.  inputs: "NAME=DTYPE:DIMS" example inputs, for a source text that
     gives a bare module.  claim, no_claim, decompose: layer names.
     packs: packs to use besides the installed ones (module, object or file path).
+    strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
     options: `workspace` (bytes), `optimization_level` for TensorRT.
     progress: called with the stage's name, and TensorRT's progress events meanwhile.
 
@@ -118,6 +116,7 @@ def build(
         clock.start("load")
         from layerport import packs as pack_host
         from layerport.front import sources
+        from layerport.front.pipeline import Wishes, prepare
 
         loaded = pack_host.load(*packs)
         report.warnings += [f"pack {one.info.label} failed to load: {one.failure}" for one in loaded.failed]
@@ -129,15 +128,29 @@ def build(
         else:
             made = sources.as_source(source, args=args, dynamic_shapes=dynamic_shapes)
         with bundles.writing(out, force=force) as folder:
-            dims, manifest, profile = _front(
-                made, loaded, folder, chosen, wanted_ranges, claim, no_claim, decompose, strict, report, clock
+            prepared = prepare(
+                made,
+                loaded,
+                folder,
+                Wishes(
+                    target=chosen,
+                    ranges=wanted_ranges,
+                    claim=tuple(claim),
+                    no_claim=tuple(no_claim),
+                    decompose=tuple(decompose),
+                    strict=switched_on(STRICT_VARIABLE, os.environ) if strict is None else strict,
+                    samples=verify,
+                ),
+                clock.start,
             )
             del made
+            report.layers, report.claims = prepared.layers, prepared.claims
+            manifest = prepared.manifest
             gc.collect()
             if engine:
                 assert process is not None
                 clock.start("engine")
-                entry = _engine(process, folder, chosen, profile, manifest, options, tell, report)
+                entry = _engine(process, folder, chosen, prepared, options, tell, report)
                 manifest["targets"] = [entry]
             clock.start("verify")
             bundles.write_manifest(folder, manifest)
@@ -149,121 +162,11 @@ def build(
     return report
 
 
-def _front(
-    source: Source,
-    packs: Packs,
-    folder: Path,
-    target: Target,
-    ranges: Mapping[str, tuple[int, int | None, int]],
-    claim: Collection[str],
-    no_claim: Collection[str],
-    decompose: Collection[str],
-    strict: bool,
-    report: BuildReport,
-    clock: _Clock,
-) -> tuple[Mapping[str, DimRange], dict[str, Any], dict[str, Any]]:
-    """The front half: everything up to the files that the engine half reads."""
-    import torch
-
-    from layerport.front.bodies import Bodies
-    from layerport.front.claims import claim_layers
-    from layerport.front.export import export_model
-    from layerport.front.nodes import layer_nodes
-    from layerport.front.portable import write_portable
-    from layerport.front.realise import realise
-    from layerport.front.samples import write_samples
-    from layerport.plugin_spec import to_bytes
-
-    clock.start("claim")
-    model: Any = source.model
-    if isinstance(model, torch.export.ExportedProgram):
-        with torch.no_grad():
-            outputs = model.module()(*source.args, **source.kwargs)
-    else:
-        claimed = claim_layers(source, packs, required=claim, refused=no_claim, strict=strict)
-        model, outputs = claimed.model, claimed.outputs
-        report.claims = [one.to_json() for one in claimed.claims]
-    clock.start("export")
-    exported = export_model(source, model, packs.layers, outputs)
-    dims = apply_ranges(exported.dims, ranges)
-    if target.flavour != "portable":
-        require_limits(dims, str(target))
-    nodes = layer_nodes(exported.model, packs)
-    bodies = Bodies({dim.name: dim.opt for dim in dims.values()})
-    bodies.attach(exported.model, nodes)
-    clock.start("compile")
-    realisations, plugins = realise(nodes, bodies, packs, target, decompose)
-    report.layers = [_layer_entry(one, packs) for one in realisations]
-    clock.start("write")
-    write_samples(source, exported, outputs, folder)
-    write_portable(exported.model, folder)
-    if plugins.specs:
-        (folder / bundles.PLUGINS).write_bytes(to_bytes(plugins))
-    return dims, _manifest(exported, dims, report, plugins), _profile(exported, dims)
-
-
-def _layer_entry(one: Realisation, packs: Packs) -> dict[str, Any]:
-    info = packs.owner(one.node.layer).info
-    return {
-        "node": one.node.name,
-        "layer": one.node.layer.name,
-        "version": one.node.layer.version,
-        "module": one.node.module,
-        "pack": info.name,
-        "distribution": info.distribution,
-        "pack_version": info.version,
-        "parameters": one.node.bound.parameters.digest,
-        "realised": one.realised,
-        "reason": one.reason,
-        "plugin": one.spec.key if one.spec else None,
-        "plugin_class": one.spec.plugin_class if one.spec else None,
-    }
-
-
-def _manifest(
-    exported: ExportedModel, dims: Mapping[str, DimRange], report: BuildReport, plugins: PluginSet
-) -> dict[str, Any]:
-    tools = ("torch", "onnx", "onnx-ir", "onnxscript", "nvidia-cuda-nvrtc")
-    return {
-        "layerport": metadata.version("layerport"),
-        "inputs": [port.to_json() for port in exported.inputs],
-        "outputs": [port.to_json() for port in exported.outputs],
-        "dims": [dim.to_json() for dim in dims.values()],
-        "layers": report.layers,
-        "claims": report.claims,
-        "targets": [],
-        "tools": {name: version for name in tools if (version := _version(name))},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _profile(exported: ExportedModel, dims: Mapping[str, DimRange]) -> dict[str, list[list[int]]]:
-    """Per input its least, usual and greatest shape."""
-    from layerport.expressions import parse
-
-    sizes = [
-        {name: dim.min for name, dim in dims.items()},
-        {name: dim.opt for name, dim in dims.items()},
-        {name: dim.opt if dim.max is None else dim.max for name, dim in dims.items()},
-    ]
-    return {
-        port.name: [[dim if isinstance(dim, int) else parse(dim).evaluate(env) for dim in port.dims] for env in sizes]
-        for port in exported.inputs
-    }
-
-
 def _engine(
     process: BuildProcess,
     folder: Path,
     target: Target,
-    profile: Mapping[str, Any],
-    manifest: Mapping[str, Any],
+    prepared: Prepared,
     options: Mapping[str, Any] | None,
     tell: Progress,
     report: BuildReport,
@@ -280,9 +183,9 @@ def _engine(
             "plan": str(folder / target.plan_name),
             "flavour": target.flavour,
             "architectures": list(target.architectures),
-            "profile": profile,
+            "profile": prepared.profile,
             "options": dict(options or {}),
-            "allow_classes": any(one["plugin_class"] for one in manifest["layers"]),
+            "allow_classes": any(one["plugin_class"] for one in prepared.layers),
         },
         lambda event: tell("engine", event),
     )
@@ -296,7 +199,7 @@ def _engine(
         "file": target.plan_name,
         "plugins": result["plugins"],
         "tensorrt": result["version"],
-        "profile": profile,
+        "profile": prepared.profile,
     }
 
 

@@ -1,4 +1,4 @@
-"""The bundle: the folder that a build writes.  Written atomically, read with trust in nothing.  Imports no framework."""
+"""The bundle: the folder that a build writes.  Written atomically, read with trust in nothing; imports no framework."""
 
 from __future__ import annotations
 

@@ -117,10 +117,6 @@ def _decode(data: bytes, key: str) -> tuple[dict[str, Any], bytes]:
         raise ValueError("its content does not have the digest that it states")
     head, _, payload = body.partition(b"\n")
     fields = json.loads(head)
-    if (
-        not isinstance(fields, dict)
-        or fields.get("key") != key
-        or not isinstance(fields.get("metadata"), dict)
-    ):
+    if not isinstance(fields, dict) or fields.get("key") != key or not isinstance(fields.get("metadata"), dict):
         raise ValueError("it belongs to another key")
     return fields["metadata"], payload

@@ -68,7 +68,7 @@ def main() -> None:
 @click.option("--no-claim", multiple=True, metavar="LAYER", help="Do not use this layer.")
 @click.option("--decompose", multiple=True, metavar="LAYER", help="Build this layer from its body, without a plugin.")
 @pack_option
-@click.option("--strict", is_flag=True, help="A claim that does not hold is an error.")
+@click.option("--strict", is_flag=True, default=None, help="A claim that does not hold is an error.")
 @click.option("--force", is_flag=True, help="Overwrite an existing bundle.")
 @click.option("--no-verify", is_flag=True, help="Do not compare with Torch at the end.")
 @click.option("--workspace", type=int, metavar="BYTES", help="Limit of TensorRT's workspace.")

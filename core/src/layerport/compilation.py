@@ -30,9 +30,7 @@ class Compilation:
     layer: str = ""
 
 
-def compile_all(
-    compilations: Sequence[Compilation], *, cache: KernelCache | None = None
-) -> tuple[Cubin, ...]:
+def compile_all(compilations: Sequence[Compilation], *, cache: KernelCache | None = None) -> tuple[Cubin, ...]:
     """The cubins, in order; those that the disk cache lacks are compiled side by side.
 
     Hand over everything that a build needs in one call: each call with a miss starts compiler processes.

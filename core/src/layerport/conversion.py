@@ -111,7 +111,7 @@ class ConversionTable:
             self._predicates.append((key, _Rule(rule, by)))
             return
         name = full_name(key) if isinstance(key, type) else key
-        known = self._rules.get(key) or self._rules.get(name)
+        known = self.for_name(name)
         if known is not None:
             raise UsageError(
                 f"two conversion rules for {name}: one by {known.by}, one by {by}",
@@ -131,7 +131,8 @@ class ConversionTable:
         return rule
 
     def for_name(self, name: str) -> _Rule | None:
-        return self._rules.get(name)
+        named = (rule for key, rule in self._rules.items() if isinstance(key, type) and full_name(key) == name)
+        return self._rules.get(name) or next(named, None)
 
     def find(self, value: Any) -> _Rule | None:
         """The rule for a value; two predicates of packs that both say yes are an error, never a guess."""
@@ -392,4 +393,7 @@ def _no_rule(label: str, function: str) -> UsageError:
 
 
 def _step(source_type: str, array: Array, action: str, by: str, path: str) -> Step:
-    return Step(source_type, array.dtype.name, array.shape, array.nbytes, action, by, path)
+    # The name of a NumPy dtype is slow to make, and only an array on its way may be of a type that DType has not got.
+    known = standard_fault(array) is None
+    dtype = DType.from_numpy(array.dtype).value if known else array.dtype.name
+    return Step(source_type, dtype, array.shape, array.nbytes, action, by, path)

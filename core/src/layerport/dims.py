@@ -70,7 +70,7 @@ def parse_ranges(texts: Iterable[str]) -> dict[str, tuple[int, int | None, int]]
 def apply_ranges(
     dims: Mapping[str, DimRange], ranges: Mapping[str, tuple[int, int | None, int]]
 ) -> dict[str, DimRange]:
-    """The model's dims with the user's ranges.  Raises UsageError for unknown dims and ranges the model does not take."""
+    """The model's dims with the user's ranges.  Raises UsageError for unknown dims and ranges that do not fit."""
     result = dict(dims)
     faults = [
         f"the model has no dynamic dim {name}; it has: {', '.join(dims) or 'none'}"
@@ -83,7 +83,8 @@ def apply_ranges(
         stated = dims[name]
         if least < stated.min or (stated.max is not None and greatest > stated.max):
             faults.append(
-                f"dim {name}: {least}..{greatest} goes beyond {stated.min}..{stated.max or 'any'}, which the model was exported for"
+                f"dim {name}: {least}..{greatest} goes beyond {stated.min}..{stated.max or 'any'}, "
+                "which the model was exported for"
             )
             continue
         try:

@@ -152,17 +152,15 @@ def layerport_convert_parameters(layer: Layer, parameters: Parameters, target: T
 def layerport_create_plugin(layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:
     """Return the plugin of a layer, or None for the one that the core makes from the layer's kernels.
 
-    layer: one of the pack's own layers.  bound: the layer with its parameters in the standard form.  target:
-    what the engine is built for.  Only the pack that owns it is asked; most packs do not need this hook.
+    layer: one of the pack's own layers.  bound: the layer with its converted parameters; `bound.place` holds dtypes and
+    dims of its tensors and the rule of its outputs here.  target: what the engine is built for.  Only the pack that
+    owns it is asked; most packs do not need this hook, which is for what a kernel cannot say.
 
     Example::
 
         from torch import Tensor
 
         import layerport as lp
-        from layerport.dtypes import DType
-        from layerport.expressions import parse
-        from layerport.plugin_spec import OutputSlot, Slot
 
 
         @lp.layer("hook_create_example::halve", version=1)
@@ -177,14 +175,8 @@ def layerport_create_plugin(layer: Layer, bound: BoundLayer, target: Target) -> 
 
         @lp.hookimpl
         def layerport_create_plugin(layer, bound, target):
-            # The class has to be importable where the engine runs, so it lives in a module of the pack.
-            return lp.PluginSpec(
-                layer=layer.name,
-                version=layer.version,
-                inputs=(Slot("x", DType("float32"), rank=2),),
-                outputs=(OutputSlot("output", DType("float32"), (parse("x.0"), parse("x.1"))),),
-                plugin_class="halve_pack.engine_plugin:HalvePlugin",
-            )
+            # A function (trt, spec) -> IPluginV3, importable where the engine is built and run.
+            return lp.PluginSpec.of(bound, plugin_class="halve_pack.engine_plugin:make_halve_plugin")
     """
     raise NotImplementedError
 

@@ -28,9 +28,7 @@ LaunchValue: TypeAlias = "TensorArg | ExprLike | float | bool | None"
 _CXX_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)*")
 _REFUSED_OPTIONS = {
     r"-{1,2}(arch|gpu-architecture)\b": "the targets of a build give the architecture",
-    r"-I|--include-path|-{1,2}include\b|--pre-include": (
-        "name folders in include=(...) and headers in the source"
-    ),
+    r"-I|--include-path|-{1,2}include\b|--pre-include": ("name folders in include=(...) and headers in the source"),
     r"-{1,2}(dc|rdc|device-c|relocatable-device-code|dlto|gen-opt-lto|dlink-time-opt|optix-ir)\b": (
         "a kernel is compiled whole, to a cubin"
     ),
@@ -60,15 +58,11 @@ class CudaSource:
         for name in ("options", "include"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
-                raise UsageError(
-                    f"lp.cuda: {name} is {_show(value)}", f'give a tuple of texts: {name}=("...",)'
-                )
+                raise UsageError(f"lp.cuda: {name} is {_show(value)}", f'give a tuple of texts: {name}=("...",)')
             object.__setattr__(self, name, tuple(value))
         for option in self.options:
             if not option.startswith("-"):
-                raise UsageError(
-                    f"lp.cuda: option {option!r} does not start with '-'", "write it as '--name=value'"
-                )
+                raise UsageError(f"lp.cuda: option {option!r} does not start with '-'", "write it as '--name=value'")
             for pattern, reason in _REFUSED_OPTIONS.items():
                 if re.match(pattern, option):
                     raise UsageError(f"lp.cuda: option {option!r} cannot be used here", reason)
@@ -102,13 +96,9 @@ class CudaSource:
                 "a path is relative to the file with the launch rule; is it in the package's data files?",
             ) from error
         except UnicodeDecodeError as error:
-            raise BuildError(
-                f"kernel source {path} is not UTF-8 at byte {error.start}", "save it as UTF-8"
-            ) from error
+            raise BuildError(f"kernel source {path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from error
         if "\0" in text:
-            raise BuildError(
-                f"kernel source {path} has a NUL at character {text.index(chr(0))}", "save it as text"
-            )
+            raise BuildError(f"kernel source {path} has a NUL at character {text.index(chr(0))}", "save it as text")
         return text
 
 
@@ -225,13 +215,9 @@ class Kernel:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, CudaSource):
-            raise UsageError(
-                f"kernel {self.name}: source is {_show(self.source)}", "make it with lp.cuda(file, entry)"
-            )
+            raise UsageError(f"kernel {self.name}: source is {_show(self.source)}", "make it with lp.cuda(file, entry)")
         if not callable(self.launch) or not (self.when is None or callable(self.when)):
-            raise UsageError(
-                f"kernel {self.name}: launch and when must be functions", "decorate a function with it"
-            )
+            raise UsageError(f"kernel {self.name}: launch and when must be functions", "decorate a function with it")
         given = (self.dtypes,) if isinstance(self.dtypes, (str, Mapping)) else tuple(self.dtypes)
         if not given:
             raise UsageError(f"kernel {self.name}: no dtypes", 'state them: dtypes=("float32", "float16")')
@@ -247,22 +233,23 @@ class Kernel:
         folder = os.path.dirname(os.path.abspath(file)) if not file.startswith("<") else os.getcwd()
         object.__setattr__(self, "source", self.source.anchored(folder))
 
-    def output_aliases(self, outputs: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    def output_aliases(self, outputs: Sequence[str], known: Sequence[str], *, sizes: bool = False) -> dict[str, str]:
         """The author's names for the outputs, each with the layer's own name.
 
-        outputs: the layer's names, in order.  known: the names of the layer's arguments.
+        outputs: the layer's names, in order.  known: the names of the layer's arguments.  sizes: whether more
+        names may follow, of data-dependent sizes that the kernel writes.  Raises PackError.
         """
         left = [name for name in self.parameters if name not in known]
         if set(left) == set(outputs):
             return {name: name for name in left}
-        if len(left) != len(outputs):
+        if len(left) < len(outputs) or (len(left) > len(outputs) and not sizes):
             raise PackError(
                 f"kernel {self.name}: launch takes {', '.join(left) or 'nothing'} "
                 "beside the layer's arguments, "
                 f"but the layer has {len(outputs)} outputs",
                 f"name the layer's arguments ({', '.join(known)}) as it does, and each output once",
             )
-        return dict(zip(left, outputs, strict=True))
+        return dict(zip(left, outputs, strict=False))
 
     def combinations(self, signature: Signature) -> tuple[dict[str, DType], ...]:
         """For each stated combination the dtype of every tensor and output of the layer, by the layer's
@@ -270,7 +257,7 @@ class Kernel:
         """
         arguments = [argument.name for argument in signature.arguments]
         tensors = [argument.name for argument in signature.tensors] + list(signature.output_names)
-        aliases = self.output_aliases(signature.output_names, arguments)
+        aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
         result = []
         for combination in self.dtypes:
             if isinstance(combination, str):
@@ -285,19 +272,15 @@ class Kernel:
                     f"kernel {self.name}: dtypes {_show_dtypes(combination)} do not fit the layer",
                     'name every tensor and output, or cover the others with "*"',
                     faults=[f"{name}: no dtype stated" for name in missing]
-                    + [
-                        f"{name}: the layer has no such tensor, only {', '.join(tensors)}" for name in unknown
-                    ],
+                    + [f"{name}: the layer has no such tensor, only {', '.join(tensors)}" for name in unknown],
                 )
             result.append({name: dtype for name in tensors if (dtype := named.get(name, rest)) is not None})
         return tuple(result)
 
-    def entry(
-        self, signature: Signature, dtypes: Mapping[str, DType], attributes: Mapping[str, Attribute]
-    ) -> str:
+    def entry(self, signature: Signature, dtypes: Mapping[str, DType], attributes: Mapping[str, Attribute]) -> str:
         """The name expression for these dtypes (by the layer's names) and attributes.  Raises PackError."""
         arguments = [argument.name for argument in signature.arguments]
-        aliases = self.output_aliases(signature.output_names, arguments)
+        aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
         text = ""
         try:
             pieces = list(string.Formatter().parse(self.source.entry))
@@ -312,8 +295,9 @@ class Kernel:
                 continue
             key = aliases.get(name, name)
             if spec or conversion or (key not in dtypes and key not in attributes):
+                template = self.source.entry
                 raise PackError(
-                    f"kernel {self.name}: entry {self.source.entry!r} has {{{name}}}, which is no tensor or attribute",
+                    f"kernel {self.name}: entry {template!r} has {{{name}}}, which is no tensor or attribute",
                     f"use one of {', '.join([*dtypes, *attributes])}",
                 )
             text += dtypes[key].cxx if key in dtypes else self._cxx_value(key, attributes[key])

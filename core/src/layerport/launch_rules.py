@@ -173,9 +173,7 @@ class LaunchRule:
             # A constant grid of 0 is the rule for a tensor that is always empty.
             if faults := constant_faults([one for one in grid if not _is_zero(one)], block, shared):
                 raise ValueError(faults[0])
-            return cls(
-                grid, block, shared, tuple(_arg_from_json(arg, index) for index, arg in enumerate(args))
-            )
+            return cls(grid, block, shared, tuple(_arg_from_json(arg, index) for index, arg in enumerate(args)))
         except (ValueError, LayerportError) as error:
             reason = error.fault if isinstance(error, LayerportError) else str(error)
             raise BuildError(
@@ -201,9 +199,7 @@ def constant_faults(grid: Sequence[Expr], block: Sequence[Expr], shared: Expr) -
     for value in known:
         threads *= max(value, 1)
     if threads > THREAD_LIMIT:
-        faults.append(
-            f"a block has {threads} threads ({' x '.join(map(str, known))}), allowed are {THREAD_LIMIT}"
-        )
+        faults.append(f"a block has {threads} threads ({' x '.join(map(str, known))}), allowed are {THREAD_LIMIT}")
     most = max(_SHARED_LIMITS.values()) * _KIB
     if isinstance(shared, Const) and not 0 <= shared.value <= most:
         faults.append(f"dynamic shared memory is {shared.value} bytes, no architecture has more than {most}")
@@ -212,10 +208,10 @@ def constant_faults(grid: Sequence[Expr], block: Sequence[Expr], shared: Expr) -
 
 def check_fit(rule: LaunchRule, cubin: Cubin, *, label: str) -> None:
     """Check that a rule passes what the compiled kernel takes.  Raises PackError with all faults at once."""
-    sizes = cubin.parameter_sizes
-    if len(sizes) != len(rule.args):
+    sizes, passed = cubin.parameter_sizes, len(rule.args)
+    if len(sizes) != passed:
         raise PackError(
-            f"{label}: the launch rule passes {len(rule.args)} arguments, but {cubin.symbol} takes {len(sizes)}",
+            f"{label}: the launch rule passes {passed} arguments, but {cubin.symbol} takes {len(sizes)}",
             "pass in args=(...) one value for each parameter of the kernel, in its order",
             faults=[f"passed: {', '.join(map(str, rule.args)) or 'nothing'}", f"taken: {sizes} bytes"],
         )
@@ -224,9 +220,7 @@ def check_fit(rule: LaunchRule, cubin: Cubin, *, label: str) -> None:
         kind = "pointer" if isinstance(arg, PointerArg) else arg.kind
         if size not in _WIDTHS[kind]:
             allowed = " or ".join(map(str, _WIDTHS[kind]))
-            faults.append(
-                f"argument {index} is {arg}, which takes {allowed} bytes; the kernel's parameter has {size}"
-            )
+            faults.append(f"argument {index} is {arg}, which takes {allowed} bytes; the kernel's parameter has {size}")
         elif isinstance(arg, ScalarArg) and isinstance(arg.value, Const) and not fits(arg.value.value, size):
             faults.append(f"argument {index} is {arg}, which does not fit the parameter of {size} bytes")
     block = [size.value for size in rule.block if isinstance(size, Const)]

@@ -35,9 +35,7 @@ def require_driver() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise LayerportError(
-            f"cuda.bindings cannot be imported: {error}", "pip install cuda-bindings"
-        ) from error
+        raise LayerportError(f"cuda.bindings cannot be imported: {error}", "pip install cuda-bindings") from error
     repair = "run on a machine with an NVIDIA GPU and driver; building, checking and verifying need neither"
     try:
         (status,) = driver.cuInit(0)
@@ -190,9 +188,7 @@ def _pack(slots: Any, index: int, value: int | float | bool | None, size: int, l
         try:
             struct.pack_into("<f" if size == 4 else "<d", slots, index * _SLOT, value)
         except OverflowError:
-            raise UsageError(
-                f"{label} does not fit a float", "declare the kernel's parameter as double"
-            ) from None
+            raise UsageError(f"{label} does not fit a float", "declare the kernel's parameter as double") from None
         return
     number = int(value or 0)
     if size > 1 and not fits(number, size):

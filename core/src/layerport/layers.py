@@ -39,7 +39,8 @@ class Layer:
         if match is None or match["namespace"].lower() in RESERVED_NAMESPACES:
             raise UsageError(
                 f"layer name {name!r} is not 'namespace::name' with two identifiers and a namespace of your own",
-                f"name it like 'my_pack::my_layer'; these namespaces are taken: {', '.join(sorted(RESERVED_NAMESPACES - {''}))}",
+                "name it like 'my_pack::my_layer'; these namespaces are taken: "
+                + ", ".join(sorted(RESERVED_NAMESPACES - {""})),
             )
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise UsageError(

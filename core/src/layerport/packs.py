@@ -368,4 +368,6 @@ def _info_of(plugin: object, infos: Sequence[PackInfo]) -> PackInfo:
         if named is plugin and not info.disabled:
             return info
     origin = getattr(plugin, "__file__", None) if isinstance(plugin, ModuleType) else None
+    if name == "__main__" and origin:  # a script that passes itself is the same pack as with --pack
+        name = Path(origin).stem
     return PackInfo(str(name).rpartition(".")[2], None, None, origin or f"passed in: {type(plugin).__qualname__}")

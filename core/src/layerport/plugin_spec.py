@@ -1,7 +1,7 @@
 """A layer compiled for targets, as pure data: what the engine half needs to make a TensorRT plugin without its pack.
 
-One format serves the bundle (`plugins.safetensors`, all specs of a model) and the plan (one spec in each plugin's field).
-It is read from files that nobody vouches for, so reading checks every length, name and type.  Imports no framework.
+One format serves the bundle (`plugins.safetensors`, all specs of a model) and the plan (one spec in each field).
+It is read from files that nobody vouches for, so reading checks every length, name and type.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from layerport.dtypes import DType
-from layerport.errors import BuildError
+from layerport.errors import BuildError, UsageError
 from layerport.expressions import Expr, parse
 from layerport.launch_rules import LaunchRule
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from layerport.layers import BoundLayer
 
 FORMAT = 1
 LIMIT = 1 << 30
@@ -72,7 +75,8 @@ class KernelCode:
 class PluginSpec:
     """Everything a TensorRT plugin needs to build and run one layer at one kind of place.
 
-    plugin_class: `module:Class` of the pack's own `IPluginV3`, where a kernel cannot say it; then `kernels` is empty.
+    plugin_class: `module:function` of the pack, called as `function(trt, spec)` with TensorRT's module, which makes the
+    pack's own `IPluginV3` where a kernel cannot say it; then `kernels` is empty.
     images: cubins by SHA-256.
     """
 
@@ -85,6 +89,50 @@ class PluginSpec:
     kernels: tuple[KernelCode, ...] = ()
     images: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     plugin_class: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        bound: BoundLayer,
+        *,
+        kernels: tuple[KernelCode, ...] = (),
+        images: Mapping[str, bytes] = MappingProxyType({}),
+        plugin_class: str | None = None,
+    ) -> PluginSpec:
+        """The spec of a layer at its place in a model, with inputs, outputs and attributes filled in from there.
+
+        Raises UsageError where the layer has no place yet, which it gets when a plugin is asked for.
+        """
+        layer, place = bound.layer, bound.place
+        if place is None:
+            raise UsageError(f"layer {layer.name} has no place in a model yet", "call this in layerport_create_plugin")
+        parameters = {argument.name for argument in layer.signature.params}
+        inputs = []
+        for name, shape in place.tensors.items():
+            if shape is None:
+                continue
+            array = bound.parameters.get(name)
+            dtype, rank = (
+                (shape.dtype, len(shape.dims)) if array is None else (DType.from_numpy(array.dtype), array.ndim)
+            )
+            inputs.append(Slot(name, dtype, rank, name in parameters))
+        outputs = zip(layer.signature.output_names, place.derivation.outputs, strict=True)
+        attributes = bound.parameters.attributes
+        return cls(
+            layer=layer.name,
+            version=layer.version,
+            inputs=tuple(inputs),
+            outputs=tuple(OutputSlot(name, rule.dtype, rule.dims) for name, rule in outputs),
+            sizes=tuple(
+                SizeSlot(size.name, size.upper_bound)
+                for size in place.derivation.size_symbols
+                if size.upper_bound is not None
+            ),
+            attributes={key: list(value) if isinstance(value, tuple) else value for key, value in attributes.items()},
+            kernels=kernels,
+            images=images,
+            plugin_class=plugin_class,
+        )
 
     @property
     def namespace(self) -> str:

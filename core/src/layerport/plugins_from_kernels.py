@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from layerport.dtypes import DType
 from layerport.expressions import Const, Expr, Symbol
 from layerport.kernels import Kernel, TensorArg
-from layerport.plugin_spec import KernelCode, OutputSlot, PluginSpec, SizeSlot, Slot
-from layerport.signature import Kind
+from layerport.plugin_spec import KernelCode, PluginSpec
 
 if TYPE_CHECKING:
     from layerport.layers import BoundLayer, Layer
@@ -126,29 +125,7 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
             images[cubin.digest] = cubin.image
             built[architecture] = cubin.digest
         kernels.append(KernelCode(kernel.name, cubin.symbol, rule, built, guard))
-    derivation = bound.place.derivation
-    kinds = {argument.name: argument.kind for argument in layer.signature.tensors}
-    return PluginSpec(
-        layer=layer.name,
-        version=layer.version,
-        inputs=tuple(
-            Slot(name, tensors[name].dtype, tensors[name].ndim, kinds[name] is Kind.PARAM)  # type: ignore[union-attr]
-            for name, shape in bound.place.tensors.items()
-            if shape is not None
-        ),
-        outputs=tuple(
-            OutputSlot(name, output.dtype, output.dims)
-            for name, output in zip(layer.signature.output_names, derivation.outputs, strict=True)
-        ),
-        sizes=tuple(SizeSlot(size.name, size.upper_bound) for size in derivation.size_symbols),
-        attributes=_plain(attributes),
-        kernels=tuple(kernels),
-        images=images,
-    )
-
-
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in attributes.items()}
+    return PluginSpec.of(bound, kernels=tuple(kernels), images=images)
 
 
 def _show(dtypes: Mapping[str, DType]) -> str:

@@ -208,7 +208,7 @@ def normalise(value: Any, type_name: str, optional: bool = False) -> Attribute:
         from layerport.conversion import to_plain  # lazily: plain values must not bring numpy in
 
         try:
-            value = to_plain(value)
+            value = to_plain(value, type_name)
         except UsageError as error:
             raise WrongValueError(f"{wanted}, got {error.fault}") from None
     if value is None:

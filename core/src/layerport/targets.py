@@ -1,4 +1,4 @@
-"""What an engine is built for: a flavour of TensorRT and GPU architectures.  Imports nothing heavy; anyone may import it."""
+"""What an engine is built for: a flavour of TensorRT and GPU architectures.  Anyone may import it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ARCHITECTURE = re.compile(r"sm_\d{2,3}")
 
 @dataclass(frozen=True)
 class Target:
-    """A flavour (`rtx`, `tensorrt`, `portable`) and the GPU architectures an engine is built for, in ascending order."""
+    """A flavour (`rtx`, `tensorrt`, `portable`) and the GPU architectures an engine is for, in ascending order."""
 
     flavour: str
     architectures: tuple[str, ...] = ()

@@ -36,9 +36,7 @@ def trace(
     tracer = _Tracer(kernel, signature, tensors, attributes, layer)
     launch = tracer.call(kernel.launch, kernel.parameters, "launch")
     if not isinstance(launch, Launch):
-        raise tracer.fault(
-            kernel.launch, "launch", f"it returned {type(launch).__name__}", "return lp.Launch(...)"
-        )
+        raise tracer.fault(kernel.launch, "launch", f"it returned {type(launch).__name__}", "return lp.Launch(...)")
     empty = any(_is_zero(size) for tensor in tracer.tensors for size in tensor.shape)
     if not empty and any(_is_zero(size) for size in launch.grid):
         sizes = ", ".join(map(str, launch.grid))
@@ -98,17 +96,13 @@ class _Tracer:
 
     def call(self, function: Callable[..., Any], names: tuple[str, ...], what: str) -> Any:
         if unknown := [name for name in names if name not in self.objects]:
-            raise self.fault(
-                function, what, f"it takes {', '.join(unknown)}", f"there are {', '.join(self.objects)}"
-            )
+            raise self.fault(function, what, f"it takes {', '.join(unknown)}", f"there are {', '.join(self.objects)}")
         try:
             return function(**{name: self.objects[name] for name in names})
         except LayerportError as error:
             raise self.fault(function, what, error.fault, error.repair, error, error.faults) from error
         except Exception as error:
-            repair = (
-                "a rule may use .shape, .ndim, .numel(), .dtype and .itemsize of tensors, and the attributes"
-            )
+            repair = "a rule may use .shape, .ndim, .numel(), .dtype and .itemsize of tensors, and the attributes"
             raise self.fault(function, what, f"{type(error).__name__}: {error}", repair, error) from error
 
     def argument(self, value: LaunchValue, index: int) -> Arg:

@@ -19,7 +19,7 @@ from layerport.errors import UsageError
 Array: TypeAlias = NDArray[Any]
 Overflow: TypeAlias = Literal["error", "saturate", "allow"]
 
-_WORTH_TORCH = 1 << 16
+_WORTH_TORCH = 1 << 10
 
 
 def cast(array: Array, dtype: DType | str, *, overflow: Overflow = "error") -> Array:
@@ -43,19 +43,20 @@ def cast(array: Array, dtype: DType | str, *, overflow: Overflow = "error") -> A
 
 
 def _cast_to_float(array: Array, dtype: DType, overflow: Overflow) -> Array:
-    largest = float(_finfo(dtype).max)
-    if array.size >= _WORTH_TORCH and "torch" in sys.modules:
+    largest = _largest(dtype)
+    fits = not array.size or _largest(DType.from_numpy(array.dtype)) <= largest or _magnitude(array) <= largest
+    # Only what fits: of values that do not, each library makes something else.
+    if fits and array.size >= _WORTH_TORCH and "torch" in sys.modules:
         from layerport.adapters.torch_arrays import fast_cast
 
         fast = fast_cast(array, dtype)
-        if fast is not None and (fast[1] is None or fast[1] <= largest):
-            return fast[0]
-    values = _plain(array)
+        if fast is not None:
+            return fast
     with np.errstate(all="ignore"):
         result = array.astype(dtype.to_numpy(), order="C")
-        if overflow == "allow" or not array.size or max(-float(values.min()), float(values.max())) <= largest:
+        if fits or overflow == "allow":
             return result
-        rounded = _plain(result)
+        values, rounded = _plain(array), _plain(result)
         lost = np.isfinite(values) & ~np.isfinite(rounded) | np.isinf(values) & np.isnan(rounded)
     if not lost.any():
         return result
@@ -230,10 +231,29 @@ def _plain(array: Array) -> Array:
     return array.astype(np.float32) if small else array
 
 
+def _magnitude(array: Array) -> float:
+    """The largest magnitude; infinite or NaN where one of the values is."""
+    if array.size >= _WORTH_TORCH and "torch" in sys.modules:
+        from layerport.adapters.torch_arrays import fast_magnitude
+
+        fast = fast_magnitude(array)
+        if fast is not None:
+            return fast
+    values = _plain(array)
+    return max(-float(values.min()), float(values.max()), key=lambda value: (value != value, value))
+
+
+def _largest(dtype: DType) -> float:
+    """The largest finite value of the type."""
+    if dtype.is_floating:
+        return float(_finfo(dtype).max)
+    return 1.0 if dtype is DType.BOOL else float(_integer_range(dtype)[1])
+
+
 def _finfo(dtype: DType) -> Any:
     import ml_dtypes
 
-    return ml_dtypes.finfo(dtype.to_numpy())  # type: ignore[no-untyped-call]
+    return ml_dtypes.finfo(dtype.to_numpy())
 
 
 def _integer_range(dtype: DType) -> tuple[int, int]:

@@ -95,9 +95,10 @@ def compare(
     with np.errstate(all="ignore"):
         difference = np.where(same, 0.0, np.abs(left - right))
         ratio = np.where(same, 0.0, difference / np.maximum(np.abs(right), np.finfo(np.float64).tiny))
-    passed = bool(np.all(same | (difference <= absolute + relative * np.abs(right))))
-    max_abs = float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
-    max_rel = float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
+    # An infinity allows infinite error by the formula, so it has to be met exactly.
+    passed = bool(np.all(same | (np.isfinite(right) & (difference <= absolute + relative * np.abs(right)))))
+    max_abs = float(np.where(np.isnan(difference), np.inf, difference).max(initial=0.0))
+    max_rel = float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0))
     norms = float(np.linalg.norm(left) * np.linalg.norm(right))
     cosine = float(left @ right) / norms if norms and np.isfinite(norms) else (1.0 if same.all() else 0.0)
     return OutputCheck(name, dtype, shape, max_abs, max_rel, cosine, passed)

@@ -73,9 +73,7 @@ class Cubin:
 
 def kernel_symbols(image: bytes) -> tuple[str, ...]:
     """The symbols of all kernels in a cubin, sorted.  Raises ValueError where the image is no cubin."""
-    return tuple(
-        sorted(name.removeprefix(_INFO) for name in _Sections(image).by_name if name.startswith(_INFO))
-    )
+    return tuple(sorted(name.removeprefix(_INFO) for name in _Sections(image).by_name if name.startswith(_INFO)))
 
 
 class _Sections:

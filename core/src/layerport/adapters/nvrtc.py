@@ -2,8 +2,8 @@
 
 Misses of the disk cache are dealt to child processes (`nvrtc_child.py`), one per core: NVRTC holds a lock of
 its own, so threads gain nothing.  What reaches the compiler is made independent of where the source lies, so
-that equal inputs give equal bytes.  `kernels.compile_all` uses it; it knows nothing of layers, and errors
-carry the label that a job came with.
+that equal inputs give equal bytes.  `compilation` uses it; it knows nothing of layers, and errors carry the
+label that a job came with.
 """
 
 from __future__ import annotations
@@ -243,7 +243,8 @@ class _Child:
         return BuildError(
             f"{job.label}: the compiler process ended with status {self.process.returncode} at {job.name} "
             f"for {job.architecture}",
-            "see what it printed above; pip install cuda-bindings nvidia-cuda-nvrtc if they are missing",
+            "python -c 'import cuda.bindings.nvrtc' shows whether the compiler loads at all; "
+            "a negative status is a crash inside NVRTC: cut the kernel down to find what it stumbles over",
             faults=tail,
         )
 

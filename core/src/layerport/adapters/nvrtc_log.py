@@ -12,9 +12,7 @@ from layerport.errors import BuildError
 if TYPE_CHECKING:
     from layerport.adapters.nvrtc import Job
 
-_ERROR = re.compile(
-    r"^(?P<file>[^\n(]+)\((?P<line>\d+)\): (?:catastrophic )?error: (?P<text>[^\n]+)", re.MULTILINE
-)
+_ERROR = re.compile(r"^(?P<file>[^\n(]+)\((?P<line>\d+)\): (?:catastrophic )?error: (?P<text>[^\n]+)", re.MULTILINE)
 _ENTRY_UNIT = "__nv_name_map"  # the file in which NVRTC looks up name expressions
 _SHOWN = 5
 _HEADER_OF_TYPE = {
@@ -61,9 +59,7 @@ def explain(answer: dict[str, Any], job: Job, toolkit: Sequence[str]) -> BuildEr
     elif "excessive recursion" in text:
         repair = "end the recursion of the template, with a specialisation or if constexpr"
     source = _excerpt(log, file, line)
-    return BuildError(
-        f"{job.label}: {_place(job, file, line)}: {text}", repair, faults=[*source, *faults, how]
-    )
+    return BuildError(f"{job.label}: {_place(job, file, line)}: {text}", repair, faults=[*source, *faults, how])
 
 
 def _place(job: Job, file: str, line: int) -> str:
@@ -121,16 +117,10 @@ def _source(job: Job) -> str:
 def _header_repair(header: str, toolkit: bool) -> str:
     if header.startswith(("cub/", "thrust/", "cuda/", "nv/")):
         return "pip install nvidia-cuda-cccl, which has this header of CUDA"
-    if re.match(
-        r"cuda_|cuda[A-Z]|cooperative_groups|device_|vector_|math_constants|mma\.h|curand|sm_\d", header
-    ):
+    if re.match(r"cuda_|cuda[A-Z]|cooperative_groups|device_|vector_|math_constants|mma\.h|curand|sm_\d", header):
         return "pip install nvidia-cuda-runtime, which has the headers of CUDA"
     if _HOST_HEADER.fullmatch(header):
         stem = header.removesuffix(".h")
         return f"NVRTC has no host headers: use <cuda/std/{'c' + stem if header.endswith('.h') else stem}>"
     advice = "put the header beside the source, or name its folder in lp.cuda(..., include=(...))"
-    return (
-        advice
-        if toolkit
-        else f"{advice}; the headers of CUDA are in nvidia-cuda-runtime and nvidia-cuda-cccl"
-    )
+    return advice if toolkit else f"{advice}; the headers of CUDA are in nvidia-cuda-runtime and nvidia-cuda-cccl"

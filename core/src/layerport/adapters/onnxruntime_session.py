@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,43 @@ from layerport.dims import Port
 from layerport.dtypes import DType
 from layerport.errors import BuildError
 
-_SIMPLE = frozenset("float32 float64 float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split())
+_SIMPLE = frozenset(
+    ["float32", "float64", "float16", "bool"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
 
 
 def open_session(model: Path) -> tuple[Any, str | None]:
-    """An inference session for a model file, and what its precision does not show (None where it is the model's own)."""
+    """An inference session for a model file, and what its precision does not show (None where it is the model's own).
+
+    Raises BuildError where ONNX Runtime does not take the model.
+    """
+    try:
+        return _open(model), None
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        from layerport.adapters.onnx_widening import write_widened
+
+        with tempfile.TemporaryDirectory() as folder:
+            twin = write_widened(model, Path(folder))
+            if twin is None:
+                raise _refusal(model, error) from error
+            note = "ONNX Runtime has no bfloat16 arithmetic for this model on the CPU: a float32 twin ran instead"
+            return _open(twin), note
+    except Exception as error:
+        raise _refusal(model, error) from error
+
+
+def _open(model: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"]), None
-    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:
-        from layerport.adapters.onnx_widening import widened
+    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
-        data = widened(model)
-        if data is None:
-            raise
-        note = "ONNX Runtime has no bfloat16 arithmetic for this model on the CPU: it ran in float32 instead"
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]), note
-    except Exception as error:
-        raise BuildError(
-            f"ONNX Runtime cannot open {model.name}: {str(error).strip().splitlines()[0]}",
-            "update onnxruntime, or report the operator it names",
-        ) from error
+
+def _refusal(model: Path, error: Exception) -> BuildError:
+    return BuildError(
+        f"ONNX Runtime cannot open {model.name}: {str(error).strip().splitlines()[0]}",
+        "update onnxruntime, or report the operator it names",
+    )
 
 
 def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]) -> dict[str, np.ndarray[Any, Any]]:
@@ -51,11 +67,7 @@ def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]
         binding.bind_output(name)
     session.run_with_iobinding(binding)
     stated = {port.name: DType(port.dtype) for port in outputs}
-    results = {}
-    for name, value in zip(names, binding.get_outputs(), strict=True):
-        array = _array(value, stated[name])
-        results[name] = array
-    return results
+    return {name: _array(value, stated[name]) for name, value in zip(names, binding.get_outputs(), strict=True)}
 
 
 def _value(array: np.ndarray[Any, Any], wanted: str) -> Any:

@@ -104,7 +104,18 @@ def read(data: bytes | bytearray | memoryview) -> tuple[dict[str, Array], dict[s
 
 def from_slice(value: Any) -> Any:
     """The rule for what `safetensors.safe_open(...).get_slice(name)` gives, for whichever framework."""
-    return value[...]
+    name, shape = value.get_dtype(), value.get_shape()
+    if name not in _DTYPES:
+        raise UsageError(f"a safetensors slice of {name}", f"store it as one of {', '.join(_DTYPES)}")
+    if 0 in shape:  # the library cannot slice an empty tensor
+        return np.empty(shape, _DTYPES[name].to_numpy())
+    try:
+        return value[...]
+    except AttributeError:  # opened for NumPy, in which the library knows no fp8
+        raise UsageError(
+            f"a safetensors slice of {name}, opened for a framework without that type",
+            "open the file with framework='pt', or read it with layerport.Parameters.load",
+        ) from None
 
 
 def _read(data: NDArray[np.uint8], where: str) -> tuple[dict[str, Array], dict[str, str]]:

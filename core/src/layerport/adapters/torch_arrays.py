@@ -28,16 +28,22 @@ _BY_TORCH = {from_dtype(dtype): dtype for dtype in _CARRIERS}
 
 def from_tensor(tensor: torch.Tensor) -> Hop:
     """The tensor's own memory where it is plain, dense, contiguous and on the CPU; else a copy that is."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return _from_tensor(tensor.detach())
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-        plain, action = _materialise(tensor)
-        plain = plain.detach()
-        if plain.device.type != "cpu":
-            plain, action = plain.cpu(), "copy"
-        if plain.is_conj() or plain.is_neg():
-            plain, action = plain.resolve_conj().resolve_neg(), "copy"
-        if not plain.is_contiguous():
-            plain, action = plain.contiguous(), "copy" if action == "view" else action
-        return Hop(_to_numpy(plain), action)
+        return _from_tensor(tensor)
+
+
+def _from_tensor(tensor: torch.Tensor) -> Hop:
+    plain, action = _materialise(tensor)
+    plain = plain.detach()
+    if plain.device.type != "cpu":
+        plain, action = plain.cpu(), "copy"
+    if plain.is_conj() or plain.is_neg():
+        plain, action = plain.resolve_conj().resolve_neg(), "copy"
+    if not plain.is_contiguous():
+        plain, action = plain.contiguous(), "copy" if action == "view" else action
+    return Hop(_to_numpy(plain), action)
 
 
 def to_tensor(array: Array, name: str, target: type | None) -> torch.Tensor:
@@ -58,32 +64,34 @@ def to_parameter(array: Array, name: str, target: type | None) -> torch.nn.Param
     return torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
 
 
+# Pairs that Torch casts to the same bits as NumPy and ml_dtypes.  Not from float64 to less than float32: Torch rounds
+# twice on that way.
+_SMALL = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 _FAST = frozenset(
     {
-        (DType.FLOAT32, DType.FLOAT16),
-        (DType.FLOAT32, DType.BFLOAT16),
-        (DType.FLOAT16, DType.FLOAT32),
-        (DType.BFLOAT16, DType.FLOAT32),
+        *((source, target) for source in _SMALL for target in (*_SMALL, DType.FLOAT8_E4M3FN, DType.FLOAT8_E5M2)),
+        *((source, DType.FLOAT64) for source in _SMALL),
+        (DType.FLOAT64, DType.FLOAT32),
     }
 )
 
 
-def fast_cast(array: Array, dtype: DType) -> tuple[Array, float | None] | None:
-    """The array in `dtype` and the largest magnitude in it (None where no value can be too large).
-
-    None for a pair of types that Torch does not cast faster than NumPy with the same bits as the result.
-    """
+def fast_cast(array: Array, dtype: DType) -> Array | None:
+    """The array in `dtype`; None for a pair of types that Torch does not cast faster and to the same bits."""
     if (DType.from_numpy(array.dtype), dtype) not in _FAST or not array.flags.writeable:
         return None
-    source = to_tensor(array, "", None)
-    # NumPy's memory comes in huge pages where Torch's does not: half the time of tensor.to() for a large
-    # array.
+    # NumPy's memory comes in huge pages where Torch's does not: half the time of tensor.to() for a large array.
     result = np.empty(array.shape, dtype.to_numpy())
-    to_tensor(result, "", None).copy_(source)
-    if dtype is DType.FLOAT32 or not array.size:
-        return result, None
-    low, high = source.aminmax()
-    return result, max(-low.item(), high.item())
+    to_tensor(result, "", None).copy_(to_tensor(array, "", None))
+    return result
+
+
+def fast_magnitude(array: Array) -> float | None:
+    """The largest magnitude, NaN where there is one, in one pass; None for types that Torch does not compare."""
+    if DType.from_numpy(array.dtype) not in (*_SMALL, DType.FLOAT64) or not array.flags.writeable:
+        return None
+    low, high = to_tensor(array, "", None).aminmax()
+    return max(-float(low), float(high))
 
 
 def _materialise(tensor: torch.Tensor) -> tuple[torch.Tensor, str]:
@@ -114,8 +122,9 @@ def _materialise(tensor: torch.Tensor) -> tuple[torch.Tensor, str]:
 
 def _unwrap(tensor: Any) -> tuple[torch.Tensor, str]:
     """Ask a subclass that keeps its numbers elsewhere (DTensor, quantised weights) for the plain tensor."""
+    own = [base for base in type(tensor).__mro__ if base not in torch.Tensor.__mro__]
     for method in ("full_tensor", "dequantize"):
-        if method in {name for base in type(tensor).__mro__ if base is not torch.Tensor for name in vars(base)}:
+        if any(method in vars(base) for base in own):
             # The subclass's own methods may rely on __torch_function__.
             with torch._C._EnableTorchFunction():
                 plain = getattr(tensor, method)()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,9 @@ from layerport.errors import UsageError
 
 if TYPE_CHECKING:
     from layerport.layers import Layer
+
+# Torch's own operator registration is built from these, and has no public names for them.
+_torch: Any = torch._C
 
 # A torch Library unregisters its operators when it is collected, so the libraries live here.
 _libraries: dict[str, tuple[torch.library.Library, Layer]] = {}
@@ -39,8 +43,9 @@ def register_operator(layer: Layer) -> None:
             f"layer {layer.name} ({layer.origin}): torch does not take its operator: {str(error).splitlines()[0]}",
             "choose another namespace or layer name",
         ) from error
-    library.impl(layer.short_name, _without_aliases(layer.reference), "CompositeExplicitAutograd")
-    torch.library.register_fake(layer.name, layer.reference, lib=library)
+    implementation = _without_aliases(layer)
+    library.impl(layer.short_name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(layer.name, implementation, lib=library)
     _register_autograd(layer, library)
     _libraries[layer.name] = (library, layer)
     layer._operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
@@ -56,49 +61,69 @@ def _conflict(layer: Layer, first: Layer) -> Any:
     return refuse
 
 
-def _without_aliases(reference: Any) -> Any:
-    """An operator must not return its input or a view of it, which a plain function may well do."""
+def _without_aliases(layer: Layer) -> Callable[..., Any]:
+    """An operator must not return its input, a view of it, or views of one tensor, which a plain function may well do.
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        result = reference(*args, **kwargs)
-        if isinstance(result, torch.Tensor):
-            return result.clone() if _shares(result, args, kwargs) else result
-        return tuple(item.clone() if _shares(item, args, kwargs) else item for item in result)
+    Asked at each call, because what a function returns may depend on shapes, strides and dtypes; so by Torch's own
+    check, written in C++.  Inference tensors do not record views, and it compares storages.
+    """
+    reference, shares = layer.reference, _torch._any_output_is_alias_to_input_or_output
+    empty: dict[str, Any] = {}
 
-    return run
+    def run(*args: Any) -> Any:
+        result = reference(*args)
+        return result.clone() if shares(args, empty, (result,)) else result
 
+    def run_several(*args: Any) -> Any:
+        results = tuple(reference(*args))
+        if not shares(args, empty, results):
+            return results
+        outputs: list[torch.Tensor] = []
+        for item in results:
+            outputs.append(item.clone() if shares((*args, *outputs), empty, (item,)) else item)
+        return tuple(outputs)
 
-def _shares(result: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    # Inference tensors do not record views, so the storages are compared.
-    storage = result.untyped_storage()._cdata
-    for value in args:
-        if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata == storage:
-            return True
-    for value in kwargs.values():
-        if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata == storage:
-            return True
-    return False
+    return run if layer.signature.outputs == 1 else run_several
 
 
 def _register_autograd(layer: Layer, library: torch.library.Library) -> None:
-    names = [argument.name for argument in layer.signature.arguments]
+    """Differentiate through the reference.
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.tensor_places = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
-        ctx.save_for_backward(*(inputs[place] for place in ctx.tensor_places))
-        ctx.others = tuple(None if isinstance(value, torch.Tensor) else value for value in inputs)
+    By the same steps as `torch.library.register_autograd`, without what that does for lists of tensors and for
+    keyword-only arguments, which no layer has: it costs more than all of a call's other overhead.
+    """
+    names = [argument.name for argument in layer.signature.arguments]
+    operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
+    # Looked up once: this runs at every call.
+    below, after = _torch._AutoDispatchBelowAutograd, _torch._after_autograd_keyset
+    grad_enabled, any_requires_grad = torch.is_grad_enabled, _torch._any_requires_grad
+    redispatch = operator.redispatch
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
+            ctx.tensor_places = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+            ctx.save_for_backward(*(inputs[place] for place in ctx.tensor_places))
+            ctx.others = tuple(None if isinstance(value, torch.Tensor) else value for value in inputs)
+            with below():
+                return redispatch(keyset & after, *inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+            return None, *backward(ctx, *gradients)
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         values = list(ctx.others)
         wanted = []
         with torch.enable_grad():
             for place, saved in zip(ctx.tensor_places, ctx.saved_tensors, strict=True):
-                if ctx.needs_input_grad[place]:
+                if ctx.needs_input_grad[place + 1]:
                     # The view keeps the saved tensor's own graph, which a second derivative needs.
                     saved = saved.view_as(saved) if saved.requires_grad else saved.detach().requires_grad_()
                     wanted.append(place)
                 values[place] = saved
-            result = layer.reference(**dict(zip(names, values, strict=True)))
+            # The dispatcher leaves away trailing arguments that have their default value.
+            result = layer.reference(**dict(zip(names, values, strict=False)))
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
         pairs = [
             (output, gradient)
@@ -118,4 +143,12 @@ def _register_autograd(layer: Layer, library: torch.library.Library) -> None:
                 answer[place] = gradient
         return tuple(answer)
 
-    torch.library.register_autograd(layer.name, backward, setup_context=setup_context, lib=library)
+    apply = Differentiable.apply
+
+    def differentiate(keyset: Any, *args: Any) -> Any:
+        if grad_enabled() and any_requires_grad(*args):
+            return apply(keyset, *args)
+        with below():
+            return redispatch(keyset & after, *args)
+
+    library.impl(layer.short_name, differentiate, "Autograd", with_keyset=True)

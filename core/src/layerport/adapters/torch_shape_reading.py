@@ -180,12 +180,21 @@ class Reading:
                 indices = [index.meta["val"] for index in values[1] if index is not None]
                 return [self._elements(v.shape) for v in indices if v.dtype in (torch.bool, torch.uint8)][:1]
         except UsageError:
-            # A size of the operator's input that is data-dependent itself and in no output.
+            # A size of the operator's input is data-dependent itself, without a bound.
             return []
         return []
 
     def _elements(self, sizes: Any) -> Expr:
-        return as_expr(math.prod((from_sympy(_sympy_size(size), self._names) for size in sizes), start=Const(1)))
+        return as_expr(math.prod((self._largest(_sympy_size(size)) for size in sizes), start=Const(1)))
+
+    def _largest(self, size: Any) -> Expr:
+        """The size itself where data has no part in it, the bound of a data-dependent one."""
+        if not any(_is_data(symbol) for symbol in size.free_symbols):
+            return from_sympy(size, self._names)
+        bound = self._bound(size) if isinstance(size, sympy.Symbol) else None
+        if bound is None:
+            raise UsageError(f"no bound is known for {size}")
+        return bound
 
     def _readable(self, expr: Any) -> str:
         places = {

@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,12 @@ from layerport.shape_rules import OutputRule, RuleAnswer, SizeSymbol, TensorShap
 
 __all__ = ["Derivation", "OutputRule", "RuleAnswer", "SizeSymbol", "TensorShape", "derive", "from_rule"]
 
-_QUIET = ("torch.fx.experimental.symbolic_shapes", "torch.export._trace", "torch._export.non_strict_utils")
+_QUIET = (
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.export._trace",
+    "torch._export.non_strict_utils",
+)
 _PRIMES = (1, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59)
 
 
@@ -43,6 +48,7 @@ class Derivation:
     constraints: conditions (expressions of value 0 or 1) under which the rules hold, because the reference branched
     on them; empty for most.  They can be stricter than the reference itself: Torch rules out size 1 here and there.
     program: the exported reference, with the tensors in their order as inputs.
+    body: the reference as a module of these tensors.  example: the shapes and example sizes it was exported with.
     """
 
     outputs: tuple[OutputRule, ...]
@@ -51,6 +57,8 @@ class Derivation:
     fixed: Mapping[str, int]
     constraints: tuple[Expr, ...]
     program: ExportedProgram
+    body: torch.nn.Module
+    example: tuple[Mapping[str, TensorShape], Mapping[str, int]]
 
 
 def derive(
@@ -60,6 +68,7 @@ def derive(
     *,
     layer: str,
     hint: Mapping[str, int] | None = None,
+    rule: Callable[..., Any] | None = None,
 ) -> Derivation:
     """The output rules of `reference` for inputs of these shapes.
 
@@ -68,6 +77,7 @@ def derive(
     hint: example sizes by the dim's name or place ("batch", "x.1"), for a reference that branches on sizes or works
     with some only; others are chosen, and chosen anew where the reference rejects them.  0 and 1 are not used as
     examples, because Torch would take them for constants.
+    rule: the author's own output rule (`shape_rule`), which is then taken at its word.
 
     Raises UsageError that names layer, output and expression for what is not whole-number arithmetic or depends on
     data in the reference's control flow, BuildError where the reference fails on every choice of example sizes.
@@ -92,6 +102,9 @@ def derive(
             failures.append(f"{shapes}: {type(error).__name__}: {_first_line(error)}")
             last = error
         else:
+            if rule is not None:
+                answer = from_rule(rule, tensors, attributes, layer)
+                return Derivation(answer.outputs, answer.size_symbols, (), {}, (), program, wrapper, (present, sizes))
             reading = Reading(program, present, layer)
             return Derivation(
                 reading.outputs,
@@ -100,12 +113,39 @@ def derive(
                 reading.fixed,
                 reading.constraints(),
                 program,
+                wrapper,
+                (present, sizes),
             )
     raise BuildError(
         f"{layer}: the reference does not run on symbolic sizes",
         f"give example sizes that it works with (hint={{'x.0': 8}}), or {size_override(layer)}",
         faults=failures,
     ) from last
+
+
+def export_together(derivations: Sequence[Derivation]) -> ExportedProgram:
+    """One program of several references side by side: the tensors of all as inputs, the outputs of all as outputs."""
+    tensors: dict[str, TensorShape] = {}
+    sizes: dict[str, int] = {}
+    for place, derivation in enumerate(derivations):
+        shapes, example = derivation.example
+        tensors |= {f"b{place}_{name}": shape for name, shape in shapes.items()}
+        sizes |= {f"b{place}_{name}": size for name, size in example.items()}
+    return _export(_Together(derivations), tensors, sizes)
+
+
+class _Together(torch.nn.Module):
+    def __init__(self, derivations: Sequence[Derivation]) -> None:
+        super().__init__()
+        self._parts = [(derivation.body, len(derivation.example[0])) for derivation in derivations]
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs: list[torch.Tensor] = []
+        start = 0
+        for body, count in self._parts:
+            outputs += body(*tensors[start : start + count])
+            start += count
+        return tuple(outputs)
 
 
 class _Wrapper(torch.nn.Module):
@@ -132,7 +172,7 @@ class _Wrapper(torch.nn.Module):
         return outputs
 
 
-def _export(wrapper: _Wrapper, tensors: Mapping[str, TensorShape], sizes: Mapping[str, int]) -> ExportedProgram:
+def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorShape], sizes: Mapping[str, int]) -> ExportedProgram:
     # Fake inputs hold no memory, whatever the sizes.
     with FakeTensorMode(shape_env=ShapeEnv()):
         examples = tuple(
@@ -151,7 +191,7 @@ def _export(wrapper: _Wrapper, tensors: Mapping[str, TensorShape], sizes: Mappin
         ),
     ):
         # `*tensors` in forward nests the dynamic shapes once more.
-        return torch.export.export(wrapper, examples, dynamic_shapes=(dynamic,), strict=False)
+        return torch.export.export(wrapper, examples, dynamic_shapes=(dynamic,) if dynamic else None, strict=False)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def explain(
                 for name, array in answer.parameters.items()
             ]
             entry["attributes"] = dict(answer.parameters.attributes)
-            entry["steps"] = [str(step) for step in answer.steps]
+            entry["steps"] = [dataclasses.asdict(step) for step in answer.steps]
         rows.append(entry)
     return {"source": source, "claims": rows, "failed_packs": {p.info.name: p.failure for p in loaded.failed}}
 
@@ -60,6 +61,10 @@ def print_explanation(result: Mapping[str, Any]) -> None:
         )
     for one in result["claims"]:
         for step in one.get("steps", ()):
-            print(f"{one['module']}: {step}")
+            result_type = f"{step['dtype']}{list(step['shape'])}" if step["dtype"] else "its next form"
+            print(
+                f"{one['module'] or '(root)'}: {step['path']}: {step['source_type']} to {result_type}, "
+                f"{step['action']} of {step['nbytes']} bytes by {step['by']}"
+            )
     for name, failure in result["failed_packs"].items():
         print(f"pack {name} failed to load: {failure}")

@@ -1,7 +1,8 @@
-"""Runs the build worker in a process of its own: a crash becomes an error, memory is returned, Ctrl-C ends it at once."""
+"""Runs the build worker in its own process: a crash becomes an error, memory is returned, Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -27,7 +28,7 @@ class BuildProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,
         )
         self._send({"command": "warm", "flavour": flavour})
@@ -77,10 +78,8 @@ class BuildProcess:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
             if stream is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
 
     def __enter__(self) -> Self:
         return self

@@ -147,7 +147,7 @@ def creator_class(trt: Any) -> type[Any]:
             try:
                 return self._create(name, fields, phase)
             except BaseException as error:
-                # TensorRT swallows what a Python creator raises and speaks of a null plugin; the caller wants the reason.
+                # TensorRT swallows what a creator raises and speaks of a null plugin; the caller wants the reason.
                 self.failure = error
                 raise
 

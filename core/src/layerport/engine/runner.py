@@ -30,7 +30,8 @@ class KernelRunner:
         architecture = fitting_architecture(spec.architectures, device)
         if architecture is None:
             raise BuildError(
-                f"layer {spec.layer} has kernels for {', '.join(spec.architectures) or 'no architecture'}, not for {device}",
+                f"layer {spec.layer} has kernels for {', '.join(spec.architectures) or 'no architecture'}, "
+                f"not for {device}",
                 f"build with a target that includes {device}",
             )
         self.spec = spec

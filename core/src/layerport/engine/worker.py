@@ -1,7 +1,7 @@
 """The build process: portable model + plugin specs + target -> plan.  Run as `python -m layerport.engine.worker`.
 
 It reads one JSON request per line on standard input and writes JSON events on its original standard output; everything
-that native libraries print goes to standard error.  `build_plan` is the same as a plain function of files, for any executor.
+that native libraries print goes to standard error.  `build_plan` is the same as a function of files, for any executor.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _logger(trt: Any, emit: Emit) -> Any:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(message)
                 emit({"event": "log", "level": "error", "message": message})
-            elif severity == trt.ILogger.WARNING:
+            elif severity == trt.ILogger.WARNING and not message.endswith("has Int64 binding."):
                 self.warnings.append(message)
 
     return Logger()

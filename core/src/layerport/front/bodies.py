@@ -1,7 +1,8 @@
-"""The portable body of each layer: its reference as an ONNX model-local function, one overload for each distinct body."""
+"""The portable body of each layer: its reference as an ONNX model-local function, one overload a distinct body."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,60 +10,87 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from layerport.adapters.torch_shapes import Derivation, TensorShape, derive
-from layerport.errors import BuildError
+from layerport.adapters.torch_shapes import Derivation, derive, export_together
+from layerport.dims import DimRange
+from layerport.errors import BuildError, UsageError
+from layerport.expressions import parse
 from layerport.front.export import quiet
 from layerport.front.nodes import LayerNode
-from layerport.layers import Layer
 
 
 class Bodies:
-    """Derives each distinct use of a layer once: shape rule and ONNX function come from the same exported program."""
+    """Derives each distinct use of a layer once: shape rule and ONNX function come from the same exported program.
 
-    def __init__(self, hints: Mapping[str, int]) -> None:
-        self._hints = hints
+    dims: the model's dynamic dims, whose usual sizes are the examples.
+    """
+
+    def __init__(self, dims: Mapping[str, DimRange]) -> None:
+        self._dims = dims
         self._derivations: dict[Any, Derivation] = {}
-        self._functions: dict[Any, ir.Function] = {}
 
     def derivation(self, node: LayerNode) -> Derivation:
         """The derived output rule of a node, with the exported reference."""
         key = _key(node)
         if key not in self._derivations:
-            self._derivations[key] = derive(
-                node.layer.reference,
-                node.tensors,
-                dict(node.bound.parameters.attributes),
-                layer=node.layer.name,
-                hint=self._hints,
-            )
+            self._derivations[key] = self._derive(node)
         return self._derivations[key]
+
+    def _derive(self, node: LayerNode) -> Derivation:
+        derivation = derive(
+            node.layer.reference,
+            node.tensors,
+            dict(node.bound.parameters.attributes),
+            layer=node.layer.name,
+            hint=sizes_of(node, {name: dim.opt for name, dim in self._dims.items()}),
+            rule=node.layer.shapes_override,
+        )
+        expected = len(node.layer.signature.output_names)
+        if len(derivation.outputs) != expected:
+            raise BuildError(
+                f"layer {node.layer.name} has {expected} outputs, its shape rule gives {len(derivation.outputs)}",
+                "return one (dtype, dims) for each output",
+            )
+        if derivation.fixed:
+            fixed = ", ".join(f"{place} at {size}" for place, size in derivation.fixed.items())
+            raise BuildError(
+                f"layer {node.layer.name} ({node.module or node.name}): its reference fixes dynamic dims: {fixed}",
+                "write the reference without int() of a size, or make these dims of the model static",
+            )
+        return derivation
 
     def attach(self, model: ir.Model, nodes: Sequence[LayerNode]) -> None:
         """Give every layer node its function; nodes with equal bodies share one."""
-        bodies: dict[str, dict[str, list[tuple[LayerNode, ir.Function]]]] = {}
+        distinct = {_key(node): node for node in nodes}
+        functions = _functions([(node, self.derivation(node)) for node in distinct.values()])
+        bodies: dict[str, dict[str, list[LayerNode]]] = {}
+        by_digest: dict[str, ir.Function] = {}
+        of_key = {}
+        for key, function in zip(distinct, functions, strict=True):
+            data = ir.serde.serialize_function(function).SerializeToString(deterministic=True)
+            of_key[key] = digest = hashlib.sha256(data).hexdigest()
+            by_digest[digest] = function
         for node in nodes:
-            function = self._function(node)
-            digest = hashlib.sha256(
-                ir.serde.serialize_function(function).SerializeToString(deterministic=True)
-            ).hexdigest()
-            bodies.setdefault(node.layer.name, {}).setdefault(digest, []).append((node, function))
-        for by_digest in bodies.values():
-            for digest in sorted(by_digest):
+            bodies.setdefault(node.layer.name, {}).setdefault(of_key[_key(node)], []).append(node)
+        for users in bodies.values():
+            for digest in sorted(users):
                 # A runtime without overloads (IR version below 10) can still read a model that needs none.
-                overload = "" if len(by_digest) == 1 else digest[:12]
-                users = by_digest[digest]
-                function = users[0][1]
-                function.overload = overload
+                function = by_digest[digest]
+                function.overload = "" if len(users) == 1 else digest[:12]
                 model.functions[function.identifier()] = function
                 model.graph.opset_imports.setdefault(function.domain, 1)
-                for node, _ in users:
-                    node.node.overload = overload
+                for node in users[digest]:
+                    node.node.overload = function.overload
 
-    def _function(self, node: LayerNode) -> ir.Function:
-        key = _key(node)
-        if key not in self._functions:
-            self._functions[key] = _export(node.layer, self.derivation(node).program, node.tensors)
-        return self._functions[key].clone()
+
+def sizes_of(node: LayerNode, env: Mapping[str, int]) -> dict[str, int]:
+    """The size of each named dim of a node's tensors, by its name, where it follows from the model's dims."""
+    sizes: dict[str, int] = {}
+    for shape in node.tensors.values():
+        for dim in shape.dims if shape is not None else ():
+            if isinstance(dim, str):
+                with contextlib.suppress(UsageError):  # a size that depends on data, or torch's own function names
+                    sizes[dim] = parse(dim).evaluate(env)
+    return sizes
 
 
 def _key(node: LayerNode) -> Any:
@@ -70,42 +98,81 @@ def _key(node: LayerNode) -> Any:
     return node.layer.name, tuple(node.tensors.items()), repr(attributes)
 
 
-def _export(
-    layer: Layer, program: torch.export.ExportedProgram, tensors: Mapping[str, TensorShape | None]
-) -> ir.Function:
+def _functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function]:
+    """The ONNX function of each use.
+
+    All references go through one call of torch.onnx, because each call builds its operator library anew (0.5 s).
+    """
+    if not uses:
+        return []
     with quiet():
         try:
-            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+            graph = _onnx_graph([derivation for _, derivation in uses])
         except Exception as error:
-            lines = str(error).strip().splitlines()
+            culprit, reason = _culprit(uses) or (uses[0][0], error)
             raise BuildError(
-                f"the reference of layer {layer.name} ({layer.origin}) has no ONNX form: {lines[0] if lines else error!r}",
+                f"the reference of layer {culprit.layer.name} ({culprit.layer.origin}) has no ONNX form: "
+                f"{type(reason).__name__}: {(str(reason).strip().splitlines() or ['no message'])[0]}",
                 "write it with Torch operators that torch.onnx can translate",
-            ) from error
+            ) from reason
+    inputs, outputs = iter(list(graph.inputs)), iter(list(graph.outputs))
+    functions = []
+    for node, derivation in uses:
+        given = [next(inputs) for _ in derivation.example[0]]
+        gives = [next(outputs) for _ in derivation.outputs]
+        functions.append(_function(node, ir.convenience.extract(graph, given, gives)))
+    return functions
+
+
+def _onnx_graph(derivations: Sequence[Derivation]) -> ir.Graph:
+    exported = torch.onnx.export(export_together(derivations), dynamo=True, verbose=False)
     assert exported is not None
-    graph = exported.model.graph
+    graph: ir.Graph = exported.model.graph
+    return graph
+
+
+def _culprit(uses: Sequence[tuple[LayerNode, Derivation]]) -> tuple[LayerNode, Exception] | None:
+    for node, derivation in uses:
+        try:
+            _onnx_graph([derivation])
+        except Exception as error:
+            return node, error
+    return None
+
+
+def _function(node: LayerNode, graph: ir.Graph) -> ir.Function:
+    """A function of a graph, with names of its own: equal bodies are then equal byte for byte."""
     constants = []
-    for name, value in list(graph.initializers.items()):
+    for value in list(graph.initializers.values()):
         assert value.const_value is not None
-        constants.append(
-            ir.node("Constant", [], attributes={"value": value.const_value}, outputs=[value], name=f"constant_{name}")
-        )
-        del graph.initializers[name]
-    if constants:
-        first = next(iter(graph), None)
-        if first is None:
-            graph.extend(constants)
-        else:
-            graph.insert_before(first, constants)
+        tensor = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
+        constants.append(ir.node("Constant", [], attributes={"value": tensor}, outputs=[value]))
+    graph.initializers.clear()
+    first = next(iter(graph), None)
+    if first is None:
+        graph.extend(constants)
+    else:
+        graph.insert_before(first, constants)
     present = iter(list(graph.inputs))
-    inputs = [next(present) if shape is not None else ir.Value(name=name) for name, shape in tensors.items()]
+    inputs = [next(present) if shape is not None else ir.Value() for shape in node.tensors.values()]
     graph.inputs.clear()
     graph.inputs.extend(inputs)
-    for value in inputs:
+    for place, inner in enumerate(graph.all_nodes()):
+        strip(inner)
+        inner.name = f"n{place}"
+        for index, value in enumerate(inner.outputs):
+            value.name = f"v{place}_{index}"
+            value.shape = None
+            value.type = None
+    for value, name in zip(inputs, node.tensors, strict=True):
+        value.name = name
+        value.shape = None
+        value.type = None
         value.metadata_props.clear()
-    for node in graph.all_nodes():
-        strip(node)
-    return ir.Function(layer.namespace, layer.short_name, "", graph=graph, attributes=[])
+    for value, name in zip(graph.outputs, node.layer.signature.output_names, strict=True):
+        if not value.is_graph_input():
+            value.name = name
+    return ir.Function(node.layer.namespace, node.layer.short_name, "", graph=graph, attributes=[])
 
 
 def strip(node: ir.Node) -> None:

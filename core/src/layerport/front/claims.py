@@ -1,7 +1,7 @@
 """Which modules of a model are layers of a pack: asked of the packs, proven on the modules' real inputs.
 
-The pass over the example inputs that records the samples also proves the claims, inside forward hooks, and keeps nothing
-but figures.  A wrong claim can therefore never change the numbers.
+The pass over the example inputs that records the samples also proves the claims, inside forward hooks, and keeps only
+figures.  A wrong claim can therefore never change the numbers.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def _ask(model: torch.nn.Module, packs: Packs, refused: Collection[str]) -> list
     asked = []
     for path, module in model.named_modules():
         candidates: list[Candidate] = []
-        for pack, answers in packs.export_parameters(module, path):
+        with torch.no_grad():  # what a pack computes from a weight is a constant here, not a step of training
+            offers = packs.export_parameters(module, path)
+        for pack, answers in offers:
             for answer in answers:
                 candidate = Candidate(_pack_text(pack.info), answer, len(candidates) + 1)
                 if not set(candidate.layers) & set(refused):
@@ -258,7 +260,8 @@ def _decide(claim: Claim) -> None:
         claim.reason = "several candidates agree on the example inputs: " + ", ".join(map(str, agreeing))
     else:
         claim.status, claim.chosen = "claimed", agreeing[0]
-        claim.reason = f"agrees within {claim.errors[agreeing[0].number]:.2g} (relative) over {claim.calls} call{'s'[: claim.calls > 1]}"
+        error = claim.errors[agreeing[0].number]
+        claim.reason = f"agrees within {error:.2g} (relative) over {claim.calls} call{'s'[: claim.calls > 1]}"
 
 
 def _equivalent(candidates: list[Candidate]) -> bool:
@@ -273,7 +276,8 @@ def _raise_for_conflicts(claims: Iterable[Claim]) -> None:
         layers = sorted({name for claim in conflicts for one in claim.candidates for name in one.layers})
         raise UsageError(
             f"two packs claim the same module ({len(conflicts)} such)",
-            f"choose with --no-claim LAYER for one of {', '.join(layers)}, or disable a pack with LAYERPORT_DISABLE_PACKS",
+            f"choose with --no-claim LAYER for one of {', '.join(layers)}, "
+            "or disable a pack with LAYERPORT_DISABLE_PACKS",
             faults=[f"{claim.path} ({claim.module_class}): {claim.reason}" for claim in conflicts[:20]],
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import re
 import traceback
@@ -34,6 +35,13 @@ _ATTRIBUTE_TYPES = {
     "float[]": onnx.defs.OpSchema.AttrType.FLOATS,
     "str[]": onnx.defs.OpSchema.AttrType.STRINGS,
 }
+_TENSOR_TYPES = [
+    f"tensor({name})"
+    for name in (
+        *("float", "double", "float16", "bfloat16", "bool", "float8e4m3fn", "float8e5m2", "int4", "uint4"),
+        *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+    )
+]
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -55,14 +63,14 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     """
     program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
     names = _dim_names(source, program)
+    table = {layer.operator: translation(layer) for layer in layers}
     with quiet():
         try:
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
-                custom_translation_table={layer.operator: translation(layer) for layer in layers},
-                output_names=output_names(outputs),
+                custom_translation_table=table,
             )
         except Exception as error:
             raise BuildError(
@@ -71,6 +79,7 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
             ) from error
     assert exported is not None
     graph = exported.model
+    _name_outputs(graph.graph, output_names(outputs))
     _rename_dims(graph, names)
     return ExportedModel(
         graph,
@@ -140,7 +149,6 @@ def _schema(layer: Layer) -> onnx.defs.OpSchema:
     option = onnx.defs.OpSchema.FormalParameterOption
     tensors = layer.signature.tensors
     outputs = layer.signature.output_names
-    every = sorted(onnx.defs.OpSchema.all_tensor_types()) if hasattr(onnx.defs.OpSchema, "all_tensor_types") else _TYPES
     return onnx.defs.OpSchema(
         layer.short_name,
         layer.namespace,
@@ -155,21 +163,14 @@ def _schema(layer: Layer) -> onnx.defs.OpSchema:
             for tensor in tensors
         ],
         outputs=[onnx.defs.OpSchema.FormalParameter(name, f"T_{name}") for name in outputs],
-        type_constraints=[(f"T_{name}", every, "") for name in (*(tensor.name for tensor in tensors), *outputs)],
+        type_constraints=[
+            (f"T_{name}", _TENSOR_TYPES, "") for name in (*(tensor.name for tensor in tensors), *outputs)
+        ],
         attributes=[
             onnx.defs.OpSchema.Attribute(argument.name, _ATTRIBUTE_TYPES[argument.type], "", required=False)
             for argument in layer.signature.attributes
         ],
     )
-
-
-_TYPES = [
-    f"tensor({name})"
-    for name in (
-        "float double float16 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool "
-        "float8e4m3fn float8e5m2 int4 uint4"
-    ).split()
-]
 
 
 def output_names(outputs: Any) -> list[str]:
@@ -185,6 +186,25 @@ def output_names(outputs: Any) -> list[str]:
     if len(set(names)) < len(names):
         names = [f"output_{place}" for place in range(len(names))]
     return names
+
+
+def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
+    """Give the outputs these names.  torch.onnx would not look whether an input or inner value has one of them."""
+    inputs = {value.name for value in graph.inputs}
+    others = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    taken = {*inputs, *names, *(value.name for value in others)}
+
+    def free(name: str) -> str:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    for value in others:
+        if value.name in names and not value.is_graph_output():
+            value.name = free(value.name)
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = free(name) if name in inputs else name
 
 
 def _dim_names(source: Source, program: torch.export.ExportedProgram) -> dict[str, str]:
@@ -226,18 +246,13 @@ def _given_names(source: Source) -> dict[tuple[int, int], str]:
         spec = axes[place] if place < len(axes) else None
         items = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
         for axis, dim in items:
-            name = getattr(dim, "__name__", None) if isinstance(dim, type) or hasattr(dim, "root") else None
-            name = name or (getattr(dim, "__name__", None) if not isinstance(dim, (int, type(None))) else None)
-            if isinstance(dim, str):
-                name = dim
+            name = dim if isinstance(dim, str) else getattr(dim, "__name__", None)
             if name and _SYMBOL.fullmatch(name):
                 names[(place, axis)] = name
     return names
 
 
 def _argument_names(source: Source) -> list[str]:
-    import inspect
-
     assert isinstance(source.model, torch.nn.Module)
     return list(inspect.signature(source.model.forward).parameters)[: len(source.args)]
 
@@ -292,7 +307,7 @@ def _ranges(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> 
             continue
         # Torch says 2 where nothing was stated, because it treats sizes 0 and 1 apart while it traces.
         least = 1 if int(limits.lower) <= 2 else int(limits.lower)
-        greatest = int(limits.upper) if limits.upper.is_finite and int(limits.upper) < 2**31 else None
+        greatest = int(limits.upper) if limits.upper < 2**31 else None
         usual = hints.get(str(symbol), least)
         ranges[name] = DimRange(name, least, usual, greatest)
     return ranges

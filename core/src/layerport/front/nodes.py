@@ -43,21 +43,28 @@ def layer_nodes(model: ir.Model, packs: Packs) -> list[LayerNode]:
 
     Raises PackError or UsageError for a node of a custom domain whose layer no pack provides and no function defines.
     """
-    domains = {layer.namespace for layer in packs.layers}
     found = []
     taken: set[str] = set()
     for place, node in enumerate(model.graph.all_nodes()):
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{place}"
         taken.add(node.name)
-        if node.domain in ("", "ai.onnx"):
-            continue
-        if node.domain not in domains and node.op_identifier() in model.functions:
-            continue
-        if node.domain.startswith(("ai.onnx.", "com.microsoft")):
-            continue
-        found.append(_layer_node(node, packs.layer(f"{node.domain}::{node.op_type}")))
+        if is_layer_node(node, model, packs):
+            found.append(layer_node(node, packs))
     return found
+
+
+def is_layer_node(node: ir.Node, model: ir.Model, packs: Packs) -> bool:
+    """Whether a node must be a layer: it is of a domain of its own, which no function of the model defines."""
+    if node.domain in ("", "ai.onnx") or node.domain.startswith(("ai.onnx.", "com.microsoft")):
+        return False
+    owned = any(layer.namespace == node.domain for layer in packs.layers)
+    return owned or node.op_identifier() not in model.functions
+
+
+def layer_node(node: ir.Node, packs: Packs) -> LayerNode:
+    """One node as a layer; raises as `layer_nodes` does."""
+    return _layer_node(node, packs.layer(f"{node.domain}::{node.op_type}"))
 
 
 def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
@@ -66,7 +73,7 @@ def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
     signature = layer.signature
     if len(node.inputs) > len(signature.tensors):
         raise BuildError(
-            f"node {node.name}: layer {layer.name} has {len(signature.tensors)} tensors, the node {len(node.inputs)} inputs",
+            f"node {node.name} has {len(node.inputs)} inputs, its layer {layer.name} {len(signature.tensors)} tensors",
             "write the model for the installed version of the pack",
         )
     params = {argument.name for argument in signature.params}

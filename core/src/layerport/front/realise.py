@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerport.front.bodies import Bodies
+from layerport.dims import DimRange
+from layerport.front.bodies import Bodies, sizes_of
 from layerport.front.nodes import LayerNode
 from layerport.layers import Place
 from layerport.packs import Packs
@@ -17,6 +18,8 @@ from layerport.targets import Target
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from layerport.adapters.torch_shapes import Derivation
 
 PLUGIN, DECOMPOSED, FUNCTION = "plugin", "decomposed", "function"
 
@@ -32,7 +35,12 @@ class Realisation:
 
 
 def realise(
-    nodes: Sequence[LayerNode], bodies: Bodies, packs: Packs, target: Target, decompose: Collection[str] = ()
+    nodes: Sequence[LayerNode],
+    bodies: Bodies,
+    packs: Packs,
+    target: Target,
+    dims: Mapping[str, DimRange],
+    decompose: Collection[str] = (),
 ) -> tuple[list[Realisation], PluginSet]:
     """The realisation of every node, and the plugin specs that the engine half needs.
 
@@ -54,6 +62,9 @@ def realise(
         place = node.module or node.name
         parameters = packs.convert_parameters(node.layer, node.bound.parameters, target, path=place)
         derivation = bodies.derivation(node)
+        if unfit := _unfit(node, derivation, dims):
+            results.append(Realisation(node, DECOMPOSED, unfit))
+            continue
         bound = dataclasses.replace(
             node.bound, parameters=parameters, place=Place(node.tensors, derivation, node.module or node.name)
         )
@@ -68,3 +79,27 @@ def realise(
             changed[node.name] = differing
         results.append(Realisation(node, PLUGIN, "its kernel is built for " + ", ".join(target.architectures), spec))
     return results, PluginSet(specs, keys, changed)
+
+
+def _unfit(node: LayerNode, derivation: Derivation, dims: Mapping[str, DimRange]) -> str | None:
+    """Why a plugin with this output rule would be wrong here: no bound on a size, or a rule that does not hold."""
+    unbounded = [size.name for size in derivation.size_symbols if size.upper_bound is None]
+    if unbounded:
+        return (
+            f"no greatest value is known for its data-dependent size {', '.join(unbounded)}; state it with "
+            "torch._check(size <= bound) in the reference, or with a shape_rule"
+        )
+    for pick in ("min", "opt", "max"):
+        env = {name: dim.opt if pick == "max" and dim.max is None else getattr(dim, pick) for name, dim in dims.items()}
+        named = sizes_of(node, env)
+        places = {
+            f"{name}.{axis}": dim if isinstance(dim, int) else named[dim]
+            for name, shape in node.tensors.items()
+            for axis, dim in enumerate(shape.dims if shape is not None else ())
+            if isinstance(dim, int) or dim in named
+        }
+        for condition in derivation.constraints:
+            if condition.symbols() <= places.keys() and not condition.evaluate(places):
+                sizes = ", ".join(f"{name}={places[name]}" for name in sorted(condition.symbols()))
+                return f"its output rule holds only where {condition}, which {sizes} (within the ranges) breaks"
+    return None

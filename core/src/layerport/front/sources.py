@@ -19,19 +19,19 @@ from layerport.errors import UsageError
 from layerport.packs import import_file
 
 REPAIR = (
-    "a source is 'module:callable' or 'file.py:callable'; it returns (module, args), "
+    "a source is 'module:callable', 'file.py:callable' or a .onnx file; a callable returns (module, args), "
     "(module, args, dynamic_shapes) or a module, args being a tuple of example inputs or a dict of keyword inputs"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model with its example inputs.
+    """A model with its example inputs; a path is that of an .onnx file.
 
     dynamic_shapes: in torch.export's form; None where every dim is static.
     """
 
-    model: torch.nn.Module | torch.export.ExportedProgram
+    model: torch.nn.Module | torch.export.ExportedProgram | Path
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
@@ -50,6 +50,9 @@ def open_source(
         if args is not None:
             raise UsageError("example inputs are given twice", "give args or --input, not both")
         args, dynamic_shapes = example_inputs(inputs, ranges)
+    if text.endswith(".onnx"):
+        path = Path(text)
+        return Source(path, (), dict(args or {}), None, path.stem)
     place, separator, attribute = text.rpartition(":")
     if not separator or not place or not attribute:
         raise UsageError(f"source {text!r} names no callable", REPAIR)
@@ -93,7 +96,7 @@ def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[st
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, _, high) in sizes.items()}
     for text in texts:
         match = _INPUT.fullmatch(text.strip())
-        if match is None or match["dtype"] not in DType:
+        if match is None or match["dtype"] not in DType.__members__.values():
             faults.append(f"{text!r} is not NAME=DTYPE:DIMS with a dtype such as float32 or int64")
             continue
         axes = [axis.strip() for axis in match["dims"].split(",") if axis.strip()]
@@ -106,14 +109,15 @@ def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[st
         # The usual size, but at least 2: torch.export takes an example of size 0 or 1 for a constant.
         shape = [int(axis) if axis.isdigit() else max(2, sizes[axis][1] or sizes[axis][2]) for axis in axes]
         dtype = from_dtype(DType(match["dtype"]))
-        values[match["name"]] = _random(shape, dtype, generator)
+        values[match["name"]] = random_tensor(shape, dtype, generator)
         shapes[match["name"]] = {place: dims[axis] for place, axis in enumerate(axes) if not axis.isdigit()}
     if faults:
         raise UsageError("example inputs cannot be made", "write them like --input x=float32:2,16", faults=faults)
     return values, shapes
 
 
-def _random(shape: list[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+def random_tensor(shape: list[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Normal floats, whole numbers 0..9, or both bools."""
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
     return torch.randint(0, 2 if dtype is torch.bool else 10, shape, generator=generator).to(dtype)

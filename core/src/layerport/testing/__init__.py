@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerport.testing.cases import Case, CaseShape, LayerCase, Tolerance
-    from layerport.testing.host import run_kernel
+    from layerport.testing.host import kernel_for, run_kernel
 
-_HOMES = {"Case": "cases", "CaseShape": "cases", "LayerCase": "cases", "Tolerance": "cases", "run_kernel": "host"}
-__all__ = ["Case", "CaseShape", "LayerCase", "Tolerance", "run_kernel"]
+_HOMES = {"Case": "cases", "CaseShape": "cases", "LayerCase": "cases", "Tolerance": "cases"}
+_HOMES |= {"kernel_for": "host", "run_kernel": "host"}
+__all__ = ["Case", "CaseShape", "LayerCase", "Tolerance", "kernel_for", "run_kernel"]
 
 
 def __getattr__(name: str) -> Any:

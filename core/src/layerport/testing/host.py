@@ -80,6 +80,11 @@ def run_kernel(
     return answer[0] if len(answer) == 1 else answer
 
 
+def kernel_for(layer: Layer, *args: Any, **named: Any) -> str:
+    """The name of the kernel that these arguments get.  Raises UsageError if none takes them."""
+    return _choose(_Call.of(layer, args, named), None).name
+
+
 @dataclass(frozen=True)
 class _Call:
     """The arguments of one call, sorted: arrays of the tensors that are there, attributes, shapes of all."""
@@ -122,7 +127,7 @@ class _Call:
         made = {}
         for name, (shape, dtype) in self.output_arrays.items():
             array = np.empty(shape, dtype.to_numpy())
-            array.view(np.uint8).reshape(-1)[...] = poison if array.size else 0
+            array.reshape(-1).view(np.uint8)[...] = poison
             made[name] = array
         return made
 

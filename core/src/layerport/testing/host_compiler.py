@@ -20,7 +20,7 @@ from layerport.cache import KernelCache, cache_key, default_folder
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels import CudaSource
 
-_HEADERS = Path(__file__).with_name("cuda_host")
+_HARNESS = Path(__file__).with_name("cuda_host")
 # Kernels pun types through pointers, which the device compilers allow.
 _FLAGS = ("-O1", "-g1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-fsanitize=alignment")
 _PLAIN_FLAGS = ("-fsanitize-undefined-trap-on-error",)
@@ -62,16 +62,14 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
             "program": program,
             "flags": flags,
             "headers": headers,
-            "harness": [(file.name, file.read_text()) for file in sorted(_HEADERS.glob("*.h"))],
-            "compiler": _compiler_version(),
-            "toolchain": toolchain().identity,
+            "tools": _tools(),
         }
     )
     store = KernelCache(default_folder() / "host")
-    if headers is not None and (entry_found := store.get(key)) is not None:
-        metadata, image = entry_found
+    if headers is not None and (found := store.get(key)) is not None:
+        metadata, image = found
         return HostProgram(image, tuple((int(offset), int(size)) for offset, size in metadata["statics"]))
-    made = _compile(program, (folder, *include), flags, label)
+    made = _compile(program, (folder, *include), flags, label, _runtime(sanitize))
     if headers is not None:
         store.put(key, {"statics": [list(one) for one in made.statics]}, made.image)
     return made
@@ -80,10 +78,12 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
 def _program(text: str, name: str, entry: str) -> str:
     text = _DYNAMIC_SHARED.sub(_dynamic_shared, text)
     text = _ALIGNED_SHARED.sub(r"\g<alignment> __shared__", text)
-    fp8 = "#define LAYERPORT_FP8\n" if "cuda_fp8.h" in text else ""
+    # Each takes a third of a second to compile; a header of the pack's own may include any of them.
+    types = [kind for kind in ("fp16", "bf16", "fp8") if f"cuda_{kind}" in text or '#include "' in text]
+    defines = "".join(f"#define LAYERPORT_{kind.upper()}\n" for kind in types)
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
     return (
-        f'{fp8}#include "cuda_host.h"\n#line 1 "{quoted}"\n{text}\n#line 1 "layerport"\n#undef __CUDA_ARCH__\n'
+        f'{defines}#include "cuda_host.h"\n#line 1 "{quoted}"\n{text}\n#line 1 "layerport"\n#undef __CUDA_ARCH__\n'
         f"int main(int count, char** paths) {{ return ::cuda_host::run(count, paths, {entry}); }}\n"
     )
 
@@ -120,23 +120,61 @@ def _compiler() -> str:
 
 
 @cache
-def _compiler_version() -> str:
-    return subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+def _tools() -> tuple[str, ...]:
+    """All that decides what the compiler makes of a source: its version, CUDA's headers, and the harness."""
+    version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    harness = (file.read_text() for file in sorted(_HARNESS.glob("*.*")))
+    return (version, toolchain().identity, *harness)
 
 
-def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str) -> HostProgram:
+@cache
+def _runtime(sanitize: bool) -> bytes:
+    """The object code of the runtime, which is the same for every kernel."""
+    flags = (*_FLAGS, *(_SANITIZER_FLAGS if sanitize else _PLAIN_FLAGS), "-std=gnu++17")
+    key = cache_key({"format": 1, "runtime": flags, "tools": _tools()})
+    store = KernelCache(default_folder() / "host")
+    if (found := store.get(key)) is not None:
+        return found[1]
     with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
-        source, binary = Path(folder, "program.cpp"), Path(folder, "program")
-        source.write_text(program)
-        folders = [_HEADERS, _HEADERS / "unsupported", *include, *toolchain().include]
-        command = [_compiler(), *flags, *(f"-I{path}" for path in folders), str(source), "-o", str(binary)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_LIMIT)
-        except subprocess.TimeoutExpired as error:
+        made = Path(folder, "runtime.o")
+        done = _call_compiler([*flags, *_folders(()), "-c", str(_HARNESS / "runtime.cpp"), "-o", str(made)], "runtime")
+        if done.returncode != 0:
             raise BuildError(
-                f"{label}: the C++ compiler ran for more than {_COMPILE_LIMIT:.0f} s",
-                "look for templates that never end",
-            ) from error
+                f"the host runtime does not compile with {_compiler()}",
+                "use g++ 9 or newer (environment variable CXX)",
+                faults=done.stderr.splitlines()[:8],
+            )
+        code = made.read_bytes()
+    store.put(key, {}, code)
+    return code
+
+
+def _folders(include: tuple[str, ...]) -> list[str]:
+    return [f"-I{path}" for path in (_HARNESS, _HARNESS / "unsupported", *include, *toolchain().include)]
+
+
+def _call_compiler(arguments: list[str], label: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            [_compiler(), *arguments], capture_output=True, text=True, timeout=_COMPILE_LIMIT, env=_environment()
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(
+            f"{label}: the C++ compiler ran for more than {_COMPILE_LIMIT:.0f} s", "look for templates that never end"
+        ) from error
+
+
+def _environment() -> dict[str, str]:
+    # Errors are read, so they must be in English and plain.
+    return os.environ | {"LC_ALL": "C", "GCC_COLORS": ""}
+
+
+def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str, runtime: bytes) -> HostProgram:
+    with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
+        source, library, binary = (Path(folder, name) for name in ("program.cpp", "runtime.o", "program"))
+        source.write_text(program)
+        library.write_bytes(runtime)
+        done = _call_compiler([*flags, *_folders(include), str(source), str(library), "-o", str(binary)], label)
         if done.returncode != 0:
             raise _compile_error(done.stderr, label)
         return HostProgram(binary.read_bytes(), _statics(binary))

@@ -1,6 +1,7 @@
 // Compiles an unchanged CUDA C++ kernel for the host, for tests.  Never a run-time fallback.
 //
-// The generated program is: this header, the kernel's source, driver.h, and a main that names the kernel.
+// The generated program is this header, the kernel's source and a main that names the kernel; it is linked to the
+// runtime (runtime.cpp).
 // A kernel can tell that it is compiled here by LAYERPORT_HOST, and so give a plain variant of what is not
 // supported: tensor cores, asynchronous copies, inline PTX, cooperative groups, clusters, dynamic parallelism.
 #pragma once
@@ -19,14 +20,18 @@
 // Under __CUDACC__ these headers declare their arithmetic too, all of which has host code.
 #define __CUDACC__
 LAYERPORT_DEVICE void __syncthreads() {}
-#include <cuda_bf16.h>
+#ifdef LAYERPORT_FP16
 #include <cuda_fp16.h>
+#endif
+#ifdef LAYERPORT_BF16
+#include <cuda_bf16.h>
+#endif
 #ifdef LAYERPORT_FP8
 #include <cuda_fp8.h>
 #endif
 #undef __CUDACC__
 
-#include "fibers.h"
+#include "threads.h"
 
 // --- qualifiers ----------------------------------------------------------------------------------------------------
 
@@ -61,13 +66,13 @@ LAYERPORT_DEVICE void __syncthreads() {}
 
 // --- what a thread is told -----------------------------------------------------------------------------------------
 
-#define threadIdx (::cuda_host::current->index)
+#define threadIdx (::cuda_host::calling->index)
 #define blockIdx (::cuda_host::block.index)
 #define blockDim (::cuda_host::block.size)
 #define gridDim (::cuda_host::block.grid)
 #define warpSize 32
 
-#define __trap() ::cuda_host::fail(::cuda_host::place_of(*::cuda_host::current) + ", line " + std::to_string(__LINE__) + ": __trap()")
+#define __trap() ::cuda_host::fail_at(__LINE__, "__trap()")
 #define __isGlobal(POINTER) true
 
 namespace cuda_host {
@@ -76,25 +81,25 @@ template <typename T>
 T shuffle(int line, WarpKind kind, unsigned mask, T value, int operand, int width = 32) {
     static_assert(sizeof(T) <= VALUE_BYTES, "a shuffle moves at most 16 bytes");
     if (width < 1 || width > 32 || (width & (width - 1)) != 0) {
-        fail(place_of(*current) + ", line " + std::to_string(line) + ": shuffle width " + std::to_string(width));
+        fail_at(line, "the width of a shuffle is a power of two up to 32");
     }
-    memset(current->value, 0, VALUE_BYTES);
-    memcpy(current->value, &value, sizeof value);
-    current->operand = operand;
-    current->width = width;
+    memset(calling->value, 0, VALUE_BYTES);
+    memcpy(calling->value, &value, sizeof value);
+    calling->operand = operand;
+    calling->width = width;
     wait_for_warp(line, kind, mask);
-    memcpy(&value, current->result, sizeof value);
+    memcpy(&value, calling->result, sizeof value);
     return value;
 }
 
 template <typename T>
 unsigned long long vote(int line, WarpKind kind, unsigned mask, T value) {
-    memset(current->value, 0, VALUE_BYTES);
-    memcpy(current->value, &value, sizeof value);
-    current->is_signed = std::is_signed_v<T>;
+    memset(calling->value, 0, VALUE_BYTES);
+    memcpy(calling->value, &value, sizeof value);
+    calling->is_signed = std::is_signed_v<T>;
     wait_for_warp(line, kind, mask);
     unsigned long long answer;
-    memcpy(&answer, current->result, sizeof answer);
+    memcpy(&answer, calling->result, sizeof answer);
     return answer;
 }
 
@@ -105,16 +110,6 @@ unsigned match_all(int line, unsigned mask, T value, int* all) {
     const auto found = static_cast<unsigned>(vote(line, WarpKind::match_all, mask, value));
     *all = found != 0;
     return found;
-}
-
-// The lanes that still run: a real GPU may answer fewer.
-inline unsigned active_mask() {
-    unsigned mask = 0;
-    for (unsigned lane = 0; lane < 32; ++lane) {
-        const Thread* thread = detail::lane_of(current->warp, lane);
-        if (thread != nullptr && thread->wait != Wait::done) mask |= 1u << lane;
-    }
-    return mask;
 }
 
 }  // namespace cuda_host
@@ -143,8 +138,6 @@ inline unsigned active_mask() {
 #define __reduce_and_sync(MASK, VALUE) static_cast<unsigned>(LAYERPORT_VOTE(bit_and, MASK, VALUE))
 #define __reduce_or_sync(MASK, VALUE) static_cast<unsigned>(LAYERPORT_VOTE(bit_or, MASK, VALUE))
 #define __reduce_xor_sync(MASK, VALUE) static_cast<unsigned>(LAYERPORT_VOTE(bit_xor, MASK, VALUE))
-
-#include "driver.h"
 
 // After every header of the host, which use it themselves.  __CUDA_ARCH__ selects the kernel's own device path.
 #define asm layerport_unsupported_inline_ptx

@@ -1,18 +1,18 @@
 // Reads a request from a file, launches the kernel on it, and writes the buffers back: the program around a kernel.
 //
 // Each buffer ends at a page that cannot be touched, so an access past the end stops the program where it happens;
-// in the address-sanitiser build each buffer is an exact heap block.  Part of cuda_host.h, for tests only.
+// in the address-sanitiser build each buffer is an exact heap block.  Part of runtime.cpp, for tests only.
 #pragma once
 
 #include <csignal>
-#include <tuple>
-#include <utility>
+
+#include "fibers.h"
 
 namespace cuda_host {
 
 // Python subtracts the address of this symbol to say where a static lies in a program loaded anywhere.
 extern "C" {
-inline char layerport_anchor = 0;
+char layerport_anchor = 0;
 }
 
 enum class Tag : uint64_t { buffer, integer, real, null };
@@ -44,7 +44,7 @@ inline size_t shared_bytes = 0;
 
 constexpr unsigned char POISON = 0xff;  // NaN in every floating type, -1 in every signed one
 constexpr size_t SHARED_LIMIT = 227 * 1024;
-alignas(1024) inline unsigned char dynamic_shared[SHARED_LIMIT + 1024];
+alignas(1024) unsigned char dynamic_shared[SHARED_LIMIT + 1024];
 
 namespace detail {
 
@@ -137,29 +137,6 @@ inline void write_buffers(const char* path) {
     if (!written || fclose(file) != 0) fail(std::string("cannot write the answer ") + path);
 }
 
-template <typename P>
-P convert(size_t place) {
-    const Argument& argument = arguments[place];
-    const std::string what = "parameter " + std::to_string(place) + " of the kernel";
-    if constexpr (std::is_pointer_v<P>) {
-        if (argument.tag == Tag::null) return nullptr;
-        if (argument.tag != Tag::buffer) fail(what + " is a pointer, the launch rule gives a number");
-        return reinterpret_cast<P>(buffers[argument.integer].data);
-    } else if constexpr (std::is_floating_point_v<P>) {
-        if (argument.tag == Tag::integer) return static_cast<P>(argument.integer);
-        if (argument.tag != Tag::real) fail(what + " is a floating-point number, the launch rule gives a tensor");
-        return static_cast<P>(argument.real);
-    } else {
-        static_assert(std::is_integral_v<P> || std::is_enum_v<P>, "kernel parameters are pointers and numbers");
-        if (argument.tag != Tag::integer) fail(what + " is an integer, the launch rule gives something else");
-        const P value = static_cast<P>(argument.integer);
-        if (static_cast<int64_t>(value) != argument.integer) {
-            fail(what + " cannot hold " + std::to_string(argument.integer));
-        }
-        return value;
-    }
-}
-
 // The sanitiser would object to writing its own gaps between statics.
 __attribute__((no_sanitize("address"), noinline)) inline void poison(unsigned char* address, size_t bytes) {
     for (size_t i = 0; i < bytes; ++i) const_cast<volatile unsigned char*>(address)[i] = POISON;
@@ -183,19 +160,7 @@ inline void run_grid() {
     }
 }
 
-template <typename... P, size_t... PLACES>
-void launch(void (*kernel)(P...), std::index_sequence<PLACES...>) {
-    if (arguments.size() != sizeof...(P)) {
-        fail(
-            "the kernel has " + std::to_string(sizeof...(P)) + " parameters, the launch rule gives " +
-            std::to_string(arguments.size())
-        );
-    }
-    static std::tuple<std::remove_cv_t<P>...> values{convert<std::remove_cv_t<P>>(PLACES)...};
-    static void (*const body)(P...) = kernel;
-    thread_body = [] { body(std::get<PLACES>(values)...); };
-    run_grid();
-}
+inline std::string parameter(size_t place) { return "parameter " + std::to_string(place) + " of the kernel"; }
 
 inline std::string fault_near(const unsigned char* address) {
     for (const Buffer& buffer : buffers) {
@@ -207,7 +172,7 @@ inline std::string fault_near(const unsigned char* address) {
             return "touches " + buffer.name + " " + std::to_string(buffer.data - address) + " bytes before its start";
         }
     }
-    for (const Thread& thread : block.threads) {
+    for (const Thread& thread : threads) {
         if (address < thread.stack && address >= thread.stack - PAGE_BYTES) return "needs too much stack";
     }
     return "touches memory that is none of its arguments";
@@ -264,15 +229,51 @@ inline void check_slack() {
 
 }  // namespace detail
 
-template <typename... P>
-int run(int count, char** paths, void (*kernel)(P...)) {
+void expect_arguments(size_t count) {
+    if (arguments.size() != count) {
+        fail(
+            "the kernel has " + std::to_string(count) + " parameters, the launch rule gives " +
+            std::to_string(arguments.size())
+        );
+    }
+}
+
+void* pointer_argument(size_t place) {
+    const Argument& given = arguments[place];
+    if (given.tag == Tag::null) return nullptr;
+    if (given.tag != Tag::buffer) fail(detail::parameter(place) + " is a pointer, the launch rule gives a number");
+    return buffers[given.integer].data;
+}
+
+double real_argument(size_t place) {
+    const Argument& given = arguments[place];
+    if (given.tag == Tag::integer) return static_cast<double>(given.integer);
+    if (given.tag != Tag::real) fail(detail::parameter(place) + " is a number, the launch rule gives a tensor");
+    return given.real;
+}
+
+int64_t integer_argument(size_t place, bool is_signed, size_t bytes) {
+    const Argument& given = arguments[place];
+    if (given.tag != Tag::integer) fail(detail::parameter(place) + " is a whole number, the launch rule gives something else");
+    const int bits = static_cast<int>(bytes) * 8;
+    const int64_t least = is_signed ? -(int64_t{1} << (bits - 2)) * 2 : 0;
+    const int64_t most = is_signed ? -(least + 1) : bits == 64 ? INT64_MAX : (int64_t{1} << bits) - 1;
+    if (given.integer < least || given.integer > most) {
+        fail(detail::parameter(place) + " cannot hold " + std::to_string(given.integer));
+    }
+    return given.integer;
+}
+
+int run_program(int count, char** paths, void (*check)(), void (*body)()) {
     if (count != 3) fail("usage: program request answer");
     detail::read_request(paths[1]);
+    check();
     detail::catch_signals();
 #if defined(__SANITIZE_ADDRESS__)
     __asan_set_error_report_callback(detail::on_sanitizer_report);
 #endif
-    detail::launch(kernel, std::index_sequence_for<P...>{});
+    thread_body = body;
+    detail::run_grid();
     detail::check_slack();
     detail::write_buffers(paths[2]);
     return 0;

@@ -1,7 +1,7 @@
 // Runs the threads of one CUDA block as fibers, one after another, in an order of choice.
 //
 // A fiber runs until it waits (at __syncthreads or a warp-wide operation) or ends.  No two run at once, so a missing
-// barrier shows as a wrong result in some order instead of as a rare race.  Part of cuda_host.h, for tests only.
+// barrier shows as a wrong result in some order instead of as a rare race.  Part of runtime.cpp, for tests only.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +17,8 @@
 #include <unistd.h>
 #include <vector>
 
+#include "threads.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -26,16 +28,7 @@ namespace cuda_host {
 
 enum class Order : uint64_t { forward, backward, random };
 enum class Wait { no, block, warp, done };
-enum class BlockKind { sync, count, all, any };
-enum class WarpKind {
-    sync, shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, all, any, match_any, match_all,
-    add, min, max, bit_and, bit_or, bit_xor
-};
-
-constexpr size_t VALUE_BYTES = 16;
-
-struct Thread {
-    uint3 index;
+struct Thread : Calling {
     unsigned lane;
     unsigned warp;
     Wait wait;
@@ -47,11 +40,6 @@ struct Thread {
 
     WarpKind warp_kind;
     unsigned mask;
-    int operand;
-    int width;
-    bool is_signed;
-    alignas(16) unsigned char value[VALUE_BYTES];
-    alignas(16) unsigned char result[VALUE_BYTES];
 
     bool started;
     unsigned char* stack;
@@ -60,16 +48,12 @@ struct Thread {
     void* fake_stack;
 };
 
-struct Block {
-    uint3 index;
-    dim3 size;
-    dim3 grid;
-    std::vector<Thread> threads;
-    unsigned alive;
-    unsigned at_barrier;
-};
+Calling* calling = nullptr;
+Running block;
 
-inline Block block;
+inline std::vector<Thread> threads;
+inline unsigned alive = 0;
+inline unsigned at_barrier = 0;
 inline Thread* current = nullptr;
 inline void (*thread_body)() = nullptr;
 inline Order order = Order::forward;
@@ -149,7 +133,7 @@ inline void start(Thread& thread) {
 }
 
 inline void resume(Thread& thread) {
-    current = &thread;
+    calling = current = &thread;
 #if defined(__SANITIZE_ADDRESS__)
     if (!thread.started) {
         __asan_unpoison_memory_region(thread.stack, STACK_BYTES);
@@ -179,10 +163,10 @@ inline unsigned char* new_stack() {
 // --- __syncthreads -------------------------------------------------------------------------------------------------
 
 inline void release_block_if_complete() {
-    if (block.alive == 0 || block.at_barrier < block.alive) return;
+    if (alive == 0 || at_barrier < alive) return;
     const Thread* first = nullptr;
     int count = 0;
-    for (const Thread& thread : block.threads) {
+    for (const Thread& thread : threads) {
         if (thread.wait != Wait::block) continue;
         if (first == nullptr) first = &thread;
         if (thread.line != first->line || thread.block_kind != first->block_kind) {
@@ -193,24 +177,24 @@ inline void release_block_if_complete() {
         }
         count += thread.block_value != 0;
     }
-    for (Thread& thread : block.threads) {
+    for (Thread& thread : threads) {
         if (thread.wait != Wait::block) continue;
         thread.wait = Wait::no;
         switch (thread.block_kind) {
             case BlockKind::sync: thread.block_result = 0; break;
             case BlockKind::count: thread.block_result = count; break;
-            case BlockKind::all: thread.block_result = count == static_cast<int>(block.alive); break;
+            case BlockKind::all: thread.block_result = count == static_cast<int>(alive); break;
             case BlockKind::any: thread.block_result = count > 0; break;
         }
     }
-    block.at_barrier = 0;
+    at_barrier = 0;
 }
 
 // --- warp-wide operations ------------------------------------------------------------------------------------------
 
 inline Thread* lane_of(unsigned warp, unsigned lane) {
     const size_t place = static_cast<size_t>(warp) * 32 + lane;
-    return place < block.threads.size() ? &block.threads[place] : nullptr;
+    return place < threads.size() ? &threads[place] : nullptr;
 }
 
 inline int shuffle_source(const Thread& thread) {
@@ -306,7 +290,7 @@ inline void release_warp_if_complete(unsigned warp, unsigned mask) {
 
 inline void thread_ended(Thread& thread) {
     thread.wait = Wait::done;
-    --block.alive;
+    --alive;
     release_block_if_complete();
     for (unsigned lane = 0; lane < 32; ++lane) {
         Thread* other = lane_of(thread.warp, lane);
@@ -317,7 +301,7 @@ inline void thread_ended(Thread& thread) {
 [[noreturn]] inline void deadlock() {
     std::string message = "the block waits forever:";
     int shown = 0;
-    for (const Thread& thread : block.threads) {
+    for (const Thread& thread : threads) {
         if (thread.wait != Wait::block && thread.wait != Wait::warp) continue;
         if (++shown > 4) break;
         char mask[16];
@@ -330,20 +314,20 @@ inline void thread_ended(Thread& thread) {
 
 }  // namespace detail
 
-inline int wait_for_block(int line, BlockKind kind, int value) {
+int wait_for_block(int line, BlockKind kind, int value) {
     current->line = line;
     current->block_kind = kind;
     current->block_value = value;
     current->wait = Wait::block;
-    ++block.at_barrier;
+    ++at_barrier;
     detail::release_block_if_complete();
     if (current->wait != Wait::no) detail::pause();
     return current->block_result;
 }
 
-inline void wait_for_warp(int line, WarpKind kind, unsigned mask) {
+void wait_for_warp(int line, WarpKind kind, unsigned mask) {
     if (!(mask >> current->lane & 1)) {
-        fail(place_of(*current) + ", line " + std::to_string(line) + ": the mask leaves out the calling lane");
+        fail_at(line, "the mask leaves out the calling lane");
     }
     current->line = line;
     current->warp_kind = kind;
@@ -353,19 +337,33 @@ inline void wait_for_warp(int line, WarpKind kind, unsigned mask) {
     if (current->wait != Wait::no) detail::pause();
 }
 
+// The lanes that still run; a GPU may answer fewer.
+unsigned active_mask() {
+    unsigned mask = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        const Thread* thread = detail::lane_of(current->warp, lane);
+        if (thread != nullptr && thread->wait != Wait::done) mask |= 1u << lane;
+    }
+    return mask;
+}
+
+void fail_at(int line, const char* message) {
+    fail(place_of(*current) + ", line " + std::to_string(line) + ": " + message);
+}
+
 inline void make_threads(dim3 size) {
     block.size = size;
-    block.threads.resize(static_cast<size_t>(size.x) * size.y * size.z);
-    for (Thread& thread : block.threads) thread.stack = detail::new_stack();
+    threads = std::vector<Thread>(static_cast<size_t>(size.x) * size.y * size.z);
+    for (Thread& thread : threads) thread.stack = detail::new_stack();
 }
 
 inline void run_block(uint3 index) {
     block.index = index;
-    block.alive = static_cast<unsigned>(block.threads.size());
-    block.at_barrier = 0;
-    std::vector<unsigned> places(block.threads.size());
+    alive = static_cast<unsigned>(threads.size());
+    at_barrier = 0;
+    std::vector<unsigned> places(threads.size());
     for (unsigned place = 0; place < places.size(); ++place) {
-        Thread& thread = block.threads[place];
+        Thread& thread = threads[place];
         places[place] = order == Order::backward ? static_cast<unsigned>(places.size()) - 1 - place : place;
         thread.index = {place % block.size.x, place / block.size.x % block.size.y, place / block.size.x / block.size.y};
         thread.lane = place % 32;
@@ -373,17 +371,17 @@ inline void run_block(uint3 index) {
         thread.wait = Wait::no;
         thread.started = false;
     }
-    while (block.alive > 0) {
+    while (alive > 0) {
         bool ran = false;
         if (order == Order::random) std::shuffle(places.begin(), places.end(), generator);
         for (const unsigned place : places) {
-            if (block.threads[place].wait != Wait::no) continue;
+            if (threads[place].wait != Wait::no) continue;
             ran = true;
-            detail::resume(block.threads[place]);
+            detail::resume(threads[place]);
         }
         if (!ran) detail::deadlock();
     }
-    current = nullptr;
+    calling = current = nullptr;
 }
 
 }  // namespace cuda_host

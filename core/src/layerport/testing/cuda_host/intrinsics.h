@@ -11,7 +11,6 @@
 #include <ctime>
 #include <limits>
 #include <math.h>
-#include <string>
 #include <type_traits>
 
 #define LAYERPORT_DEVICE [[maybe_unused]] static inline

@@ -1,0 +1,113 @@
+"""An .onnx file as a source: its nodes of known domains are layers already, so nothing is claimed or exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from layerport.adapters.onnx_dtypes import to_dtype
+from layerport.dims import DimRange, Port, apply_ranges
+from layerport.errors import BuildError, UsageError
+from layerport.front.bodies import Bodies
+from layerport.front.export import ExportedModel
+from layerport.front.nodes import is_layer_node, layer_node
+from layerport.packs import Packs
+
+
+def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], packs: Packs) -> ExportedModel:
+    """The model of a file, with shapes inferred through its layers.
+
+    ranges: the sizes of its dynamic dims; a dim without one is taken at least 1, usually 2, with no limit.
+    Raises UsageError for a file that is not a model, BuildError for a layer node whose inputs have no known type.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}", "give the path of an .onnx file")
+    try:
+        model = ir.load(path)
+    except Exception as error:
+        raise UsageError(
+            f"{path} is not an ONNX model: {type(error).__name__}: {error}", "check it with onnx.checker.check_model"
+        ) from error
+    model.graph.name = model.graph.name or "main_graph"
+    inputs = [_port(value) for value in model.graph.inputs]
+    names = dict.fromkeys(dim for port in inputs for dim in port.dims if isinstance(dim, str))
+    dims = apply_ranges({name: DimRange(name, 1, 2, None) for name in names}, ranges)
+    _infer(model, Bodies(dims), packs)
+    return ExportedModel(model, tuple(inputs), tuple(_port(value) for value in model.graph.outputs), dims)
+
+
+def _infer(model: ir.Model, bodies: Bodies, packs: Packs) -> None:
+    """Infer shapes up to the next layer, write down what the layer's rule says, go on."""
+    ShapeInferencePass(strict_mode=False)(model)
+    for node in model.graph.all_nodes():
+        if not is_layer_node(node, model, packs) or _known(node.outputs):
+            continue
+        if not _known(value for value in node.inputs if value is not None):
+            raise BuildError(
+                f"node {node.name or node.op_type}: the types of its inputs cannot be inferred",
+                "store the types of all values in the file (onnx.shape_inference)",
+            )
+        found = layer_node(node, packs)
+        rules = bodies.derivation(found).outputs
+        for value, rule in zip(node.outputs, rules, strict=False):
+            value.dtype = ir.DataType[rule.dtype.name]
+            value.shape = ir.Shape([dim.evaluate({}) if not dim.symbols() else None for dim in rule.dims])
+        ShapeInferencePass(strict_mode=False)(model)
+
+
+def _known(values: Iterable[ir.Value]) -> bool:
+    return all(
+        value.const_value is not None or (value.dtype is not None and value.shape is not None) for value in values
+    )
+
+
+def _port(value: ir.Value) -> Port:
+    if value.dtype is None or value.shape is None or not value.name:
+        raise UsageError(f"{value.name or 'a port'} of the model has no type", "store types in the file")
+    dims = []
+    for axis, dim in enumerate(value.shape):
+        text = dim if isinstance(dim, int) else dim.value
+        dims.append(f"{value.name}_dim{axis}" if text is None else text)
+    return Port(value.name, str(to_dtype(value.dtype)), tuple(dims))
+
+
+def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs for the samples: the given ones, seeded random ones for the others."""
+    import torch
+
+    from layerport.adapters.torch_dtypes import from_dtype
+    from layerport.conversion import to_standard
+    from layerport.dtypes import DType
+    from layerport.expressions import parse
+    from layerport.front.sources import random_tensor
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = {name: dim.opt for name, dim in dims.items()}
+    arrays = {}
+    for port in ports:
+        shape = [dim if isinstance(dim, int) else parse(dim).evaluate(sizes) for dim in port.dims]
+        value = given.get(port.name)
+        if value is None:
+            value = random_tensor(shape, from_dtype(DType(port.dtype)), generator)
+        arrays[port.name] = to_standard(value, path=port.name).array
+    return arrays
+
+
+def reference_outputs(model: ir.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What ONNX's own reference implementation gives; raises BuildError where it lacks an operator."""
+    from onnx.reference import ReferenceEvaluator
+
+    proto = ir.serde.serialize_model(model)
+    try:
+        outputs = ReferenceEvaluator(proto).run(None, dict(inputs))
+    except Exception as error:
+        raise BuildError(
+            f"onnx.reference cannot run the model: {type(error).__name__}: {str(error).splitlines()[0]}",
+            "build with --no-verify; the bundle then has no samples",
+        ) from error
+    names = [str(value.name) for value in model.graph.outputs]
+    return dict(zip(names, outputs, strict=True))

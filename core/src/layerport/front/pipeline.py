@@ -1,0 +1,162 @@
+"""The front half in order: claim, export, bodies, plugins, files.  Called by `building`, with a folder to write to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerport import bundle as bundles
+from layerport.dims import DimRange, apply_ranges, require_limits
+from layerport.expressions import parse
+from layerport.front import onnx_files
+from layerport.front.bodies import Bodies
+from layerport.front.claims import claim_layers
+from layerport.front.export import ExportedModel, export_model
+from layerport.front.nodes import layer_nodes
+from layerport.front.portable import write_portable
+from layerport.front.realise import Realisation, realise
+from layerport.front.samples import torch_samples, write_samples
+from layerport.front.sources import Source
+from layerport.packs import Packs
+from layerport.plugin_spec import to_bytes
+from layerport.targets import Target
+
+TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "nvidia-cuda-nvrtc")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for, beside the source: see `layerport.build`."""
+
+    target: Target
+    ranges: Mapping[str, tuple[int, int | None, int]]
+    claim: tuple[str, ...]
+    no_claim: tuple[str, ...]
+    decompose: tuple[str, ...]
+    strict: bool
+    samples: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the engine half and the manifest need, beside the files in the folder.
+
+    profile: per input its least, usual and greatest shape.
+    """
+
+    manifest: dict[str, Any]
+    profile: dict[str, list[list[int]]]
+    layers: list[dict[str, Any]]
+    claims: list[dict[str, Any]]
+
+
+def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: Callable[[str], None]) -> Prepared:
+    """Write the portable model, plugin specs and samples of a source into a folder.
+
+    start: told of each stage.  Raises UsageError, PackError and BuildError.
+    """
+    claims: list[dict[str, Any]] = []
+    outputs: Any = None
+    if isinstance(source.model, Path):
+        start("export")
+        exported = onnx_files.read_model(source.model, wishes.ranges, packs)
+    else:
+        start("claim")
+        model: Any = source.model
+        if isinstance(model, torch.export.ExportedProgram):
+            with torch.no_grad():
+                outputs = model.module()(*source.args, **source.kwargs)
+        else:
+            claimed = claim_layers(source, packs, required=wishes.claim, refused=wishes.no_claim, strict=wishes.strict)
+            model, outputs = claimed.model, claimed.outputs
+            claims = [one.to_json() for one in claimed.claims]
+        start("export")
+        exported = export_model(source, model, packs.layers, outputs)
+    dims = apply_ranges(exported.dims, wishes.ranges)
+    if wishes.target.flavour != "portable":
+        require_limits(dims, str(wishes.target))
+    nodes = layer_nodes(exported.model, packs)
+    bodies = Bodies(dims)
+    bodies.attach(exported.model, nodes)
+    start("compile")
+    realisations, plugins = realise(nodes, bodies, packs, wishes.target, dims, wishes.decompose)
+    layers = [_layer_entry(one, packs) for one in realisations]
+    start("write")
+    reference = _samples(source, exported, dims, outputs, folder, wishes)
+    write_portable(exported.model, folder)
+    if plugins.specs:
+        (folder / bundles.PLUGINS).write_bytes(to_bytes(plugins))
+    manifest = {
+        "layerport": metadata.version("layerport"),
+        "inputs": [port.to_json() for port in exported.inputs],
+        "outputs": [port.to_json() for port in exported.outputs],
+        "dims": [dim.to_json() for dim in dims.values()],
+        "layers": layers,
+        "claims": claims,
+        "samples": reference,
+        "targets": [],
+        "tools": {name: version for name in TOOLS if (version := _version(name))},
+    }
+    return Prepared(manifest, _profile(exported, dims), layers, claims)
+
+
+def _samples(
+    source: Source,
+    exported: ExportedModel,
+    dims: Mapping[str, DimRange],
+    outputs: Any,
+    folder: Path,
+    wishes: Wishes,
+) -> dict[str, Any] | None:
+    """Write the samples and say whose outputs they are."""
+    if not isinstance(source.model, Path):
+        write_samples(*torch_samples(source, exported, outputs), folder)
+        return {"reference": "torch", "version": _version("torch")}
+    if not wishes.samples:
+        return None
+    inputs = onnx_files.example(exported.inputs, dims, source.kwargs)
+    write_samples(inputs, onnx_files.reference_outputs(exported.model, inputs), folder)
+    return {"reference": "onnx.reference", "version": _version("onnx")}
+
+
+def _layer_entry(one: Realisation, packs: Packs) -> dict[str, Any]:
+    info = packs.owner(one.node.layer).info
+    return {
+        "node": one.node.name,
+        "layer": one.node.layer.name,
+        "version": one.node.layer.version,
+        "module": one.node.module,
+        "pack": info.name,
+        "distribution": info.distribution,
+        "pack_version": info.version,
+        "parameters": one.node.bound.parameters.digest,
+        "realised": one.realised,
+        "reason": one.reason,
+        "plugin": one.spec.key if one.spec else None,
+        "plugin_class": one.spec.plugin_class if one.spec else None,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _profile(exported: ExportedModel, dims: Mapping[str, DimRange]) -> dict[str, list[list[int]]]:
+    """Per input its least, usual and greatest shape."""
+    sizes = [
+        {name: dim.min for name, dim in dims.items()},
+        {name: dim.opt for name, dim in dims.items()},
+        {name: dim.opt if dim.max is None else dim.max for name, dim in dims.items()},
+    ]
+    return {
+        port.name: [[dim if isinstance(dim, int) else parse(dim).evaluate(env) for dim in port.dims] for env in sizes]
+        for port in exported.inputs
+    }

@@ -1,0 +1,216 @@
+"""Claims on real classes: which modules the pack answers for, and that exactly one candidate is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import layerport as lp
+from layerport.records import Rewrite, is_bound_layer
+from layerport_builtin_layers import plugin
+from layerport_builtin_layers.rms_norm import rms_norm
+from layerport_builtin_layers.silu_mul import silu_mul
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
+# Normalisations and gated MLPs of two layers, and how the norms scale.
+MODELS = {
+    "Llama": (5, 2, "weight"),
+    "Mistral": (5, 2, "weight"),
+    "Qwen2": (5, 2, "weight"),
+    "Qwen3": (9, 2, "weight"),
+    "Phi3": (5, 2, "weight"),
+    "Gemma": (5, 0, "1 + weight"),
+    "Gemma2": (9, 0, "1 + weight"),
+    "Gemma3Text": (13, 0, "1 + weight"),
+    "T5": (10, 0, "weight"),
+}
+
+
+def tiny_model(name: str) -> torch.nn.Module:
+    torch.manual_seed(3)
+    base = name.removesuffix("Text")
+    config_class = getattr(transformers, f"{name}Config", None) or getattr(transformers, f"{name}TextConfig")
+    if name == "T5":
+        config = config_class(vocab_size=50, d_model=48, d_ff=96, d_kv=16, num_heads=4, num_layers=2)
+    else:
+        config = config_class(**SIZES)
+    model = getattr(transformers, f"{name}Model", None) or getattr(transformers, f"{base}Model")
+    made: torch.nn.Module = model(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():  # norms start as ones or zeros, which would make candidates agree
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (0.7 if parameter.ndim == 1 else 0.0))
+    return made
+
+
+def answers_of(module: torch.nn.Module) -> tuple[Any, ...]:
+    answer = plugin.layerport_export_parameters(module=module, name="it")
+    return () if answer is None else answer if isinstance(answer, tuple) else (answer,)
+
+
+def claims_of(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, tuple[Any, ...]]]:
+    asked = ((name, module, answers_of(module)) for name, module in model.named_modules())
+    return {name: (module, answers) for name, module, answers in asked if answers}
+
+
+def run_answer(answer: Any, module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if isinstance(answer, Rewrite):
+        result = answer.forward(module, x)
+    else:
+        values = {name: torch.from_numpy(array) for name, array in answer.parameters.items()}
+        result = answer.layer.reference(x, **values, **answer.parameters.attributes)
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+def agreeing(module: torch.nn.Module, answers: tuple[Any, ...]) -> list[Any]:
+    width = next(
+        parameter.shape[-1] for name, parameter in module.named_parameters() if "down" not in name
+    )
+    x = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = module(x)
+        return [a for a in answers if torch.allclose(run_answer(a, module, x), expected, rtol=1e-4, atol=1e-5)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_candidate_is_right_for_each_module_of(name: str) -> None:
+    norms, gates, scale = MODELS[name]
+    claims = claims_of(tiny_model(name))
+    found: dict[str, int] = {"norms": 0, "gates": 0}
+    for module, answers in claims.values():
+        (right,) = agreeing(module, answers)
+        if isinstance(right, Rewrite):
+            found["gates"] += 1
+            assert right.layers == (silu_mul,)
+            continue
+        found["norms"] += 1
+        assert is_bound_layer(right) and right.layer is rms_norm
+        assert answers.index(right) == ("weight", "1 + weight").index(scale)
+        assert right.parameters["weight"].dtype.name == "float32"
+    assert found == {"norms": norms, "gates": gates}
+
+
+def test_a_weight_is_taken_without_a_copy() -> None:
+    module = torch.nn.RMSNorm(8)
+    (bound,) = answers_of(module)
+    assert torch.from_numpy(bound.parameters["weight"]).data_ptr() == module.weight.data_ptr()
+
+
+def test_one_plus_weight_is_float32_beside_16_bits() -> None:
+    class SmallRMSNorm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((4,), 2.0**-9, dtype=torch.bfloat16))
+            self.eps = 1e-5
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    plain, shifted = answers_of(SmallRMSNorm())
+    assert plain.parameters["weight"].dtype.name == "bfloat16"
+    assert shifted.parameters["weight"].dtype.name == "float32"
+    assert shifted.parameters["weight"].tolist() == [1 + 2.0**-9] * 4
+    assert shifted.parameters.attributes["eps"] == 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("affine", [True, False])
+def test_torch_rms_norm_with_its_own_eps(dtype: torch.dtype, affine: bool) -> None:
+    module = torch.nn.RMSNorm(8, elementwise_affine=affine, dtype=dtype)
+    (bound,) = answers_of(module)
+    assert set(bound.parameters) == ({"weight"} if affine else set())
+    # Small enough for a wrong epsilon to show.
+    x = (torch.randn(3, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3e-3).to(dtype)
+    weight = module.weight if affine else None
+    got = rms_norm.reference(x, weight, **bound.parameters.attributes)
+    # Without a weight, nothing tells the claim that the input is float64.
+    unknown = dtype == torch.float64 and not affine
+    tolerance = {torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(dtype, 1e-5)
+    assert torch.allclose(got.detach(), module(x).detach(), rtol=tolerance, atol=0) != unknown
+
+
+class TwoInputsRMSNorm(torch.nn.RMSNorm):
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x) * (1 if gate is None else gate)
+
+
+class BiasedRMSNorm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.zeros(4))
+        self.eps = 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight + self.bias
+
+
+class NamelessEpsilonRMSNorm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+class GatedMLP(torch.nn.Module):
+    def __init__(self, activation: torch.nn.Module, **more: torch.nn.Module) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(4, 4) for _ in range(3))
+        self.act_fn = activation
+        for name, module in more.items():
+            setattr(self, name, module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        assert isinstance(result, torch.Tensor)
+        return result
+
+
+class TwoInputsMLP(GatedMLP):
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return super().forward(x) * scale
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        torch.nn.RMSNorm((2, 3)),
+        torch.nn.LayerNorm(4),
+        TwoInputsRMSNorm(4),
+        BiasedRMSNorm(),
+        NamelessEpsilonRMSNorm(),
+        GatedMLP(torch.nn.GELU()),
+        GatedMLP(torch.nn.SiLU(), dropout=torch.nn.Dropout(0.1)),
+        GatedMLP(torch.nn.SiLU(), activation=torch.nn.SiLU()),
+        TwoInputsMLP(torch.nn.SiLU()),
+        torch.nn.SiLU(),
+        torch.nn.TransformerEncoderLayer(8, 2, activation=torch.nn.functional.silu),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_what_only_looks_like_a_layer_is_left_alone(module: torch.nn.Module) -> None:
+    assert answers_of(module) == ()
+
+
+def test_a_gated_mlp_of_ones_own_is_claimed() -> None:
+    module = GatedMLP(torch.nn.SiLU())
+    answers = answers_of(module)
+    assert len(agreeing(module, answers)) == 1
+
+
+def test_the_pack_lists_its_layers() -> None:
+    assert plugin.layerport_layers() == (rms_norm, silu_mul)
+    assert all(isinstance(layer, lp.Layer) for layer in plugin.layerport_layers())

@@ -1,0 +1,83 @@
+"""Dynamic dims: ranges as the user writes them, and where they contradict themselves or the model."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from layerport.dims import DimRange, Port, apply_ranges, parse_ranges, require_limits
+from layerport.errors import UsageError
+
+
+def test_ranges_with_and_without_a_usual_size() -> None:
+    assert parse_ranges([" s=1..64..512 ", "batch=2..8"]) == {"s": (1, 64, 512), "batch": (2, None, 8)}
+
+
+def test_all_unreadable_ranges_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_ranges(["s=1-8", "=1..2", "s=1..2", "s=1..4", "s=-1..2"])
+    assert caught.value.fault == "ranges cannot be read"
+    assert caught.value.faults == (
+        "'s=1-8' is not NAME=MIN..OPT..MAX",
+        "'=1..2' is not NAME=MIN..OPT..MAX",
+        "dim s is given twice",
+        "'s=-1..2' is not NAME=MIN..OPT..MAX",
+    )
+    assert caught.value.repair == "write them like --range sequence=1..64..512"
+
+
+@pytest.mark.parametrize("sizes", [(5, 4, 9), (1, 9, 8), (9, 9, 8), (-1, 1, 2)])
+def test_a_range_that_contradicts_itself(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError) as caught:
+        DimRange("s", *sizes)
+    least, usual, greatest = sizes
+    assert caught.value.fault == (
+        f"range of dim s contradicts itself: min {least}, usual {usual}, max {greatest}"
+    )
+    assert caught.value.repair == "write it as --range s=MIN..USUAL..MAX with MIN <= USUAL <= MAX"
+
+
+DIMS = {"batch": DimRange("batch", 1, 2, 8), "s": DimRange("s", 4, 16, None)}
+
+
+def test_ranges_narrow_the_models_own() -> None:
+    result = apply_ranges(DIMS, {"batch": (1, 4, 4), "s": (8, None, 12)})
+    assert result == {"batch": DimRange("batch", 1, 4, 4), "s": DimRange("s", 8, 12, 12)}
+    assert DIMS["s"].max is None
+
+
+def test_all_ranges_that_the_model_does_not_take() -> None:
+    with pytest.raises(UsageError) as caught:
+        apply_ranges(DIMS, {"batch": (0, 1, 16), "s": (9, 2, 30), "width": (1, 2, 3)})
+    assert caught.value.faults == (
+        "the model has no dynamic dim width; it has: batch, s",
+        "dim batch: 0..16 goes beyond 1..8, which the model was exported for",
+        "range of dim s contradicts itself: min 9, usual 2, max 30",
+    )
+    with pytest.raises(UsageError, match="it has: none"):
+        apply_ranges({}, {"x": (1, 2, 3)})
+
+
+def test_an_engine_needs_a_greatest_size() -> None:
+    require_limits({"batch": DIMS["batch"]}, "rtx:sm_89")
+    with pytest.raises(UsageError) as caught:
+        require_limits(DIMS, "rtx:sm_89")
+    assert caught.value.fault == (
+        "target rtx:sm_89 needs a greatest size for every dynamic dim; none is known for s"
+    )
+    assert caught.value.repair == "add for example --range s=4..16..512, or state max in torch.export.Dim"
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))
+def test_the_usual_size_is_always_inside(a: int, b: int, stated: int) -> None:
+    least, greatest = sorted((a, b))
+    dims = {"n": DimRange("n", 0, stated, None)}
+    found = apply_ranges(dims, parse_ranges([f"n={least}..{greatest}"]))["n"]
+    assert least == found.min <= found.opt <= found.max == greatest
+
+
+def test_texts_of_a_port() -> None:
+    port = Port("x", "float32", ("batch", 16))
+    assert str(port) == "x: float32[batch, 16]"
+    assert port.to_json() == {"name": "x", "dtype": "float32", "dims": ["batch", 16]}
