@@ -34,7 +34,7 @@ MODELS = {
     "Gemma": (5, 0, "1 + weight"),
     "Gemma2": (9, 0, "1 + weight"),
     "Gemma3Text": (13, 0, "1 + weight"),
-    "T5": (10, 0, "weight"),
+    "T5": (12, 0, "weight"),
 }
 
 
@@ -166,10 +166,10 @@ class NamelessEpsilonRMSNorm(torch.nn.Module):
 
 
 class GatedMLP(torch.nn.Module):
-    def __init__(self, activation: torch.nn.Module, **more: torch.nn.Module) -> None:
+    def __init__(self, act_fn: torch.nn.Module, **more: torch.nn.Module) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(4, 4) for _ in range(3))
-        self.act_fn = activation
+        self.act_fn = act_fn
         for name, module in more.items():
             setattr(self, name, module)
 

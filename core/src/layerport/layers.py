@@ -56,6 +56,8 @@ class Layer:
         self.shapes_override: Callable[..., Any] | None = None
         self._kernels: list[Kernel] = []
         self._operator: Any = None
+        self._direct: Any = None
+        self._is_compiling: Callable[[], bool] = bool
         functools.update_wrapper(self, reference)
         from layerport.adapters.torch_operator import register_operator
 
@@ -78,7 +80,10 @@ class Layer:
         return self._operator
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._operator(*args, **kwargs)
+        # torch.compile knows the operator only; anywhere else the function behind it saves a Python call.
+        if kwargs or self._is_compiling():
+            return self._operator(*args, **kwargs)
+        return self._direct(*args)
 
     def __repr__(self) -> str:
         return f"<layer {self.name} version {self.version}>"

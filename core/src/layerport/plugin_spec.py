@@ -202,7 +202,7 @@ def to_bytes(plugins: PluginSet) -> bytes:
     for node, arrays in plugins.parameters.items():
         for name, array in arrays.items():
             raw = np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8)
-            digest = hashlib.sha256(raw).hexdigest()
+            digest = hashlib.sha256(raw.tobytes()).hexdigest()
             tensors[f"parameter.{digest}"] = raw
             parameters.setdefault(node, {})[name] = [digest, array.dtype.name, list(array.shape)]
     header = {
@@ -211,7 +211,7 @@ def to_bytes(plugins: PluginSet) -> bytes:
         "nodes": dict(plugins.nodes),
         "parameters": parameters,
     }
-    return save(tensors, metadata={_METADATA: _dump(header).decode()})
+    return bytes(save(tensors, metadata={_METADATA: _dump(header).decode()}))
 
 
 def from_bytes(data: bytes) -> PluginSet:
@@ -246,8 +246,8 @@ def _read(data: bytes) -> PluginSet:
             f"plugin specs have format {header['format']!r}, this layerport reads {FORMAT}",
             "build the bundle again, or install the layerport that wrote it",
         )
-    images = {}
-    stored = {}
+    images: dict[str, bytes] = {}
+    stored: dict[str, bytes] = {}
     for name, tensor in tensors.items():
         kind, _, digest = name.partition(".")
         raw = tensor.tobytes()

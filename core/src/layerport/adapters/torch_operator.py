@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 # Torch's own operator registration is built from these, and has no public names for them.
 _torch: Any = torch._C
+# Torch annotates this class in parts only.
+_Library: Any = torch.library.Library
 
 # A torch Library unregisters its operators when it is collected, so the libraries live here.
-_libraries: dict[str, tuple[torch.library.Library, Layer]] = {}
+_libraries: dict[str, tuple[Any, Layer]] = {}
 
 
 def register_operator(layer: Layer) -> None:
@@ -32,10 +34,10 @@ def register_operator(layer: Layer) -> None:
     if earlier is not None:
         library, first = earlier
         if first.origin.rpartition(":")[0] != layer.origin.rpartition(":")[0]:
-            layer._operator = _conflict(layer, first)
+            layer._operator = layer._direct = _conflict(layer, first)
             return
         library._destroy()
-    library = torch.library.Library(layer.namespace, "FRAGMENT")
+    library = _Library(layer.namespace, "FRAGMENT")
     try:
         library.define(layer.signature.schema(layer.short_name))
     except RuntimeError as error:
@@ -49,6 +51,8 @@ def register_operator(layer: Layer) -> None:
     _register_autograd(layer, library)
     _libraries[layer.name] = (library, layer)
     layer._operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
+    layer._direct = layer._operator._op
+    layer._is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def _conflict(layer: Layer, first: Layer) -> Any:
@@ -68,25 +72,24 @@ def _without_aliases(layer: Layer) -> Callable[..., Any]:
     check, written in C++.  Inference tensors do not record views, and it compares storages.
     """
     reference, shares = layer.reference, _torch._any_output_is_alias_to_input_or_output
-    empty: dict[str, Any] = {}
 
     def run(*args: Any) -> Any:
         result = reference(*args)
-        return result.clone() if shares(args, empty, (result,)) else result
+        return result.clone() if shares(args, None, (result,)) else result
 
     def run_several(*args: Any) -> Any:
         results = tuple(reference(*args))
-        if not shares(args, empty, results):
+        if not shares(args, None, results):
             return results
         outputs: list[torch.Tensor] = []
         for item in results:
-            outputs.append(item.clone() if shares((*args, *outputs), empty, (item,)) else item)
+            outputs.append(item.clone() if shares((*args, *outputs), None, (item,)) else item)
         return tuple(outputs)
 
     return run if layer.signature.outputs == 1 else run_several
 
 
-def _register_autograd(layer: Layer, library: torch.library.Library) -> None:
+def _register_autograd(layer: Layer, library: Any) -> None:
     """Differentiate through the reference.
 
     By the same steps as `torch.library.register_autograd`, without what that does for lists of tensors and for
@@ -143,7 +146,7 @@ def _register_autograd(layer: Layer, library: torch.library.Library) -> None:
                 answer[place] = gradient
         return tuple(answer)
 
-    apply = Differentiable.apply
+    apply: Any = Differentiable.apply
 
     def differentiate(keyset: Any, *args: Any) -> Any:
         if grad_enabled() and any_requires_grad(*args):

@@ -43,7 +43,10 @@ class BuildProcess:
         self._send({"command": "build", **request})
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # the half line of a worker that died while it wrote
+                continue
             if event["event"] == "result":
                 return dict(event)
             if event["event"] == "failure":

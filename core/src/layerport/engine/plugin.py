@@ -14,7 +14,7 @@ from layerport.adapters.tensorrt_expressions import lower
 from layerport.engine.flavours import native_architecture
 from layerport.engine.runner import KernelRunner
 from layerport.errors import BuildError
-from layerport.plugin_spec import PluginSet, PluginSpec, from_bytes, to_bytes
+from layerport.plugin_spec import OutputSlot, PluginSet, PluginSpec, Slot, from_bytes, to_bytes
 
 KEY_FIELD = "layerport_spec"
 VERSION = "1"
@@ -23,7 +23,7 @@ VERSION = "1"
 def plugin_class(trt: Any) -> type[Any]:
     """The plugin class over the base classes of one flavour's module."""
 
-    class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc,name-defined]
+    class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
         """A TensorRT plugin whose every answer comes from its spec."""
 
         def __init__(self, spec: PluginSpec) -> None:
@@ -36,8 +36,9 @@ def plugin_class(trt: Any) -> type[Any]:
             self.plugin_name = spec.short_name
             self.plugin_version = VERSION
             self.num_outputs = len(spec.outputs) + len(spec.sizes)
-            self._names = [slot.name for slot in (*spec.inputs, *spec.outputs, *spec.sizes)]
-            self._types = [from_dtype(slot.dtype, trt) for slot in (*spec.inputs, *spec.outputs)]
+            tensors: tuple[Slot | OutputSlot, ...] = (*spec.inputs, *spec.outputs)
+            self._names = [*(slot.name for slot in tensors), *(size.name for size in spec.sizes)]
+            self._types = [from_dtype(slot.dtype, trt) for slot in tensors]
             self._types += [trt.DataType.INT64] * len(spec.sizes)
             self._runner: KernelRunner | None = None
             self._pointers = dict.fromkeys(self._names, 0)
@@ -130,7 +131,7 @@ def creator_class(trt: Any) -> type[Any]:
     """The creator class over the base class of one flavour's module."""
     generic = plugin_class(trt)
 
-    class KernelCreator(trt.IPluginCreatorV3One):  # type: ignore[misc,name-defined]
+    class KernelCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         """Makes plugins of one layer: from a key while building, from the plan's own field while running."""
 
         def __init__(self, namespace: str, name: str, specs: Mapping[str, PluginSpec], allow_classes: bool) -> None:

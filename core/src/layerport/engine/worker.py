@@ -118,7 +118,7 @@ def _failure(what: str, reasons: list[str], creators: list[Any], logger: Any) ->
 
 
 def _logger(trt: Any, emit: Emit) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -135,7 +135,7 @@ def _logger(trt: Any, emit: Emit) -> Any:
 
 
 def _monitor(trt: Any, emit: Emit) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._last = 0.0

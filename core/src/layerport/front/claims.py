@@ -309,7 +309,7 @@ def _apply(model: torch.nn.Module, asked: list[tuple[Claim, torch.nn.Module]]) -
         answer = claim.chosen.answer
         if isinstance(answer, Rewrite):
             # The module belongs to the structural copy, so this changes nothing that the user owns.
-            module.forward = types.MethodType(answer.forward, module)  # type: ignore[method-assign]
+            module.forward = types.MethodType(answer.forward, module)
             continue
         gone.update(module.modules())
         claimed = ClaimedLayer(answer, module)

@@ -134,7 +134,7 @@ def as_source(
         dynamic_shapes = value[2] if len(value) == 3 else dynamic_shapes
         value = value[0]
     if isinstance(value, torch.export.ExportedProgram):
-        example = value.example_inputs or ((), {})
+        example: Any = value.example_inputs or ((), {})
         return Source(value, tuple(example[0]), dict(example[1]), None, name)
     if isinstance(value, torch.jit.ScriptModule):
         raise UsageError(f"{origin} gave a TorchScript module", "give the nn.Module it was made from")

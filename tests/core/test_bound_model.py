@@ -1,0 +1,130 @@
+"""The TensorRT-bound copy of a model: plugin nodes carry a key, every other layer is its body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from layerport.dtypes import DType
+from layerport.engine.bound_model import bind_model
+from layerport.expressions import Symbol
+from layerport.plugin_spec import OutputSlot, PluginSet, PluginSpec, SizeSlot, Slot
+
+
+def spec(*, inputs: int = 2, sizes: int = 0) -> PluginSpec:
+    slots = (Slot("x", DType.FLOAT32, 1), Slot("w", DType.FLOAT32, 1, True))[:inputs]
+    return PluginSpec(
+        "pack::layer",
+        1,
+        slots,
+        (OutputSlot("y", DType.FLOAT32, (Symbol("x.0"),)),),
+        tuple(SizeSlot(f"u{place}", Symbol("x.0")) for place in range(sizes)),
+    )
+
+
+def model(nodes: list[Any], *, overloads: tuple[str, ...] = ("",)) -> onnx.ModelProto:
+    functions = [
+        helper.make_function(
+            "pack",
+            "layer",
+            ["x", "w"],
+            ["y"],
+            [helper.make_node("Mul" if number == 0 else "Add", ["x", "w"], ["y"])],
+            [helper.make_opsetid("", 20)],
+            overload=overload,
+        )
+        for number, overload in enumerate(overloads)
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n"])],
+        [onnx.numpy_helper.from_array(np.ones(1, np.float32), "w")],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("pack", 1)]
+    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
+
+
+def node(name: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+    return helper.make_node("layer", inputs, [output], name=name, domain="pack", **attributes)
+
+
+def texts(one: Any) -> dict[str, str]:
+    return {attribute.name: attribute.s.decode() for attribute in one.attribute}
+
+
+def test_plugin_nodes_carry_the_key_and_lose_their_function() -> None:
+    one = spec()
+    bound = bind_model(model([node("a", ["x", "w"], "out", eps=0.5)]), PluginSet({one.key: one}, {"a": one.key}))
+    (only,) = bound.graph.node
+    assert texts(only) == {"plugin_namespace": "pack", "plugin_version": "1", "layerport_spec": one.key}
+    assert list(only.input) == ["x", "w"]
+    assert not bound.functions
+
+
+def test_without_a_spec_the_body_takes_the_nodes_place() -> None:
+    bound = bind_model(model([node("a", ["x", "w"], "out")]), PluginSet({}, {}))
+    assert [one.op_type for one in bound.graph.node] == ["Mul"]
+    assert not bound.functions
+    onnx.checker.check_model(bound, full_check=True)
+
+
+def test_a_plugin_and_a_body_of_one_layer_side_by_side() -> None:
+    one = spec()
+    nodes = [
+        node("a", ["x", "w"], "m", overload="first"),
+        node("b", ["m", "w"], "n", overload="second"),
+        node("c", ["n", "w"], "out", overload="second"),
+    ]
+    source = model(nodes, overloads=("first", "second"))
+    bound = bind_model(source, PluginSet({one.key: one}, {"b": one.key}))
+    assert [found.op_type for found in bound.graph.node] == ["Mul", "layer", "Add"]
+    assert [found.name for found in bound.graph.node][1] == "b"
+    assert bound.graph.node[1].overload == ""
+    assert not bound.functions
+
+
+def test_converted_parameters_come_in_as_constants() -> None:
+    one = spec()
+    array = np.arange(3, dtype=np.float16)
+    bound = bind_model(
+        model([node("a", ["x", "w"], "m"), node("b", ["m", "w"], "out")]),
+        PluginSet({one.key: one}, {"a": one.key, "b": one.key}, {"b": {"w": array}}),
+    )
+    first, second = bound.graph.node
+    assert list(first.input) == ["x", "w"] and list(second.input) == ["m", "b.w"]
+    added = next(tensor for tensor in bound.graph.initializer if tensor.name == "b.w")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(added), array)
+
+
+def test_absent_inputs_are_closed_up_and_sizes_added() -> None:
+    one = spec(inputs=1, sizes=2)
+    bound = bind_model(model([node("a", ["x", ""], "out")]), PluginSet({one.key: one}, {"a": one.key}))
+    (only,) = bound.graph.node
+    assert list(only.input) == ["x"]
+    assert list(only.output) == ["out", "a.u0", "a.u1"]
+
+
+def test_nodes_inside_a_branch() -> None:
+    one = spec()
+    branches = {
+        name: helper.make_graph(
+            [node(f"in_{name}", ["x", "w"], f"{name}_y")],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, ["n"])],
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    condition = onnx.numpy_helper.from_array(np.array(True), "condition")
+    source = model([helper.make_node("If", ["condition"], ["out"], name="if", **branches)])
+    source.graph.initializer.append(condition)
+    bound = bind_model(source, PluginSet({one.key: one}, {"in_then_branch": one.key}))
+    (choice,) = bound.graph.node
+    inside = {attribute.name: attribute.g.node for attribute in choice.attribute}
+    assert texts(inside["then_branch"][0])["layerport_spec"] == one.key
+    assert [found.op_type for found in inside["else_branch"]] == ["Mul"]
