@@ -21,8 +21,8 @@ from typing import Any
 class Comparison:
     """One figure of ours beside the same of the other side.
 
-    limit: how many times theirs ours may be, None where nothing is promised.  allowance: what may come on top, in `unit`.
-    details: further figures, for the JSON.
+    limit: how many times theirs ours may be, None where nothing is promised.  allowance: what may come on top, in
+    `unit`.  details: further figures, for the JSON.
     """
 
     what: str
@@ -147,7 +147,14 @@ def show(
     print(f"  load {where['load']} on {where['cpus']} CPUs; ours: {sides[0]}; theirs: {sides[1]}")
     rows = [("", "ours", "theirs", "ratio", "limit", "")]
     rows += [
-        (one.what, _text(one.ours, one.unit), _text(one.theirs, one.unit), f"{one.ratio:.2f}", _limit(one), _verdict(one))
+        (
+            one.what,
+            _text(one.ours, one.unit),
+            _text(one.theirs, one.unit),
+            f"{one.ratio:.2f}",
+            _limit(one),
+            _verdict(one),
+        )
         for one in comparisons
     ]
     print_table(rows)

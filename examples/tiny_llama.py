@@ -1,7 +1,7 @@
 """A small Llama of transformers with random weights: the architecture of the real ones, dynamic batch and sequence.
 
-`layerport build examples/tiny_llama.py:tiny_llama -o tiny_llama.lp` builds it.  Run as a script, this file builds it into
-a temporary folder, asserts what became of its layers, and runs the portable model in ONNX Runtime alone.
+`layerport build examples/tiny_llama.py:tiny_llama -o tiny_llama.lp` builds it.  Run as a script, this file builds it
+into a temporary folder, asserts what became of its layers, and runs the portable model in ONNX Runtime alone.
 """
 
 from __future__ import annotations

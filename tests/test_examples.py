@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from layerport import cli, hookspecs, pack_discovery
+from layerport import cli, hookspecs, pack_discovery, packs
 from layerport.cache import FOLDER_VARIABLE
+from layerport.pack_loading import import_file
+from layerport.testing import run_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -118,6 +121,31 @@ def test_example(example: Path, tmp_path: Path) -> None:
 def test_example_ends_in_an_assertion(example: Path) -> None:
     text = example.read_text(encoding="utf-8")
     assert re.search(r"^ +(assert |torch\.testing\.assert_close)", text[text.index("def main()") :], re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="kernels run on the CPU through g++")
+def test_kernels_of_the_examples_agree_with_their_references() -> None:
+    encoder, one_file = (
+        import_file(ROOT / "examples" / f"{name}.py") for name in ("sentence_encoder", "one_file_pack")
+    )
+    torch.manual_seed(0)
+    mask = (torch.arange(5) < torch.tensor([[5], [2], [1]])).long()
+    calls = [
+        (encoder.layer_norm, (torch.randn(3, 2, 70), torch.rand(70), torch.randn(70), 1e-12)),
+        (encoder.mean_pool, (torch.randn(3, 5, 40), mask)),
+        (one_file.scaled_swish, (torch.randn(9, 40), torch.rand(40), 1.5)),
+    ]
+    for layer, arguments in calls:
+        got = torch.from_numpy(run_kernel(layer, *arguments, order="backward"))
+        torch.testing.assert_close(got, layer(*arguments), rtol=1e-4, atol=1e-5)
+
+
+def test_a_script_that_passes_itself_is_named_after_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_file(ROOT / "examples" / "one_file_pack.py")
+    monkeypatch.setattr(module, "__name__", "__main__")
+    monkeypatch.setenv("LAYERPORT_DISABLE_PACKS", "builtin_layers")
+    (loaded,) = [pack for pack in packs.load(module) if pack.explicit]
+    assert loaded.info.name == "one_file_pack"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if script(page).strip()], ids=lambda page: page.name)

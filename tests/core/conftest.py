@@ -11,10 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from layerport import building
 from layerport.packs import Packs, import_file, load
 from small_models import net, net_fp16
 from small_setup import ENGINE, SMALL, Built
+
 
 @pytest.fixture(scope="session")
 def small() -> ModuleType:

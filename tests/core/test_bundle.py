@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_setup import Built
 
 from layerport import bundle as bundles
 from layerport.bundle import Bundle, check_output, writing
@@ -18,6 +17,7 @@ from layerport.commands.reports import inspect_bundle
 from layerport.errors import BuildError, LayerportError, UsageError
 from layerport.session import load
 from layerport.verification import verify
+from small_setup import Built
 
 
 def everything(path: Path) -> None:

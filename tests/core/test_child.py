@@ -66,9 +66,7 @@ def test_a_failure_is_raised_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("sys.exit(3)", "exit code 3", "--decompose LAYER"),
     ],
 )
-def test_a_death_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, fault: str, repair: str
-) -> None:
+def test_a_death_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, fault: str, repair: str) -> None:
     fake_worker(tmp_path, monkeypatch, body)
     with BuildProcess("rtx") as process, pytest.raises(BuildError) as caught:
         process.build({}, lambda event: None)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Net, SmallGate, SmallScale, net, sample
-from small_setup import SMALL
 from torch import Tensor, nn
 
 import layerport as lp
 from layerport.errors import UsageError
-from layerport.front.claims import ClaimedLayer, ClaimedModel, claim_layers, relative_error
+from layerport.front.claims import ClaimedLayer, ClaimedModel, claim_layers
 from layerport.front.copies import structural_copy
 from layerport.front.sources import Source
 from layerport.packs import Packs, load
+from small_models import Net, SmallGate, SmallScale, net, sample
+from small_setup import SMALL
 
 Answer = Callable[[nn.Module, str], Any]
 
@@ -378,31 +378,6 @@ def test_a_model_that_cannot_be_copied() -> None:
     with pytest.raises(UsageError) as caught:
         structural_copy(Holder(Locked()))
     assert caught.value.fault == "model Holder cannot be copied: TypeError: cannot pickle a lock"
-
-
-# The figures
-
-
-@pytest.mark.parametrize(
-    ("want", "have", "error"),
-    [
-        ([1.0, 1.0], [1.0, 1.0], 0.0),
-        ([1.0, 3.0], [1.0, 3.5], 0.1),
-        ([0.0, 2.0], [0.5, 2.0], 0.5),
-        ([float("inf"), float("nan"), 1.0], [float("inf"), float("nan"), 1.0], 0.0),
-        ([float("inf"), 1.0], [1.0, 1.0], float("inf")),
-        ([1.0, 1.0], [float("nan"), 1.0], float("inf")),
-        ([], [], 0.0),
-    ],
-)
-def test_relative_error(want: list[float], have: list[float], error: float) -> None:
-    got, _ = relative_error(torch.tensor(want), torch.tensor(have))
-    assert got == pytest.approx(error)
-
-
-def test_whole_numbers_must_be_equal() -> None:
-    assert relative_error(torch.tensor([1, 2]), torch.tensor([1, 2])) == (0.0, 0.0)
-    assert relative_error(torch.tensor([1, 2]), torch.tensor([1, 3])) == (float("inf"), 0.0)
 
 
 def test_a_gate_that_a_pack_would_get_wrong_is_not_replaced(small: ModuleType) -> None:

@@ -32,9 +32,7 @@ def test_a_range_that_contradicts_itself(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(UsageError) as caught:
         DimRange("s", *sizes)
     least, usual, greatest = sizes
-    assert caught.value.fault == (
-        f"range of dim s contradicts itself: min {least}, usual {usual}, max {greatest}"
-    )
+    assert caught.value.fault == (f"range of dim s contradicts itself: min {least}, usual {usual}, max {greatest}")
     assert caught.value.repair == "write it as --range s=MIN..USUAL..MAX with MIN <= USUAL <= MAX"
 
 
@@ -63,9 +61,7 @@ def test_an_engine_needs_a_greatest_size() -> None:
     require_limits({"batch": DIMS["batch"]}, "rtx:sm_89")
     with pytest.raises(UsageError) as caught:
         require_limits(DIMS, "rtx:sm_89")
-    assert caught.value.fault == (
-        "target rtx:sm_89 needs a greatest size for every dynamic dim; none is known for s"
-    )
+    assert caught.value.fault == ("target rtx:sm_89 needs a greatest size for every dynamic dim; none is known for s")
     assert caught.value.repair == "add for example --range s=4..16..512, or state max in torch.export.Dim"
 
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import pytest
+
 from layerport.commands import doctor
 from layerport.commands.doctor import doctor_report, render_doctor, run_probe
 from layerport.commands.tables import plain_table, print_table

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_setup import python
 
 from layerport.engine import flavours
 from layerport.errors import BuildError
 from layerport.targets import Target
+from small_setup import python
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *names: str, gpu: str | None = None) -> None:
-    monkeypatch.setattr(flavours, "version_of", lambda name: "1.0" if name in names else None)
+    monkeypatch.setattr(flavours, "version_of", lambda name: "99.0" if name in names else None)
     monkeypatch.setattr(flavours, "native_architecture", lambda: gpu)
 
 
@@ -24,7 +24,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, *names: str, gpu: str | None = No
         (("rtx", "tensorrt"), "sm_90", "tensorrt:sm_90", "tensorrt is installed and this machine has a GPU"),
         (("rtx", "tensorrt"), None, "rtx:sm_89,sm_120", "tensorrt_rtx is installed and builds without a GPU"),
         (("rtx",), "sm_90", "rtx:sm_89,sm_120", "tensorrt_rtx is installed and builds without a GPU"),
-        (("tensorrt",), None, "portable", 'no TensorRT is installed; pip install "layerport[rtx]" adds one'),
+        (("tensorrt",), None, "portable", "tensorrt is installed, but it builds on a GPU and there is none here"),
         ((), "sm_90", "portable", 'no TensorRT is installed; pip install "layerport[rtx]" adds one'),
     ],
 )

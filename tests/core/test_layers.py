@@ -45,7 +45,8 @@ def test_what_a_layer_says_of_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "a.b::c", "a::", "::b", "a::b::c", "1a::b", "a::b c", "trt::x", "TensorRT::x", "aten::x", "", None]
+    "name",
+    ["plain", "a.b::c", "a::", "::b", "a::b::c", "1a::b", "a::b c", "trt::x", "TensorRT::x", "aten::x", "", None],
 )
 def test_names_that_are_refused(name: Any) -> None:
     with pytest.raises(UsageError) as caught:
@@ -72,9 +73,7 @@ def test_one_identity_from_two_sources_is_refused_when_called(tmp_path: Path) ->
     second = lp.layer("lp_layers::twice")(names["identity"])
     with pytest.raises(UsageError) as caught:
         second(torch.ones(2))
-    assert caught.value.fault == (
-        f"layer lp_layers::twice is defined twice: at {first.origin} and at {file}:1"
-    )
+    assert caught.value.fault == (f"layer lp_layers::twice is defined twice: at {first.origin} and at {file}:1")
     assert torch.equal(first(torch.ones(2)), torch.ones(2))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from layerport.commands.packs import layers_report, packs_report, render_layers, render_packs
 from packs.installer import Site
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from layerport.pack_discovery import discover
 from layerport.packs import Packs, load
 from packs.installer import Site

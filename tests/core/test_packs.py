@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import layerport as lp
 import pytest
 import torch
+
+import layerport as lp
 from layerport import core_plugin
 from layerport.errors import PackError, UsageError
 from layerport.packs import Packs, load

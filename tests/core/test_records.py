@@ -7,11 +7,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import layerport as lp
 import pytest
 import torch
-from layerport.errors import UsageError
 from torch import Tensor
+
+import layerport as lp
+from layerport.errors import UsageError
 
 
 @lp.layer("test_records::twice")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_setup import MODELS
-from small_models import Net, net, sample
 
 from layerport.errors import UsageError
 from layerport.front.sources import REPAIR, as_source, example_inputs, open_source
+from small_models import Net, net, sample
+from small_setup import MODELS
 
 
 def refused(text: str, **options: Any) -> UsageError:

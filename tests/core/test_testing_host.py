@@ -54,7 +54,7 @@ def layer_of(
 
 
 def kernel(body: str, before: str = "") -> str:
-    return f"{before}\nextern \"C\" __global__ void run(const float* x, float* y, int n) {{\n{body}\n}}\n"
+    return f'{before}\nextern "C" __global__ void run(const float* x, float* y, int n) {{\n{body}\n}}\n'
 
 
 def values(count: int = 200) -> np.ndarray[Any, Any]:
@@ -67,7 +67,7 @@ def fault_of(layer: lp.Layer, x: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-# --- what runs is right ------------------------------------------------------------------------------------------------
+# --- what runs is right ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -209,7 +209,7 @@ def test_a_grid_of_nothing_launches_nothing() -> None:
     assert run_kernel(layer, np.empty((0, 3), np.float32)).shape == (0, 3)
 
 
-# --- what is wrong is caught -------------------------------------------------------------------------------------------
+# --- what is wrong is caught -----------------------------------------------------------------------------------------
 
 
 def test_a_missing_barrier_shows_in_some_order() -> None:
@@ -345,7 +345,9 @@ def test_a_deadlock_says_who_waits_where() -> None:
 
 
 def test_an_exhausted_stack_and_a_trap_are_caught() -> None:
-    deep = kernel("float big[100000]; for (int i = 0; i < n; ++i) big[99999 - i * 997] = x[i];\n y[threadIdx.x] = big[n * 7];")
+    deep = kernel(
+        "float big[100000]; for (int i = 0; i < n; ++i) big[99999 - i * 997] = x[i]; y[threadIdx.x] = big[n];"
+    )
     assert "needs too much stack" in fault_of(layer_of(deep), values(64))
     assert "line 4: __trap()" in fault_of(layer_of(kernel("if (x[0] > 0) __trap(); y[0] = 0;")), values(64))
 
@@ -359,7 +361,8 @@ def test_a_launch_rule_that_does_not_fit_the_kernel_is_caught() -> None:
     few = 'extern "C" __global__ void run(const float* x, float* y) { y[0] = x[0]; }'
     assert "the kernel has 2 parameters, the launch rule gives 3" in fault_of(layer_of(few), values(1))
     other = 'extern "C" __global__ void run(const float* x, float* y, const float* n) { y[0] = x[0]; }'
-    assert "parameter 2 of the kernel is a pointer, the launch rule gives a number" in fault_of(layer_of(other), values(1))
+    fault = fault_of(layer_of(other), values(1))
+    assert "parameter 2 of the kernel is a pointer, the launch rule gives a number" in fault
     short = 'extern "C" __global__ void run(const float* x, float* y, signed char n) { y[0] = x[0]; }'
     assert "parameter 2 of the kernel cannot hold 200" in fault_of(layer_of(short), values(200))
 
@@ -369,7 +372,7 @@ def test_an_empty_grid_for_outputs_that_are_not_empty_is_caught() -> None:
     assert "its launch rule gives an empty grid" in fault_of(layer, np.empty(0, np.float32))
 
 
-# --- what cannot run says so -------------------------------------------------------------------------------------------
+# --- what cannot run says so -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -413,7 +416,7 @@ def test_without_a_compiler_the_repair_is_named(monkeypatch: pytest.MonkeyPatch)
     from layerport.testing import host_compiler
 
     host_compiler._compiler.cache_clear()
-    monkeypatch.setattr(host_compiler.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(lp.UsageError, match="no C\\+\\+ compiler is here") as caught:
         host_compiler._compiler()
     assert "CXX" in str(caught.value)

@@ -13,9 +13,7 @@ from layerport.adapters.torch_module import LayerModule
 
 
 @lp.layer("lp_module::mixed")
-def mixed(
-    x: Tensor, weight: lp.Param, shift: Tensor | None, bias: lp.Param | None = None, gain: float = 2.0
-) -> Tensor:
+def mixed(x: Tensor, weight: lp.Param, shift: Tensor | None, bias: lp.Param | None = None, gain: float = 2.0) -> Tensor:
     """The kinds of arguments, in no order."""
     y = x * weight * gain
     for term in (shift, bias):

@@ -135,3 +135,27 @@ def test_it_compiles_and_exports_as_one_node() -> None:
     program = torch.export.export(Model(), (torch.randn(2, 3), torch.randn(3)))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["lp_operator.swish.default"]
+
+
+def test_it_compiles_whole() -> None:
+    x, scale = torch.randn(2, 3), torch.randn(3)
+    compiled = torch.compile(lambda x: swish(x, scale) + 1, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), swish(x, scale) + 1)
+
+
+def test_no_gradient_is_recorded_where_none_is_wanted() -> None:
+    x, scale = double(2, 3), double(3)
+    with torch.no_grad():
+        assert swish(x, scale).grad_fn is None
+    assert swish(x.detach(), scale.detach()).grad_fn is None
+    assert swish(x, scale.detach()).grad_fn is not None
+
+
+def test_an_argument_left_away_has_its_default_in_the_backward_pass_too() -> None:
+    gradients = []
+    for arguments in ((), (None,), (None, 1.0)):
+        x, scale = double(2, 3), double(3)
+        swish(x, scale, *arguments).sum().backward()
+        gradients.append(x.grad)
+    assert gradients[0] is not None
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])

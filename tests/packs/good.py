@@ -1,8 +1,9 @@
 """A pack that does everything right.  Tests install it under a namespace of their own."""
 
-import layerport as lp
 import torch
 from torch import Tensor
+
+import layerport as lp
 
 
 @lp.layer("NAMESPACE::swish", version=3)

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
 from layerport import pack_discovery
 from layerport.pack_discovery import PackInfo
 

@@ -2,9 +2,10 @@
 
 import sys
 
+from torch import Tensor
+
 import layerport as lp
 from layerport.errors import UsageError
-from torch import Tensor
 
 
 @lp.layer("NAMESPACE::moody")

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 
-import layerport as lp
 from torch import Tensor
+
+import layerport as lp
 
 print("hello from python\x1b[31m")
 print("a complaint", file=sys.stderr)

@@ -5,9 +5,10 @@ It claims the modules of `small_models` by the name of their class, so that no o
 
 from typing import NamedTuple
 
-import layerport as lp
 import torch
 from torch import Tensor
+
+import layerport as lp
 
 HEAD = "#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
 ALL = ("float32", "float16", "bfloat16")
@@ -103,7 +104,9 @@ MANY = """
 __global__ void many(const float* x, const float* w, const float* bias, const float* shift, float* y, bool* p,
                      int n, int c, float factor, int limit) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < n) { y[i] = x[i] * w[i % c] * factor + (bias ? bias[i % c] : 0.f) + (shift ? shift[i] : 0.f); p[i] = y[i] > 0; }
+  if (i >= n) return;
+  y[i] = x[i] * w[i % c] * factor + (bias ? bias[i % c] : 0.f) + (shift ? shift[i] : 0.f);
+  p[i] = y[i] > 0;
 }
 """
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from layerport.building import BuildReport, build
     from layerport.bundle import Bundle
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
-    from layerport.expressions import cdiv, maximum, minimum, where
+    from layerport.expressions import cdiv, maximum, minimum, next_power_of_2, where
     from layerport.hookspecs import hookimpl, hookspec
     from layerport.kernels import Launch, cuda
     from layerport.layers import BoundLayer, Layer, layer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from layerport.shape_rules import SizeSymbol
     from layerport.signature import Param
     from layerport.targets import Target
+    from layerport.triton_source import triton
     from layerport.verification import verify
 
 _HOMES = {
@@ -51,7 +52,9 @@ _HOMES = {
     "load": "session",
     "maximum": "expressions",
     "minimum": "expressions",
+    "next_power_of_2": "expressions",
     "rewrite": "records",
+    "triton": "triton_source",
     "verify": "verification",
     "where": "expressions",
 }
@@ -83,7 +86,9 @@ __all__ = [
     "load",
     "maximum",
     "minimum",
+    "next_power_of_2",
     "rewrite",
+    "triton",
     "verify",
     "where",
 ]

@@ -15,7 +15,7 @@ from layerport import bundle as bundles
 from layerport.dims import parse_ranges
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
-from layerport.errors import BuildError
+from layerport.engine.options import EngineOptions
 from layerport.pack_discovery import STRICT_VARIABLE, switched_on
 from layerport.targets import Target
 
@@ -97,7 +97,7 @@ def build(
     gives a bare module.  claim, no_claim, decompose: layer names.
     packs: packs to use besides the installed ones (module, object or file path).
     strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
-    options: `workspace` (bytes), `optimization_level` for TensorRT.
+    options: what TensorRT shall do, by name, such as {"workspace": 1 << 30}; `layerport build --help` lists them.
     progress: called with the stage's name, and TensorRT's progress events meanwhile.
 
     Nothing is left at `out` when it raises: UsageError, PackError or BuildError.
@@ -106,7 +106,9 @@ def build(
     chosen, reason = _target(target)
     out = Path(out)
     bundles.check_output(out, force=force)
+    chosen = flavours.on_this_machine(chosen)
     flavours.require(chosen)
+    wanted_options = EngineOptions.of(options, chosen)
     wanted_ranges = parse_ranges(ranges)
     report = BuildReport(out, chosen, reason)
     engine = chosen.flavour != "portable"
@@ -121,6 +123,7 @@ def build(
         loaded = pack_host.load(*packs)
         report.warnings += [f"pack {one.info.label} failed to load: {one.failure}" for one in loaded.failed]
         report.warnings += loaded.warnings
+        report.warnings += [f"pack {one.info.label}: {warning}" for one in loaded for warning in one.warnings]
         if isinstance(source, (str, Path)):
             made = sources.open_source(
                 str(source), inputs=inputs, ranges=ranges, args=args, dynamic_shapes=dynamic_shapes
@@ -150,14 +153,16 @@ def build(
             if engine:
                 assert process is not None
                 clock.start("engine")
-                entry = _engine(process, folder, chosen, prepared, options, tell, report)
+                entry = _engine(process, folder, chosen, prepared, wanted_options, tell, report)
                 manifest["targets"] = [entry]
             clock.start("verify")
-            bundles.write_manifest(folder, manifest)
+            written = bundles.write_manifest(folder, manifest)
             if verify:
+                from layerport.session import Session
                 from layerport.verification import verify as check
 
-                report.verification = check(folder)
+                with Session(written) as session:
+                    report.verification = check(session)
             clock.stop()
     return report
 
@@ -167,7 +172,7 @@ def _engine(
     folder: Path,
     target: Target,
     prepared: Prepared,
-    options: Mapping[str, Any] | None,
+    options: EngineOptions,
     tell: Progress,
     report: BuildReport,
 ) -> dict[str, Any]:
@@ -184,7 +189,7 @@ def _engine(
             "flavour": target.flavour,
             "architectures": list(target.architectures),
             "profile": prepared.profile,
-            "options": dict(options or {}),
+            "options": options.to_json(),
             "allow_classes": any(one["plugin_class"] for one in prepared.layers),
         },
         lambda event: tell("engine", event),
@@ -199,6 +204,7 @@ def _engine(
         "file": target.plan_name,
         "plugins": result["plugins"],
         "tensorrt": result["version"],
+        "options": options.recorded(),
         "profile": prepared.profile,
     }
 
@@ -206,16 +212,7 @@ def _engine(
 def _target(target: str | Target | None) -> tuple[Target, str]:
     if target is None:
         return flavours.default_target()
-    chosen = Target.parse(target) if isinstance(target, str) else target
-    if chosen.flavour == "tensorrt" and not chosen.architectures:
-        native = flavours.native_architecture()
-        if native is None:
-            raise BuildError(
-                "target tensorrt builds on the GPU that it targets, and there is none here",
-                "build there, or use --target rtx:sm_89 or portable",
-            )
-        chosen = Target("tensorrt", (native,))
-    return chosen, "asked for"
+    return Target.parse(target) if isinstance(target, str) else target, "asked for"
 
 
 class _Clock:

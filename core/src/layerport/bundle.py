@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerport.dims import DimRange, Port
+from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 
 FORMAT = 1
@@ -42,6 +43,7 @@ def writing(out: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         folder.chmod(0o755)
         yield folder
+        check_output(out, force=force)  # another build may have been quicker
         _replace(folder, out)
     except OSError as error:
         raise BuildError(
@@ -58,7 +60,7 @@ def check_output(out: Path, *, force: bool = False) -> None:
         raise UsageError(f"there is no folder {out.parent}", "make it first, or choose another place with -o")
     if (out.exists() or out.is_symlink()) and not force:
         raise UsageError(f"{out} exists and was kept", "choose another name with -o, or overwrite it with --force")
-    if out.exists() and not (out / MANIFEST).is_file():
+    if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file():
         raise UsageError(
             f"{out} is not a bundle and was kept, also with --force",
             "choose another name with -o, or remove it yourself",
@@ -83,8 +85,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write `manifest.json` over the files that are in the folder by now."""
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
+    """Write `manifest.json` over the files that are in the folder by now, and return it as a bundle.
+
+    Its files count as checked: they were hashed just now.
+    """
     files = {
         path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
@@ -92,6 +97,9 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     }
     text = json.dumps({"format": FORMAT, **content, "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    bundle = Bundle(folder, json.loads(text))
+    bundle.checked.update({name: folder / name for name in files})
+    return bundle
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class Bundle:
             _check_shape(bundle)
         except BuildError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
             raise BuildError(
                 f"{path} cannot be read: {type(error).__name__}: {error}", "build the bundle again"
             ) from error
@@ -207,6 +215,7 @@ def _check_shape(bundle: Bundle) -> None:
 
 
 def _port(value: Mapping[str, Any]) -> Port:
-    return Port(
-        str(value["name"]), str(value["dtype"]), tuple(d if isinstance(d, int) else str(d) for d in value["dims"])
-    )
+    name, dims = value["name"], tuple(value["dims"])
+    if not isinstance(name, str) or not all(type(dim) is str or (type(dim) is int and dim >= 0) for dim in dims):
+        raise ValueError(f"input or output {name!r} has dims {dims!r:.80}")
+    return Port(name, DType(value["dtype"]).value, dims)

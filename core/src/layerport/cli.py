@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +13,9 @@ from typing import Any
 import click
 
 from layerport.errors import LayerportError
+
+# The interpreter would walk all that Torch has made once more when it ends, for a second or so.
+atexit.register(gc.freeze)
 
 EPILOG = "Exit codes: 0 fine, 1 the answer is no, 2 wrong use, 3 a pack's fault, 4 a tool or build failed."
 
@@ -56,7 +61,17 @@ def main() -> None:
     """Turn Torch models with custom layers into TensorRT engines."""
 
 
-@main.command()
+class _BuildCommand(click.Command):
+    """Lists the engine options below the help."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from layerport.engine.options import OPTIONS
+
+        with formatter.section("Engine options"):
+            formatter.write_dl([(f"{one.name}={one.form}", one.help) for one in OPTIONS.values()])
+
+
+@main.command(cls=_BuildCommand)
 @click.argument("source")
 @click.option("-o", "--output", "out", required=True, metavar="OUT.lp", help="The bundle to write.")
 @click.option("--target", metavar="TARGET", help="rtx:sm_89,sm_120 | tensorrt | portable.  Default: what is installed.")
@@ -71,11 +86,12 @@ def main() -> None:
 @click.option("--strict", is_flag=True, default=None, help="A claim that does not hold is an error.")
 @click.option("--force", is_flag=True, help="Overwrite an existing bundle.")
 @click.option("--no-verify", is_flag=True, help="Do not compare with Torch at the end.")
-@click.option("--workspace", type=int, metavar="BYTES", help="Limit of TensorRT's workspace.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT's builder optimization level.")
+@click.option(
+    "--option", "texts", multiple=True, metavar="NAME=VALUE", help="An engine option for TensorRT; see the list below."
+)
 @json_option
 @exits
-def build(source: str, out: str, no_verify: bool, as_json: bool, **options: Any) -> int:
+def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Build a bundle from SOURCE and verify it.
 
     SOURCE is 'module:callable' or 'file.py:callable', returning (module, args) or (module, args, dynamic_shapes),
@@ -83,14 +99,15 @@ def build(source: str, out: str, no_verify: bool, as_json: bool, **options: Any)
     """
     from layerport import building
     from layerport.commands import progress, reports
+    from layerport.engine.options import split_options
 
-    trt = {name: options.pop(name) for name in ("workspace", "optimization_level")}
+    engine_options = split_options(texts)
     with progress.shown(enabled=not as_json) as tell:
         report = building.build(
             source,
             out,
             verify=not no_verify,
-            options={name: value for name, value in trt.items() if value is not None},
+            options=engine_options,
             progress=tell,
             **options,
         )

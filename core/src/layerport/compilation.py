@@ -9,18 +9,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layerport.dtypes import DType
-from layerport.kernels import Kernel
+from layerport.errors import UsageError
+from layerport.kernels import Kernel, TensorArg
+from layerport.launch_rules import LaunchRule, check_fit
 from layerport.signature import Attribute, Signature
+from layerport.tracing import specialise, trace
+from layerport.triton_source import TritonSource
 
 if TYPE_CHECKING:
+    from layerport.adapters import nvrtc, triton_compiler
     from layerport.adapters.cubin import Cubin
-    from layerport.adapters.nvrtc import Job
     from layerport.cache import KernelCache
 
 
 @dataclass(frozen=True, eq=False)
 class Compilation:
-    """One cubin to make: a kernel for dtypes (by the layer's names), attributes and an architecture."""
+    """One cubin to make: a kernel for dtypes (by the layer's names), attributes and an architecture.
+
+    tensors: as in `tracing.trace`.  `build_kernels` needs them, and so does every Triton kernel: their known sizes
+    decide the constexprs.
+    """
 
     kernel: Kernel
     signature: Signature
@@ -28,6 +36,43 @@ class Compilation:
     attributes: Mapping[str, Attribute]
     architecture: str
     layer: str = ""
+    tensors: Mapping[str, TensorArg | None] | None = None
+
+    @property
+    def label(self) -> str:
+        """The kernel in errors."""
+        return f"layer {self.layer}, kernel {self.kernel.name}" if self.layer else f"kernel {self.kernel.name}"
+
+
+@dataclass(frozen=True, eq=False)
+class BuiltKernel:
+    """A compiled kernel with the rule that launches it: all that a `Launcher` needs."""
+
+    cubin: Cubin
+    rule: LaunchRule
+
+
+def build_kernels(compilations: Sequence[Compilation], *, cache: KernelCache | None = None) -> tuple[BuiltKernel, ...]:
+    """The kernels with their launch rules, in order, each rule checked against its cubin.
+
+    Two architectures of one Triton kernel may differ in their rules: block, shared memory.  Otherwise as
+    `compile_all`; raises PackError for a launch rule that is at fault.
+    """
+    if any(one.tensors is None for one in compilations):
+        raise UsageError("a kernel is built without its tensors", "give Compilation(..., tensors=...)")
+    rules = [
+        None
+        if isinstance(one.kernel.source, TritonSource)
+        else trace(one.kernel, one.signature, one.tensors or {}, one.attributes, layer=one.layer)
+        for one in compilations
+    ]
+    built = []
+    for one, rule, (cubin, own) in zip(compilations, rules, _compile(compilations, cache), strict=True):
+        final = own if own is not None else rule
+        assert final is not None
+        check_fit(final, cubin, label=one.label)
+        built.append(BuiltKernel(cubin, final))
+    return tuple(built)
 
 
 def compile_all(compilations: Sequence[Compilation], *, cache: KernelCache | None = None) -> tuple[Cubin, ...]:
@@ -36,9 +81,7 @@ def compile_all(compilations: Sequence[Compilation], *, cache: KernelCache | Non
     Hand over everything that a build needs in one call: each call with a miss starts compiler processes.
     Raises BuildError with layer, kernel, file, line, options and architecture.
     """
-    from layerport.adapters.nvrtc import compile_jobs
-
-    return compile_jobs([_job(compilation) for compilation in compilations], cache=cache)
+    return tuple(cubin for cubin, _ in _compile(compilations, cache))
 
 
 def compile_for(
@@ -49,20 +92,59 @@ def compile_for(
     architectures: Iterable[str],
     *,
     layer: str = "",
+    tensors: Mapping[str, TensorArg | None] | None = None,
     cache: KernelCache | None = None,
 ) -> dict[str, Cubin]:
     """The cubins of one kernel by architecture; as `compile_all`."""
     names = list(dict.fromkeys(architectures))
-    wanted = [Compilation(kernel, signature, dtypes, attributes, name, layer) for name in names]
+    wanted = [Compilation(kernel, signature, dtypes, attributes, name, layer, tensors) for name in names]
     return dict(zip(names, compile_all(wanted, cache=cache), strict=True))
 
 
-def _job(one: Compilation) -> Job:
+def _compile(compilations: Sequence[Compilation], cache: KernelCache | None) -> list[tuple[Cubin, LaunchRule | None]]:
+    """Each cubin, with the launch rule where the compiler had a say in it."""
+    triton = {place for place, one in enumerate(compilations) if isinstance(one.kernel.source, TritonSource)}
+    others = [place for place in range(len(compilations)) if place not in triton]
+    made: dict[int, tuple[Cubin, LaunchRule | None]] = {}
+    if triton:
+        from layerport.adapters.triton_compiler import compile_jobs as compile_triton
+
+        places = sorted(triton)
+        kernels = compile_triton([_triton_job(compilations[place]) for place in places], cache=cache)
+        made |= {place: (kernel.cubin, kernel.rule) for place, kernel in zip(places, kernels, strict=True)}
+    if others:
+        from layerport.adapters.nvrtc import compile_jobs as compile_cuda
+
+        cubins = compile_cuda([_cuda_job(compilations[place]) for place in others], cache=cache)
+        made |= {place: (cubin, None) for place, cubin in zip(others, cubins, strict=True)}
+    return [made[place] for place in range(len(compilations))]
+
+
+def _triton_job(one: Compilation) -> triton_compiler.Job:
+    from layerport.adapters.triton_compiler import Job
+    from layerport.adapters.triton_functions import find_function
+    from layerport.adapters.triton_signature import TritonCall
+
+    source = one.kernel.source
+    assert isinstance(source, TritonSource)
+    if one.tensors is None:
+        raise UsageError(
+            f"{one.label} is written in Triton and compiled without its tensors", "give Compilation(..., tensors=...)"
+        )
+    fn = find_function(source, one.label)
+    made = specialise(one.kernel, one.signature, one.tensors, one.attributes, layer=one.layer)
+    rule = trace(one.kernel, one.signature, one.tensors, one.attributes, layer=one.layer)
+    call = TritonCall.of(fn, source, rule, made, one.tensors, one.label)
+    return Job(source, call, made, one.architecture, one.label)
+
+
+def _cuda_job(one: Compilation) -> nvrtc.Job:
     import os
 
     from layerport.adapters.nvrtc import Job
 
     source = one.kernel.source
+    assert not isinstance(source, TritonSource)
     base = source.folder or os.getcwd()
     path = source.path
     return Job(
@@ -71,7 +153,7 @@ def _job(one: Compilation) -> Job:
         folder=os.path.abspath(base if path is None else path.parent),
         entry=one.kernel.entry(one.signature, one.dtypes, one.attributes),
         architecture=one.architecture,
-        label=f"layer {one.layer}, kernel {one.kernel.name}" if one.layer else f"kernel {one.kernel.name}",
+        label=one.label,
         options=source.options,
         include=tuple(os.path.abspath(os.path.join(base, folder)) for folder in source.include),
         time_limit=source.time_limit,

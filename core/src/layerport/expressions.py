@@ -322,6 +322,16 @@ def where(condition: ExprLike, a: ExprLike, b: ExprLike) -> ExprLike:
     return _plain(_rules.choice(_rules.as_condition(as_expr(condition)), as_expr(a), as_expr(b)), condition, a, b)
 
 
+def next_power_of_2(size: ExprLike) -> int:
+    """The smallest power of 2 that is not below a size from 1; 1 for 0.  UsageError where the size is symbolic."""
+    if isinstance(size, Expr) and size.symbols():
+        raise UsageError(f"{size} is symbolic here: its next power of 2 is no number yet", _NO_VALUE_YET)
+    number = int(size)
+    if number < 0:
+        raise UsageError(f"{number} has no next power of 2", "give a size, which is 0 or more")
+    return 1 << max(number - 1, 0).bit_length()
+
+
 def _operand(value: object) -> Expr | None:
     if isinstance(value, Expr):
         return value

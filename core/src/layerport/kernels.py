@@ -21,6 +21,7 @@ from layerport.errors import BuildError, PackError, UsageError
 from layerport.expressions import Expr, ExprLike, as_expr
 from layerport.launch_rules import AXES, constant_faults
 from layerport.signature import Attribute, Signature
+from layerport.triton_source import TritonSource
 
 Dims: TypeAlias = "ExprLike | Sequence[ExprLike]"
 LaunchValue: TypeAlias = "TensorArg | ExprLike | float | bool | None"
@@ -161,16 +162,19 @@ class Launch:
 
     grid, block: a size or up to three, in the order x, y, z.  args: the kernel's arguments in its order:
     tensors of the layer, whole numbers, floats, bools, or None for a null pointer; their C widths are read
-    from the compiled kernel. shared: bytes of dynamic shared memory.  Sizes may be expressions.  Raises
+    from the compiled kernel. shared: bytes of dynamic shared memory.  Sizes may be expressions.  A Triton
+    kernel has a grid and args only: block and shared memory come out of its compilation.  Raises
     UsageError with all faults at once.
     """
 
     __slots__ = ("args", "block", "grid", "shared")
 
-    def __init__(self, grid: Dims, block: Dims, args: Sequence[LaunchValue], shared: ExprLike = 0) -> None:
+    def __init__(
+        self, grid: Dims, block: Dims | None = None, args: Sequence[LaunchValue] = (), shared: ExprLike = 0
+    ) -> None:
         faults: list[str] = []
         self.grid = _three(grid, "grid", faults)
-        self.block = _three(block, "block", faults)
+        self.block = None if block is None else _three(block, "block", faults)
         self.shared = _size(shared, "shared", faults)
         self.args: tuple[LaunchValue, ...] = ()
         if isinstance(args, (tuple, list)):
@@ -184,7 +188,7 @@ class Launch:
             faults.append(f"args is {_show(args)}, not a tuple")
         # A grid of 0 may be the rule of an empty tensor; tracing knows.
         grid_checked = [size for size in self.grid if not (not size.symbols() and size.evaluate({}) == 0)]
-        faults += constant_faults(grid_checked if len(grid_checked) == 3 else (), self.block, self.shared)
+        faults += constant_faults(grid_checked if len(grid_checked) == 3 else (), self.block or (), self.shared)
         if faults:
             raise UsageError(
                 "lp.Launch cannot be made of these values",
@@ -207,15 +211,18 @@ class Kernel:
     """
 
     name: str
-    source: CudaSource
+    source: CudaSource | TritonSource
     dtypes: tuple[DTypes, ...]
     launch: Callable[..., Any]
     when: Callable[..., Any] | None = None
     parameters: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, CudaSource):
-            raise UsageError(f"kernel {self.name}: source is {_show(self.source)}", "make it with lp.cuda(file, entry)")
+        if not isinstance(self.source, (CudaSource, TritonSource)):
+            raise UsageError(
+                f"kernel {self.name}: source is {_show(self.source)}",
+                "make it with lp.cuda(file, entry) or lp.triton(function)",
+            )
         if not callable(self.launch) or not (self.when is None or callable(self.when)):
             raise UsageError(f"kernel {self.name}: launch and when must be functions", "decorate a function with it")
         given = (self.dtypes,) if isinstance(self.dtypes, (str, Mapping)) else tuple(self.dtypes)
@@ -231,7 +238,11 @@ class Kernel:
         object.__setattr__(self, "parameters", parameter_names(self.launch, f"kernel {self.name}: launch"))
         file = inspect.unwrap(self.launch).__code__.co_filename
         folder = os.path.dirname(os.path.abspath(file)) if not file.startswith("<") else os.getcwd()
-        object.__setattr__(self, "source", self.source.anchored(folder))
+        if isinstance(self.source, TritonSource):
+            package = getattr(inspect.unwrap(self.launch), "__globals__", {}).get("__package__")
+            object.__setattr__(self, "source", self.source.anchored(folder, package))
+        else:
+            object.__setattr__(self, "source", self.source.anchored(folder))
 
     def output_aliases(self, outputs: Sequence[str], known: Sequence[str], *, sizes: bool = False) -> dict[str, str]:
         """The author's names for the outputs, each with the layer's own name.
@@ -239,7 +250,8 @@ class Kernel:
         outputs: the layer's names, in order.  known: the names of the layer's arguments.  sizes: whether more
         names may follow, of data-dependent sizes that the kernel writes.  Raises PackError.
         """
-        left = [name for name in self.parameters if name not in known]
+        constexprs = self.source.constexprs if isinstance(self.source, TritonSource) else {}
+        left = [name for name in self.parameters if name not in known and name not in constexprs]
         if set(left) == set(outputs):
             return {name: name for name in left}
         if len(left) < len(outputs) or (len(left) > len(outputs) and not sizes):
@@ -279,6 +291,8 @@ class Kernel:
 
     def entry(self, signature: Signature, dtypes: Mapping[str, DType], attributes: Mapping[str, Attribute]) -> str:
         """The name expression for these dtypes (by the layer's names) and attributes.  Raises PackError."""
+        if isinstance(self.source, TritonSource):
+            return self.source.name
         arguments = [argument.name for argument in signature.arguments]
         aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
         text = ""

@@ -57,9 +57,13 @@ def shared_limit(architecture: str) -> int | None:
 
 @dataclass(frozen=True)
 class PointerArg:
-    """A device address: of the tensor of this name, or null."""
+    """A device address: of the tensor of this name, or null.
+
+    alignment: bytes that it must be a multiple of, because the kernel was compiled for that.
+    """
 
     name: str | None
+    alignment: int = 1
 
     def __str__(self) -> str:
         return f"tensor {self.name}" if self.name else "None (a null pointer)"
@@ -79,6 +83,7 @@ class ScalarArg:
 
 
 Arg: TypeAlias = PointerArg | ScalarArg
+_ALIGNMENTS = ("2", "4", "8", "16")
 _WIDTHS = {"pointer": (8,), "int": (4, 8), "float": (4, 8), "bool": (1, 4, 8)}
 
 
@@ -113,6 +118,12 @@ class LaunchRule:
     def pointers(self) -> tuple[str, ...]:
         """The names of the tensors whose addresses a launch needs, each once, in order."""
         return tuple(dict.fromkeys(arg.name for arg in self.args if isinstance(arg, PointerArg) and arg.name))
+
+    @property
+    def alignments(self) -> dict[str, int]:
+        """For each tensor whose address must be a multiple of more than one byte, of how many."""
+        pointers = (arg for arg in self.args if isinstance(arg, PointerArg))
+        return {arg.name: arg.alignment for arg in pointers if arg.name and arg.alignment > 1}
 
     def symbols(self) -> frozenset[str]:
         """The names of the sizes that `resolve` needs."""
@@ -271,16 +282,22 @@ def _join(sizes: Sequence[Expr]) -> str:
 
 def _arg_to_json(arg: Arg) -> list[str]:
     if isinstance(arg, PointerArg):
-        return ["null"] if arg.name is None else ["pointer", arg.name]
+        if arg.name is None:
+            return ["null"]
+        return ["pointer", arg.name] if arg.alignment == 1 else ["pointer", arg.name, str(arg.alignment)]
     return [arg.kind, repr(arg.value) if arg.kind == "float" else str(arg.value)]
 
 
 def _arg_from_json(data: object, index: int) -> Arg:
     if data == ["null"]:
         return PointerArg(None)
-    if not isinstance(data, list) or len(data) != 2 or not all(isinstance(part, str) for part in data):
+    if not isinstance(data, list) or len(data) not in (2, 3) or not all(isinstance(part, str) for part in data):
         raise ValueError(f"args[{index}] is no pair of texts")
-    kind, text = data
+    kind, text, *alignment = data
+    if alignment:
+        if kind != "pointer" or alignment[0] not in _ALIGNMENTS or not _NAME.fullmatch(text):
+            raise ValueError(f"args[{index}] is {kind[:20]!r} {text[:40]!r} {alignment[0][:20]!r}")
+        return PointerArg(text, int(alignment[0]))
     if kind == "pointer" and _NAME.fullmatch(text):
         return PointerArg(text)
     if kind == "int":

@@ -152,12 +152,12 @@ class Prepared:
         start = ctypes.addressof(self._slots)
         self._table = (ctypes.c_void_p * count)(*(start + _SLOT * index for index in range(count)))
         self._address = ctypes.addressof(self._table)
-        self._patches: list[tuple[int, str]] = []
+        self._patches: list[tuple[int, str, int]] = []
         for index, (arg, value) in enumerate(zip(rule.args, geometry.values, strict=True)):
             if not isinstance(arg, PointerArg):
                 _pack(self._slots, index, value, sizes[index], f"{launcher.label}: argument {index}, {arg},")
             elif arg.name is not None:
-                self._patches.append((index, arg.name))
+                self._patches.append((index, arg.name, arg.alignment - 1))
         self._shape = (*geometry.grid, *geometry.block, geometry.shared)
         self._function = launcher._function
         self._start = launcher._driver.cuLaunchKernel
@@ -172,11 +172,20 @@ class Prepared:
         with self._lock:
             if self._wide:
                 self._launcher.widen_shared(self.geometry.shared)
-            for index, name in self._patches:
-                slots[index] = pointers[name]
+            for index, name, mask in self._patches:
+                address = slots[index] = pointers[name]
+                if address & mask:
+                    raise self._misaligned(name, address, mask + 1)
             (status,) = self._start(self._function, *self._shape, stream, self._address, 0)
         if status is not self._success:
             self._raise(status)
+
+    def _misaligned(self, name: str, address: int, alignment: int) -> UsageError:
+        return UsageError(
+            f"{self._launcher.label}: tensor {name} lies at {address:#x}, which is no multiple of {alignment} bytes",
+            "pass a copy of it, or a view that starts at such an address; "
+            "a Triton kernel for any address is made with lp.triton(..., alignment=1)",
+        )
 
     def _raise(self, status: Any) -> None:
         if status != self._success:
@@ -194,6 +203,6 @@ def _pack(slots: Any, index: int, value: int | float | bool | None, size: int, l
     if size > 1 and not fits(number, size):
         raise UsageError(
             f"{label} is {number} for these sizes, which does not fit {size} bytes",
-            "declare the kernel's parameter as long long" if size == 4 else "use smaller sizes",
+            "declare the kernel's parameter as long long (tl.int64 in Triton)" if size == 4 else "use smaller sizes",
         )
     slots[index] = number & 0xFFFF_FFFF_FFFF_FFFF

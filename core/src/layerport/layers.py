@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from layerport.conversion import Step
     from layerport.kernels import CudaSource, Kernel
     from layerport.parameters import Parameters
+    from layerport.triton_source import TritonSource
 
 RESERVED_NAMESPACES = frozenset({"trt", "tensorrt", "std", "aten", "prim", "prims", "onnx", "ai", "com", ""})
 _NAME = re.compile(r"(?P<namespace>[A-Za-z_][A-Za-z0-9_]*)::(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
@@ -90,7 +91,7 @@ class Layer:
 
     def kernel(
         self,
-        source: CudaSource,
+        source: CudaSource | TritonSource,
         *,
         dtypes: Sequence[str | Mapping[str, str]],
         when: Callable[..., Any] | None = None,
@@ -98,8 +99,9 @@ class Layer:
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare GPU code for this layer; decorates the launch rule.
 
-        source: `layerport.cuda(...)`.  dtypes: for each supported combination one dtype for all tensors, or a mapping
-        of tensor name (or "*") to dtype.  when: a predicate over shapes, as `launch` sees them.
+        source: `layerport.cuda(...)` or `layerport.triton(...)`.  dtypes: for each supported combination one dtype
+        for all tensors, or a mapping of tensor name (or "*") to dtype.  when: a predicate over shapes, as `launch`
+        sees them.
         """
         from layerport.kernels import Kernel
 

@@ -159,7 +159,9 @@ class Packs:
             return () if hook == "layerport_export_parameters" else None
         layer = arguments.get("layer")
         identity = layer.name if is_layer(layer) else None
-        call = HookCall(pack.info, hook, function, identity, path, self._trace)
+        # What the core makes of a layer's kernels is at fault where the pack's kernels are.
+        blamed = self._owners.get(identity, pack) if pack is self._core and identity else pack
+        call = HookCall(blamed.info, hook, function, identity, path, self._trace)
         return call.ask(arguments, _CHECKS[hook])
 
     def export_parameters(self, module: torch.nn.Module, name: str) -> list[tuple[Pack, tuple[Candidate, ...]]]:

@@ -62,7 +62,10 @@ class SizeSlot:
 
 @dataclass(frozen=True)
 class KernelCode:
-    """A compiled kernel: its symbol, launch rule, guard and the digest of its image for each architecture."""
+    """A compiled kernel: its symbol, launch rule, guard and the digest of its image for each architecture.
+
+    One kernel stands several times, under one name, where its launch differs between architectures.
+    """
 
     name: str
     symbol: str
@@ -147,7 +150,10 @@ class PluginSpec:
     @property
     def architectures(self) -> tuple[str, ...]:
         """The architectures for which every kernel has an image, in ascending order."""
-        common = set.intersection(*(set(kernel.images) for kernel in self.kernels)) if self.kernels else set()
+        by_name: dict[str, set[str]] = {}
+        for kernel in self.kernels:
+            by_name.setdefault(kernel.name, set()).update(kernel.images)
+        common = set.intersection(*by_name.values()) if by_name else set()
         return tuple(sorted(common, key=lambda name: int(name[3:])))
 
     @cached_property

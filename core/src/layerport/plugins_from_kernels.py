@@ -12,6 +12,7 @@ from layerport.kernels import Kernel, TensorArg
 from layerport.plugin_spec import KernelCode, PluginSpec
 
 if TYPE_CHECKING:
+    from layerport.launch_rules import LaunchRule
     from layerport.layers import BoundLayer, Layer
     from layerport.targets import Target
 
@@ -96,9 +97,7 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
 
     Raises PackError for a launch rule and BuildError for a kernel that is at fault.
     """
-    from layerport.compilation import Compilation, compile_all
-    from layerport.launch_rules import check_fit
-    from layerport.tracing import trace
+    from layerport.compilation import Compilation, build_kernels
 
     assert bound.place is not None
     choice = choose_kernels(bound)
@@ -106,10 +105,10 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
         return None
     tensors = tensor_arguments(bound)
     attributes = bound.parameters.attributes
-    cubins = iter(
-        compile_all(
+    built = iter(
+        build_kernels(
             [
-                Compilation(kernel, layer.signature, dtypes, attributes, architecture, layer.name)
+                Compilation(kernel, layer.signature, dtypes, attributes, architecture, layer.name, tensors)
                 for kernel, dtypes, _ in choice.kernels
                 for architecture in target.architectures
             ]
@@ -117,14 +116,14 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
     )
     kernels, images = [], {}
     for kernel, _, guard in choice.kernels:
-        rule = trace(kernel, layer.signature, tensors, attributes, layer=layer.name)
-        built = {}
+        # A compiler may want another block or more shared memory for one architecture than for another.
+        by_launch: dict[tuple[str, LaunchRule], dict[str, str]] = {}
         for architecture in target.architectures:
-            cubin = next(cubins)
-            check_fit(rule, cubin, label=f"layer {layer.name}, kernel {kernel.name}")
-            images[cubin.digest] = cubin.image
-            built[architecture] = cubin.digest
-        kernels.append(KernelCode(kernel.name, cubin.symbol, rule, built, guard))
+            one = next(built)
+            images[one.cubin.digest] = one.cubin.image
+            by_launch.setdefault((one.cubin.symbol, one.rule), {})[architecture] = one.cubin.digest
+        for (symbol, rule), digests in by_launch.items():
+            kernels.append(KernelCode(kernel.name, symbol, rule, digests, guard))
     return PluginSpec.of(bound, kernels=tuple(kernels), images=images)
 
 

@@ -1,80 +1,97 @@
-"""A loaded bundle that runs.  Imports ONNX Runtime when a session is made, and never torch or a pack."""
+"""A loaded bundle that runs: the engine on a GPU where one fits, ONNX Runtime otherwise; never torch or a pack."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from layerport.bundle import Bundle
 from layerport.dims import Port
-from layerport.errors import BuildError, UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
+from layerport.errors import BuildError, LayerportError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def load(path: str | Path, *, device: str = "auto") -> Session:
+class Runner(Protocol):
+    """What runs a bundle.
+
+    description: what runs where, and why.  precision_note: what its numbers do not show, None where nothing.
+    """
+
+    description: str
+    precision_note: str | None
+
+    def read(self, name: str, value: Any) -> Any:
+        """An input as this runner takes it, with dtype, shape and ndim.  Raises UsageError."""
+
+    def faults(self, tensors: Mapping[str, Any]) -> list[str]:
+        """Why these inputs cannot be used, beyond what the bundle's ports say."""
+
+    def run(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name."""
+
+    def close(self) -> None:
+        """Give everything back; closing twice is fine."""
+
+
+def load(path: str | Path, *, device: str = "auto", cuda_graph: bool = False, contexts: int = 2) -> Session:
     """Open a bundle to run it.
 
     device: "cpu" runs the portable model in ONNX Runtime, "cuda" the engine, "auto" the engine where one can run here.
+    cuda_graph: replay each shape of the engine as a CUDA graph.  contexts: how many threads may run the engine at once.
     Raises UsageError for a folder that is no bundle, BuildError for a damaged one and where "cuda" cannot be had.
     """
-    return Session(Bundle.open(path), device=device)
+    return Session(Bundle.open(path), device=device, cuda_graph=cuda_graph, contexts=contexts)
 
 
 class Session:
-    """Runs the portable model of a bundle in ONNX Runtime, on NumPy arrays (ml_dtypes for bfloat16).
+    """Runs a bundle: its engine on GPU 0, or its portable model in ONNX Runtime; `why` says which and why.
 
-    Engines are not run by this version: `device="cuda"` is refused, `why` says what "auto" decided.
+    Several threads may use one session.  `close`, or leaving the `with` block, gives everything back.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, *, device: str = "auto", cuda_graph: bool = False, contexts: int = 2) -> None:
         if device not in DEVICES:
             raise UsageError(f"device {device!r} is not known", f"use one of {', '.join(DEVICES)}")
-        if device == "cuda":
-            raise BuildError(
-                "this version of layerport runs bundles in ONNX Runtime only, not the engine on a GPU",
-                'use device="auto" or "cpu", or run the plan with TensorRT yourself (see docs/bundles.md)',
-            )
+        if contexts < 1:
+            raise UsageError(f"a session needs at least 1 context, got {contexts}", "leave contexts out")
         self.bundle = bundle
-        self.why = "ONNX Runtime on the CPU runs the portable model; this version does not run engines"
-        self.precision_note: str | None = None
-        self._session = self._open(bundle)
+        runner = _runner(bundle, device, cuda_graph, contexts)
+        self.why = runner.description
+        self.precision_note = runner.precision_note
+        self.runner: Runner | None = runner
 
-    def _open(self, bundle: Bundle) -> Any:
-        from layerport.adapters.onnxruntime_session import open_session
-
-        session, self.precision_note = open_session(bundle.model())
-        return session
-
-    def __call__(self, **inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
         return self.run(inputs)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name for inputs by name, in any array type that the conversions know.
 
-        Raises UsageError that lists every missing, unknown and ill-shaped input.
+        Outputs are NumPy arrays (ml_dtypes for bfloat16).  On a GPU, inputs in its memory are read where they lie, and
+        with one of them the outputs stay there too: as Torch tensors where it is one, as arrays with the CUDA array
+        interface otherwise.  They are complete when this returns.
+        Raises UsageError that lists every missing, unknown, ill-shaped and ill-placed input, before anything runs.
         """
-        from layerport.adapters.onnxruntime_session import run_session
-        from layerport.conversion import to_standard
-
-        arrays = {name: to_standard(value, path=name).array for name, value in inputs.items()}
-        faults = check_inputs(self.bundle, arrays)
+        runner = self.runner
+        if runner is None:
+            raise UsageError(f"the session of {self.bundle.folder} is closed", "open it again with layerport.load")
+        tensors = {name: runner.read(name, value) for name, value in inputs.items()}
+        faults = check_inputs(self.bundle, tensors) or runner.faults(tensors)
         if faults:
             raise UsageError(
                 f"{len(faults)} inputs do not fit {self.bundle.folder}",
                 "it takes " + "; ".join(str(port) for port in self.bundle.inputs),
                 faults=faults,
             )
-        return run_session(self._session, arrays, self.bundle.outputs)
+        return runner.run(tensors)
 
     def close(self) -> None:
-        """Give back what the session holds."""
-        self._session = None
+        """Wait for runs of other threads and give back what the session holds; outputs stay valid."""
+        runner, self.runner = self.runner, None
+        if runner is not None:
+            runner.close()
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +100,27 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int) -> Runner:
+    """What runs the bundle here."""
+    from layerport.portable_runner import PortableRunner
+
+    if device == "cpu":
+        return PortableRunner(bundle, "device cpu was asked for")
+    from layerport.engine.engine_session import DamagedPlan, open_engine
+
+    try:
+        return open_engine(bundle, cuda_graph=cuda_graph, contexts=contexts)
+    except DamagedPlan:
+        raise
+    except LayerportError as error:
+        if device == "cuda":
+            raise BuildError(
+                f"no engine of {bundle.folder} runs here: {error.fault}", error.repair, faults=error.faults
+            ) from error
+        reason = "; ".join([error.fault, *error.faults])
+    return PortableRunner(bundle, f"no engine runs here: {reason}")
 
 
 def check_inputs(bundle: Bundle, arrays: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,10 @@ class OutputCheck:
     fault: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The check as a program reads it."""
-        return {**self.__dict__, "shape": list(self.shape)}
+        """The check as a program reads it; a figure that is infinite is null."""
+        figures = {name: getattr(self, name) for name in ("max_abs", "max_rel", "cosine")}
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        return {**self.__dict__, "shape": list(self.shape), **finite}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ struct SumOfLanes {
 };
 
 struct SumOfBlock {
-    float* partial;  // 33 floats: one for each warp, and the total
+    // 33 floats: one for each warp, and the total.  The next row may follow at once: its first barrier holds the
+    // total back until every warp has read this one.
+    float* partial;
 
     __device__ __forceinline__ float operator()(float value) const {
         value = sum_lanes(value, 32);
@@ -212,6 +214,5 @@ __global__ void __launch_bounds__(VECTORS > 4 ? 1024 : 512, VECTORS > 4 ? 1 : 2)
     const bool aligned = is_aligned(x, weight, y, cols);
     for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
         normalise_row<VECTORS>(x + row * cols, weight, y + row * cols, cols, aligned, true, eps, SumOfBlock{partial});
-        __syncthreads();  // The next row must not overwrite a total that a slower warp has yet to read.
     }
 }

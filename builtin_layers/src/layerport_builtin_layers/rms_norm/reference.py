@@ -35,10 +35,11 @@ def rms_norm(x: Tensor, weight: lp.Param | None = None, eps: float = 1e-6) -> Te
 
     x: (..., C), floating point.  weight: (C,), of x's dtype or float32; ones if absent.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
+    Raises ValueError for shapes that do not fit.
     """
     if x.ndim == 0 or (weight is not None and weight.shape != x.shape[-1:]):
         wrong = f"x {list(x.shape)}" + ("" if weight is None else f" and weight {list(weight.shape)}")
-        raise lp.UsageError(f"rms_norm: shapes do not fit: {wrong}", "give x: (..., C) and weight: (C,)")
+        raise ValueError(f"rms_norm: shapes do not fit: {wrong}; give x: (..., C) and weight: (C,)")
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     values = x.to(wide)
     result = values * torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
@@ -81,9 +82,7 @@ def launch_wide(x: TensorArg, weight: TensorArg | None, y: TensorArg, eps: float
     return _launch_blocks(x, weight, y, eps, packs_of_thread=4, most_threads=512)
 
 
-@rms_norm.kernel(
-    lp.cuda("kernel.cu", "rms_norm_wide<{x}, {weight}, 8>"), dtypes=_DTYPES, name="rms_norm_widest"
-)
+@rms_norm.kernel(lp.cuda("kernel.cu", "rms_norm_wide<{x}, {weight}, 8>"), dtypes=_DTYPES, name="rms_norm_widest")
 def launch_widest(x: TensorArg, weight: TensorArg | None, y: TensorArg, eps: float) -> lp.Launch:
     return _launch_blocks(x, weight, y, eps, packs_of_thread=8, most_threads=1024)
 

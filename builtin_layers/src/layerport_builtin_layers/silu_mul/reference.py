@@ -22,11 +22,12 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
     gate, up: floating point, of one shape and dtype.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like gate.
+    Raises ValueError for two shapes or dtypes.
     """
     if gate.shape != up.shape or gate.dtype != up.dtype:
-        raise lp.UsageError(
-            f"silu_mul: gate is {gate.dtype} {list(gate.shape)}, up is {up.dtype} {list(up.shape)}",
-            "give both the same shape and dtype",
+        raise ValueError(
+            f"silu_mul: gate is {gate.dtype} {list(gate.shape)}, up is {up.dtype} {list(up.shape)}; "
+            "give both the same shape and dtype"
         )
     wide = torch.float64 if gate.dtype == torch.float64 else torch.float32
     return (torch.nn.functional.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
@@ -35,6 +36,4 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 @silu_mul.kernel(lp.cuda("kernel.cu", "silu_mul<{gate}>"), dtypes=("float32", "float16", "bfloat16"), name="silu_mul")
 def launch(gate: TensorArg, up: TensorArg, y: TensorArg) -> lp.Launch:
     count = gate.numel()
-    return lp.Launch(
-        grid=lp.cdiv(count, _BYTES_OF_BLOCK // gate.itemsize), block=_THREADS, args=(gate, up, y, count)
-    )
+    return lp.Launch(grid=lp.cdiv(count, _BYTES_OF_BLOCK // gate.itemsize), block=_THREADS, args=(gate, up, y, count))

@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
 
+from layerport.adapters.compiler_process import Answer, run_jobs
 from layerport.adapters.cubin import Cubin
 from layerport.adapters.cuda_includes import local_headers
 from layerport.adapters.nvrtc_log import explain
@@ -31,7 +25,6 @@ from layerport.errors import BuildError
 
 _CHILD = Path(__file__).with_name("nvrtc_child.py")
 _FORMAT = 1
-_MOST_CHILDREN = 8
 _GRACE = 30.0  # seconds for a child to start and to write
 _DEFAULT_STANDARD = "--std=c++17"
 
@@ -164,99 +157,38 @@ def _cached(store: KernelCache, key: str) -> Cubin | None:
 
 
 def _compile(jobs: Sequence[Job], tools: Toolchain) -> list[Cubin]:
-    """Compile in as many child processes as there are cores, each with its share of the jobs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    width = min(len(jobs), cores, _MOST_CHILDREN)
-    shares = [jobs[start::width] for start in range(width)]
+    """Compile in child processes.  Raises BuildError for the first job that failed."""
+    work = [
+        {
+            "text": job.text,
+            "name": job.name,
+            "folder": job.folder,
+            "options": [*job.compiler_options, *(f"-I{path}" for path in tools.include)],
+            "entry": job.entry,
+            "limit": job.time_limit,
+        }
+        for job in jobs
+    ]
     cubins: dict[int, Cubin] = {}
-    with contextlib.ExitStack() as stack:
-        children = [_Child(share, tools, stack) for share in shares]
-        for start, child in enumerate(children):
-            for position, cubin in enumerate(child.results()):
-                cubins[start + position * width] = cubin
+    for index, answer in run_jobs(_CHILD, work, grace=_GRACE).items():
+        if answer.head is None:
+            raise _stopped(jobs[index], answer)
+        if not answer.ok:
+            raise explain(answer.head, jobs[index], tools.include)
+        cubins[index] = Cubin.read(answer.data, answer.head["symbol"])
     return [cubins[index] for index in range(len(jobs))]
 
 
-class _Child:
-    """One compiler process at work on its share of the jobs.  It is ended when the stack closes."""
-
-    def __init__(self, jobs: Sequence[Job], tools: Toolchain, stack: contextlib.ExitStack) -> None:
-        self.jobs = jobs
-        self.tools = tools
-        # Files, not pipes: a child must not wait until this process has time to read.
-        self.output = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        self.errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        work = [
-            {
-                "text": job.text,
-                "name": job.name,
-                "folder": job.folder,
-                "options": [*job.compiler_options, *(f"-I{path}" for path in tools.include)],
-                "entry": job.entry,
-                "limit": job.time_limit,
-            }
-            for job in jobs
-        ]
-        with tempfile.TemporaryFile() as source:
-            source.write(json.dumps(work).encode())
-            source.seek(0)
-            self.started = time.monotonic()
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", str(_CHILD)], stdin=source, stdout=self.output, stderr=self.errors
-            )
-        stack.callback(self._end)
-
-    def _end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
-    def results(self) -> Iterator[Cubin]:
-        """The cubins of its jobs, once it has ended.  Raises BuildError for the first job that failed."""
-        # The child ends itself at a job's limit; this is for systems without interval timers.
-        total = sum(job.time_limit for job in self.jobs) + _GRACE
-        timed_out = False
-        try:
-            self.process.wait(max(0.0, self.started + total - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            self._end()
-        self.output.seek(0)
-        for job in self.jobs:
-            answer = _read_answer(self.output)
-            if answer is None:
-                raise self._stopped(job, timed_out)
-            head, image = answer
-            if not head["ok"]:
-                raise explain(head, job, self.tools.include)
-            yield Cubin.read(image, head["symbol"])
-
-    def _stopped(self, job: Job, timed_out: bool) -> BuildError:
-        if timed_out or self.process.returncode == -getattr(signal, "SIGALRM", 0):
-            return BuildError(
-                f"{job.label}: {job.name} did not compile for {job.architecture} within {job.time_limit:g} s",
-                "look for templates or constexpr loops that expand without end; "
-                "a kernel that needs longer says so with lp.cuda(..., time_limit=seconds)",
-            )
-        self.errors.seek(0)
-        tail = self.errors.read().decode(errors="replace").strip().splitlines()[-5:]
+def _stopped(job: Job, answer: Answer) -> BuildError:
+    if answer.timed_out:
         return BuildError(
-            f"{job.label}: the compiler process ended with status {self.process.returncode} at {job.name} "
-            f"for {job.architecture}",
-            "python -c 'import cuda.bindings.nvrtc' shows whether the compiler loads at all; "
-            "a negative status is a crash inside NVRTC: cut the kernel down to find what it stumbles over",
-            faults=tail,
+            f"{job.label}: {job.name} did not compile for {job.architecture} within {job.time_limit:g} s",
+            "look for templates or constexpr loops that expand without end; "
+            "a kernel that needs longer says so with lp.cuda(..., time_limit=seconds)",
         )
-
-
-def _read_answer(file: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    length = file.read(4)
-    if len(length) < 4:
-        return None
-    data = file.read(int.from_bytes(length, "little"))
-    try:
-        head: dict[str, Any] = json.loads(data)
-    except ValueError:
-        return None
-    image = file.read(head.get("size", 0))
-    return (head, image) if len(image) == head.get("size", 0) else None
+    return BuildError(
+        f"{job.label}: the compiler process ended with status {answer.status} at {job.name} for {job.architecture}",
+        "python -c 'import cuda.bindings.nvrtc' shows whether the compiler loads at all; "
+        "a negative status is a crash inside NVRTC: cut the kernel down to find what it stumbles over",
+        faults=answer.errors,
+    )

@@ -74,9 +74,9 @@ def _value(array: np.ndarray[Any, Any], wanted: str) -> Any:
     if array.dtype.name == "bfloat16" and wanted == "tensor(float)":
         array = array.astype(np.float32)
     if array.dtype.name in _SIMPLE:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     number = int(from_dtype(DType(array.dtype.name)))
-    raw = np.ascontiguousarray(array).view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
+    raw = np.asarray(array, order="C").view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, number)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerport.conversion import from_standard
+from layerport.errors import UsageError
 from layerport.signature import Kind
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class LayerModule(torch.nn.Module):
         super().__init__()
         self.layer = bound.layer
         self.attributes = dict(bound.parameters.attributes)
+        self._most_inputs = len(bound.layer.signature.inputs)
         for name, array in bound.parameters.items():
             source = bound.sources.get(name)
             tensor = from_standard(array, "torch")
@@ -37,6 +39,11 @@ class LayerModule(torch.nn.Module):
                 self.register_parameter(argument.name, None)
 
     def forward(self, *inputs: Any) -> Any:
+        if len(inputs) > self._most_inputs:
+            raise UsageError(
+                f"layer {self.layer.name} takes {self._most_inputs} inputs, got {len(inputs)}",
+                "its parameters and attributes are given when the module is made",
+            )
         places = iter(inputs)
         values = []
         for argument in self.layer.signature.arguments:

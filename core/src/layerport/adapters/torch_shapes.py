@@ -185,7 +185,7 @@ def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorShape], sizes:
     # No duck shapes: equal example sizes are not equal dims.  Oblivious: no rule is bent to "sizes are at least 2".
     with (
         torch.no_grad(),
-        _quiet(),
+        quiet_export(),
         symbolic_config.patch(  # type: ignore[attr-defined]
             use_duck_shape=False, backed_size_oblivious=True
         ),
@@ -195,8 +195,8 @@ def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorShape], sizes:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # A failing export prints its half-made graph to stderr; our error says what matters of it.
+def quiet_export() -> Iterator[None]:
+    """Without what a failing torch.export prints: its half-made graph; our error says what matters of it."""
     said = io.StringIO()
 
     def reject(record: logging.LogRecord) -> bool:

@@ -62,8 +62,11 @@ def _read(inputs: Sequence[str], dtypes: Mapping[str, str]) -> dict[str, Any]:
             continue
         try:
             array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            faults.append(f"{name}: {file}: {error}")
+        except OSError as error:
+            faults.append(f"{name}: {file}: {error.strerror or error}")
+            continue
+        except (ValueError, EOFError):  # NumPy's own text recommends unpickling
+            faults.append(f"{name}: {file} is not a .npy file of numbers")
             continue
         if not isinstance(array, np.ndarray):
             faults.append(f"{name}: {file} holds several arrays")

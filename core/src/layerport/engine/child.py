@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ class BuildProcess:
 
     def __init__(self, flavour: str) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        # The worker's temporary files go here, because it is killed and cannot tidy up.
+        self._folder = tempfile.TemporaryDirectory(prefix="layerport-build-")
         # A session of its own, so that Ctrl-C reaches this process alone, which then ends the worker.
         self._process = subprocess.Popen(
             COMMAND,
@@ -30,6 +33,7 @@ class BuildProcess:
             stderr=self._stderr,
             encoding="utf-8",
             start_new_session=True,
+            env={**os.environ, "TMPDIR": self._folder.name},
         )
         self._send({"command": "warm", "flavour": flavour})
 
@@ -83,6 +87,7 @@ class BuildProcess:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self

@@ -19,17 +19,22 @@ from layerport.targets import Target
 
 @dataclass(frozen=True)
 class Flavour:
-    """A TensorRT distribution: its name here, its Python module, and the pip line that installs it."""
+    """A TensorRT distribution: its name here, its Python module, and the pip line that installs it.
+
+    minimum: the oldest version that is used.  needs_gpu: whether it builds only on the GPU that it targets.
+    """
 
     name: str
     module: str
     distribution: str
     install: str
+    minimum: str = "0"
+    needs_gpu: bool = False
 
 
 FLAVOURS = {
-    "rtx": Flavour("rtx", "tensorrt_rtx", "tensorrt_rtx", 'pip install "layerport[rtx]"'),
-    "tensorrt": Flavour("tensorrt", "tensorrt", "tensorrt", 'pip install "layerport[tensorrt]"'),
+    "rtx": Flavour("rtx", "tensorrt_rtx", "tensorrt_rtx", 'pip install "layerport[rtx]"', "1.3"),
+    "tensorrt": Flavour("tensorrt", "tensorrt", "tensorrt", 'pip install "layerport[tensorrt]"', "11", needs_gpu=True),
 }
 
 
@@ -41,13 +46,52 @@ def version_of(name: str) -> str | None:
         return None
 
 
+def fault_of(name: str) -> str | None:
+    """Why a flavour cannot be used here, from metadata alone; None where it can."""
+    from packaging.version import Version
+
+    flavour, found = FLAVOURS[name], version_of(name)
+    if found is None:
+        return f"{flavour.distribution}, which is not installed here"
+    if Version(found) < Version(flavour.minimum):
+        return f"{flavour.distribution} {flavour.minimum} or newer; {found} is installed here"
+    return None
+
+
 def default_target(architectures: tuple[str, ...] = ("sm_89", "sm_120")) -> tuple[Target, str]:
     """The target of a build that names none, and why it is that one."""
-    if version_of("tensorrt") and (native := native_architecture()):
+    faults = {name: fault_of(name) for name in FLAVOURS}
+    if faults["tensorrt"] is None and (native := native_architecture()):
         return Target("tensorrt", (native,)), "tensorrt is installed and this machine has a GPU"
-    if version_of("rtx"):
+    if faults["rtx"] is None:
         return Target("rtx", architectures), "tensorrt_rtx is installed and builds without a GPU"
+    if faults["tensorrt"] is None:
+        return Target("portable"), "tensorrt is installed, but it builds on a GPU and there is none here"
+    old = [f"an engine needs {fault}" for name, fault in faults.items() if version_of(name)]
+    if old:
+        return Target("portable"), "; ".join(old)
     return Target("portable"), "no TensorRT is installed; " + FLAVOURS["rtx"].install + " adds one"
+
+
+def on_this_machine(target: Target) -> Target:
+    """The target with the architecture of the GPU here, where its flavour builds on the GPU that it targets.
+
+    Raises BuildError where there is no GPU, or another one than the target names.
+    """
+    if target.flavour not in FLAVOURS or not FLAVOURS[target.flavour].needs_gpu:
+        return target
+    native = native_architecture()
+    if native is None:
+        raise BuildError(
+            f"target {target.flavour} builds on the GPU that it targets, and there is none here",
+            "build there, or use --target rtx:sm_89 or portable",
+        )
+    if target.architectures and native not in target.architectures:
+        raise BuildError(
+            f"target {target} is built on the GPU that it targets, and the one here is {native}",
+            f"build on such a GPU, or use --target {target.flavour} for this one",
+        )
+    return target if target.architectures else Target(target.flavour, (native,))
 
 
 def native_architecture() -> str | None:
@@ -70,12 +114,11 @@ def native_architecture() -> str | None:
 
 
 def require(target: Target) -> None:
-    """Raise BuildError where the target's TensorRT is not installed, with the pip line."""
-    if target.flavour in FLAVOURS and version_of(target.flavour) is None:
-        flavour = FLAVOURS[target.flavour]
+    """Raise BuildError where the target's TensorRT is not installed or too old, with the pip line."""
+    if target.flavour in FLAVOURS and (fault := fault_of(target.flavour)) is not None:
         raise BuildError(
-            f"target {target} needs {flavour.distribution}, which is not installed here",
-            f"{flavour.install}, or build with --target portable",
+            f"target {target} needs {fault}",
+            f"{FLAVOURS[target.flavour].install}, or build with --target portable",
         )
 
 

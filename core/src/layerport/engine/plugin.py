@@ -6,7 +6,7 @@ Used by the build worker, and by a session before it deserialises a plan.  The m
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from layerport.adapters.tensorrt_dtypes import from_dtype
@@ -24,9 +24,14 @@ def plugin_class(trt: Any) -> type[Any]:
     """The plugin class over the base classes of one flavour's module."""
 
     class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
-        """A TensorRT plugin whose every answer comes from its spec."""
+        """A TensorRT plugin whose every answer comes from its spec.
 
-        def __init__(self, spec: PluginSpec) -> None:
+        Its kernels are its tactics, numbered from 1 in the layer's order.  A tactic is a preference: that kernel runs
+        wherever its predicate holds, the first other one that fits elsewhere, so that each is right for every shape.
+        A build that cannot measure takes the first tactic, which is the layer's own order.
+        """
+
+        def __init__(self, spec: PluginSpec, tactic: int = 0) -> None:
             trt.IPluginV3.__init__(self)
             trt.IPluginV3OneCore.__init__(self)
             trt.IPluginV3OneBuild.__init__(self)
@@ -36,12 +41,19 @@ def plugin_class(trt: Any) -> type[Any]:
             self.plugin_name = spec.short_name
             self.plugin_version = VERSION
             self.num_outputs = len(spec.outputs) + len(spec.sizes)
+            # Equal specs hold equal kernels, so what TensorRT measured of one holds for the other.
+            self.timing_cache_id = spec.key
             tensors: tuple[Slot | OutputSlot, ...] = (*spec.inputs, *spec.outputs)
-            self._names = [*(slot.name for slot in tensors), *(size.name for size in spec.sizes)]
+            self._names = (
+                tuple(slot.name for slot in spec.inputs),
+                (*(slot.name for slot in spec.outputs), *(size.name for size in spec.sizes)),
+            )
             self._types = [from_dtype(slot.dtype, trt) for slot in tensors]
             self._types += [trt.DataType.INT64] * len(spec.sizes)
+            self._kernels = list(dict.fromkeys(kernel.name for kernel in spec.kernels))
+            self._tactic = tactic
             self._runner: KernelRunner | None = None
-            self._pointers = dict.fromkeys(self._names, 0)
+            self._pointers = dict.fromkeys((*self._names[0], *self._names[1]), 0)
 
         # What a build asks.
 
@@ -49,7 +61,7 @@ def plugin_class(trt: Any) -> type[Any]:
             return self
 
         def clone(self) -> Any:
-            return KernelPlugin(self.spec)
+            return KernelPlugin(self.spec, self._tactic)
 
         def get_output_data_types(self, input_types: Any) -> Any:
             return self._types[len(self.spec.inputs) :]
@@ -82,7 +94,7 @@ def plugin_class(trt: Any) -> type[Any]:
             return 0
 
         def get_valid_tactics(self) -> list[int]:
-            return []
+            return list(range(1, len(self._kernels) + 1)) if len(self._kernels) > 1 else []
 
         # What a plan keeps.
 
@@ -97,7 +109,14 @@ def plugin_class(trt: Any) -> type[Any]:
             return self.clone()
 
         def set_tactic(self, tactic: int) -> None:
-            pass
+            if not 0 <= tactic <= len(self._kernels):
+                raise BuildError(
+                    f"layer {self.spec.layer} has {len(self._kernels)} kernels, tactic {tactic} was asked for",
+                    "build the bundle again",
+                )
+            self._tactic = tactic
+            if self._runner is not None:
+                self._runner.prefer(self._kernels[tactic - 1] if tactic else None)
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
             if self._runner is None:
@@ -105,6 +124,7 @@ def plugin_class(trt: Any) -> type[Any]:
                 if device is None:
                     raise BuildError(f"layer {self.spec.layer} cannot run: no CUDA driver or GPU", "run it on a GPU")
                 self._runner = KernelRunner(self.spec, device)
+                self.set_tactic(self._tactic)
             self._runner.set_shapes(
                 {slot.name: tuple(one.dims) for slot, one in zip(self.spec.inputs, inputs, strict=True)}
             )
@@ -113,14 +133,10 @@ def plugin_class(trt: Any) -> type[Any]:
             self, input_desc: Any, output_desc: Any, inputs: Any, outputs: Any, workspace: int, stream: int
         ) -> None:
             pointers = self._pointers
-            place = 0
-            names = self._names
-            for address in inputs:
-                pointers[names[place]] = address
-                place += 1
-            for address in outputs:
-                pointers[names[place]] = address
-                place += 1
+            for name, address in zip(self._names[0], inputs, strict=True):
+                pointers[name] = address
+            for name, address in zip(self._names[1], outputs, strict=True):
+                pointers[name] = address
             assert self._runner is not None
             self._runner.launch(pointers, stream)
 
@@ -134,7 +150,9 @@ def creator_class(trt: Any) -> type[Any]:
     class KernelCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         """Makes plugins of one layer: from a key while building, from the plan's own field while running."""
 
-        def __init__(self, namespace: str, name: str, specs: Mapping[str, PluginSpec], allow_classes: bool) -> None:
+        def __init__(
+            self, namespace: str, name: str, specs: Mapping[str, PluginSpec], allow_classes: bool | Container[str]
+        ) -> None:
             trt.IPluginCreatorV3One.__init__(self)
             self.name = name
             self.plugin_namespace = namespace
@@ -163,7 +181,8 @@ def creator_class(trt: Any) -> type[Any]:
                 spec = next(iter(from_bytes(data).specs.values()))
             if spec.plugin_class is None:
                 return generic(spec)
-            if not self._allow_classes:
+            allowed = self._allow_classes
+            if not (allowed if isinstance(allowed, bool) else spec.plugin_class in allowed):
                 raise BuildError(
                     f"layer {spec.layer} has its own plugin class {spec.plugin_class}",
                     "install the pack that provides it",

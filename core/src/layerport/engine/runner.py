@@ -5,12 +5,47 @@ The TensorRT plugin and the Torch CUDA operator both launch through this class. 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from layerport.errors import BuildError, UsageError
+from layerport.launch_rules import LaunchRule
 from layerport.launcher import Launcher
 from layerport.plugin_spec import PluginSpec
+
+Launch = Callable[[Mapping[str, int], int], None]
+
+_loading = threading.Lock()
+_loaded: weakref.WeakValueDictionary[tuple[str, str, str], Launcher] = weakref.WeakValueDictionary()
+
+
+class SharedLauncher:
+    """A kernel that the process loads once, however many layers and contexts use it, with the geometry of one user.
+
+    It is unloaded when its last user is gone.
+    """
+
+    def __init__(self, image: bytes, symbol: str, rule: LaunchRule) -> None:
+        key = (hashlib.sha256(image).hexdigest(), symbol, json.dumps(rule.to_json()))
+        with _loading:
+            found = _loaded.get(key)
+            if found is None:
+                found = _loaded[key] = Launcher(image, symbol, rule)
+                weakref.finalize(found, found._driver.cuLibraryUnload, found._library).atexit = False
+        self._launcher = found
+        # Attributes, so that a call goes straight to the driver's arguments.
+        self.launch: Launch = self._unresolved
+
+    def resolve(self, sizes: Mapping[str, int]) -> None:
+        """Evaluate geometry and scalars for `launch`."""
+        self.launch = self._launcher.prepare(sizes).launch
+
+    def _unresolved(self, pointers: Mapping[str, int], stream: int) -> None:
+        raise UsageError(f"{self._launcher.label} is launched before resolve", "call resolve(sizes) first")
 
 
 def fitting_architecture(available: Sequence[str], device: str) -> str | None:
@@ -23,10 +58,11 @@ def fitting_architecture(available: Sequence[str], device: str) -> str | None:
 class KernelRunner:
     """The kernels of a spec on one device.
 
-    `set_shapes` once whenever shapes change, then `launch` as often as wanted: it only patches pointers.
+    `set_shapes` once whenever shapes change, then `launch(pointers, stream)` as often as wanted: it only patches the
+    device addresses by input and output name.
     """
 
-    def __init__(self, spec: PluginSpec, device: str, make_launcher: Callable[..., Any] = Launcher) -> None:
+    def __init__(self, spec: PluginSpec, device: str, make_launcher: Callable[..., Any] = SharedLauncher) -> None:
         architecture = fitting_architecture(spec.architectures, device)
         if architecture is None:
             raise BuildError(
@@ -36,27 +72,39 @@ class KernelRunner:
             )
         self.spec = spec
         self._launchers = [
-            make_launcher(spec.images[kernel.images[architecture]], kernel.symbol, kernel.launch)
+            (kernel, make_launcher(spec.images[kernel.images[architecture]], kernel.symbol, kernel.launch))
             for kernel in spec.kernels
+            if architecture in kernel.images
         ]
-        self._current: Any = None
+        self._shapes: Mapping[str, Sequence[int]] | None = None
+        self._preferred: str | None = None
+        self.launch: Launch = self._unresolved
 
     def set_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Choose the kernel for these shapes (input name -> dims) and evaluate its launch geometry."""
-        env = environment(shapes)
-        for kernel, launcher in zip(self.spec.kernels, self._launchers, strict=True):
-            if kernel.guard is None or kernel.guard.evaluate(env):
-                launcher.resolve(env)
-                self._current = launcher
+        self._shapes = shapes
+        self._choose(shapes)
+
+    def prefer(self, name: str | None) -> None:
+        """Take the kernel of this name wherever its predicate holds; None takes the layer's own order."""
+        self._preferred = name
+        if self._shapes is not None:
+            self._choose(self._shapes)
+
+    def _choose(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        sizes = environment(shapes)
+        for kernel, launcher in sorted(self._launchers, key=lambda one: one[0].name != self._preferred):
+            if kernel.guard is None or kernel.guard.evaluate(sizes):
+                launcher.resolve(sizes)
+                self.launch = launcher.launch
                 return
         raise UsageError(
             f"layer {self.spec.layer}: no kernel takes the shapes {dict(shapes)}",
             "give the layer a kernel without a predicate, or build with --decompose " + self.spec.layer,
         )
 
-    def launch(self, pointers: Mapping[str, int], stream: int) -> None:
-        """Launch on a CUDA stream; pointers: device addresses by input and output name."""
-        self._current.launch(pointers, stream)
+    def _unresolved(self, pointers: Mapping[str, int], stream: int) -> None:
+        raise UsageError(f"layer {self.spec.layer} is launched before its shapes are set", "call set_shapes first")
 
 
 def environment(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -23,18 +23,22 @@ _PROGRESS_SECONDS = 0.05
 def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> dict[str, Any]:
     """Build one plan from files and write it.
 
-    request: model, plugins, plan (paths), flavour, architectures, profile (input -> min, opt, max shapes), options.
+    request: model, plugins, plan (paths), flavour, architectures, profile (input -> min, opt, max shapes), options
+    (as of `EngineOptions.to_json`).
     Returns the size of the plan, its layers as TensorRT names them and the modules that were loaded.
     Raises BuildError with what TensorRT said.
     """
     import onnx
 
-    from layerport.engine import flavours, plugin
+    from layerport.engine import configuring, flavours, plugin
     from layerport.engine.bound_model import bind_model
+    from layerport.engine.options import EngineOptions
     from layerport.plugin_spec import from_bytes
 
+    options = EngineOptions(**request.get("options") or {})
     trt = flavours.load(request["flavour"])
     logger = _logger(trt, emit)
+    builder = _builder(trt, logger)
     plugins = from_bytes(Path(request["plugins"]).read_bytes())
     model = bind_model(onnx.load(request["model"], load_external_data=False), plugins)
     creators = plugin.register_creators(
@@ -43,8 +47,8 @@ def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> d
         plugins.specs,
         allow_classes=bool(request.get("allow_classes")),
     )
-    builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt))
+    # Every flavour and version that is supported makes strongly typed networks without being asked.
+    network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
     # The weights are files that this project wrote and checked, beside the model.
     if not parser.parse(model.SerializeToString(), request["model"]):
@@ -52,9 +56,12 @@ def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> d
         raise _failure("TensorRT cannot read the model", reasons, creators, logger)
     del model
     config = builder.create_builder_config()
-    _configure(trt, config, request)
+    if not flavours.FLAVOURS[request["flavour"]].needs_gpu:
+        configuring.set_architectures(trt, config, request["architectures"], logger)
+    timing_cache = configuring.configure(trt, config, options, logger)
     config.progress_monitor = _monitor(trt, emit)
-    config.add_optimization_profile(_profile(builder, network, request["profile"]))
+    if config.add_optimization_profile(_profile(builder, network, request["profile"])) < 0:
+        raise _failure("TensorRT does not take the ranges of the inputs", logger.errors[-5:], creators, logger)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _failure("TensorRT cannot build the engine", logger.errors[-5:], creators, logger)
@@ -64,6 +71,8 @@ def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> d
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    if timing_cache is not None:
+        timing_cache.save()
     return {
         "bytes": data.nbytes,
         "plugins": len(plugins.nodes),
@@ -73,22 +82,15 @@ def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> d
     }
 
 
-def _network_flags(trt: Any) -> int:
-    # rtx networks are always strongly typed and the flag is a no-op there; tensorrt needs it.
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _configure(trt: Any, config: Any, request: Mapping[str, Any]) -> None:
-    options = request.get("options") or {}
-    if request["flavour"] == "rtx":
-        config.num_compute_capabilities = len(request["architectures"])
-        for place, name in enumerate(request["architectures"]):
-            config.set_compute_capability(getattr(trt.ComputeCapability, name.replace("_", "").upper()), place)
-    if "workspace" in options:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options["workspace"]))
-    if "optimization_level" in options:
-        config.builder_optimization_level = int(options["optimization_level"])
+def _builder(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # what the bindings raise where the library gives no builder
+        raise BuildError(
+            "TensorRT cannot start here",
+            "see `layerport doctor`: tensorrt needs a GPU and a driver that is new enough for it",
+            faults=logger.errors[-3:],
+        ) from error
 
 
 def _profile(builder: Any, network: Any, shapes: Mapping[str, Any]) -> Any:
@@ -110,7 +112,9 @@ def _failure(what: str, reasons: list[str], creators: list[Any], logger: Any) ->
     error = BuildError(
         what,
         "decompose the layer it names (--decompose LAYER), or look at the lines above",
-        faults=[*(f"{type(one).__name__}: {one}" for one in failures), *reasons, *logger.errors[-3:]][:10],
+        faults=list(
+            dict.fromkeys([*(f"{type(one).__name__}: {one}" for one in failures), *reasons, *logger.errors[-3:]])
+        )[:10],
     )
     if failures:
         error.__cause__ = failures[0]

@@ -15,6 +15,7 @@ from layerport.dims import DimRange
 from layerport.errors import BuildError, UsageError
 from layerport.expressions import parse
 from layerport.front.export import quiet
+from layerport.front.export_errors import first_line, innermost
 from layerport.front.nodes import LayerNode
 
 
@@ -112,7 +113,7 @@ def _functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function
             culprit, reason = _culprit(uses) or (uses[0][0], error)
             raise BuildError(
                 f"the reference of layer {culprit.layer.name} ({culprit.layer.origin}) has no ONNX form: "
-                f"{type(reason).__name__}: {(str(reason).strip().splitlines() or ['no message'])[0]}",
+                f"{first_line(innermost(reason))}",
                 "write it with Torch operators that torch.onnx can translate",
             ) from reason
     inputs, outputs = iter(list(graph.inputs)), iter(list(graph.outputs))

@@ -7,6 +7,7 @@ figures.  A wrong claim can therefore never change the numbers.
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from layerport.layers import BoundLayer
 from layerport.pack_discovery import PackInfo
 from layerport.packs import Packs
 from layerport.records import Rewrite
-from layerport.signature import Kind
 
 # How far a claim may be from the module, relative to the value plus the mean magnitude of its tensor.  Two kernels that
 # round once more or less on the way differ by one or two units in the last place.
@@ -68,6 +68,11 @@ class Claim:
     faults: dict[int, str] = field(default_factory=dict)
     proves_nothing: bool = False
 
+    def _error(self, candidate: Candidate) -> float | None:
+        """None where it was not measured or is infinite, which JSON cannot say."""
+        error = self.errors.get(candidate.number)
+        return error if error is not None and math.isfinite(error) else None
+
     def to_json(self) -> dict[str, Any]:
         """The claim as a report shows it."""
         return {
@@ -77,12 +82,12 @@ class Claim:
             "reason": self.reason,
             "layers": list(self.chosen.layers) if self.chosen else [],
             "pack": self.chosen.pack if self.chosen else None,
-            "max_relative_error": self.errors.get(self.chosen.number) if self.chosen else None,
+            "max_relative_error": self._error(self.chosen) if self.chosen else None,
             "candidates": [
                 {
                     "layers": list(candidate.layers),
                     "pack": candidate.pack,
-                    "max_relative_error": self.errors.get(candidate.number),
+                    "max_relative_error": self._error(candidate),
                     "fault": self.faults.get(candidate.number),
                 }
                 for candidate in self.candidates
@@ -325,21 +330,30 @@ class ClaimedLayer(LayerModule):
 
     def __init__(self, bound: BoundLayer, module: torch.nn.Module) -> None:
         super().__init__(bound)
+        self.__dict__["_replaced"] = module  # not a child: its parameters are not this module's
         try:
             self._names: tuple[str, ...] | None = tuple(inspect.signature(module.forward).parameters)
         except (TypeError, ValueError):
             self._names = None
-        self._limit = sum(argument.kind is Kind.INPUT for argument in bound.layer.signature.arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        # Modules around it may read its attributes (`self.norm.variance_epsilon`).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_replaced" not in self.__dict__:  # still being made
+                raise
+            return getattr(self.__dict__["_replaced"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs:
             args = (*args, *_in_order(self._names, args, kwargs))
-        if len(args) > self._limit and any(value is not None for value in args[self._limit :]):
+        if len(args) > self._most_inputs and any(value is not None for value in args[self._most_inputs :]):
             raise UsageError(
-                f"the module takes {len(args)} inputs, layer {self.layer.name} {self._limit}",
+                f"the module takes {len(args)} inputs, layer {self.layer.name} {self._most_inputs}",
                 "claim it with layerport.rewrite(forward, layers=...)",
             )
-        return super().forward(*args[: self._limit])
+        return super().forward(*args[: self._most_inputs])
 
 
 def _in_order(names: tuple[str, ...] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:

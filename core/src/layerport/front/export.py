@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import re
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +17,11 @@ from onnxscript import values as onnxscript_values
 from torch.utils import _pytree as pytree
 
 from layerport.adapters.onnx_dtypes import to_dtype
+from layerport.adapters.torch_shapes import quiet_export
 from layerport.dims import DimRange, Port
-from layerport.errors import BuildError
+from layerport.errors import BuildError, UsageError
+from layerport.front.dynamic_dims import SYMBOL, read_dims
+from layerport.front.export_errors import first_line, innermost, module_of_node, module_on_stack
 from layerport.front.sources import Source
 from layerport.layers import Layer
 from layerport.signature import Kind
@@ -42,7 +43,6 @@ _TENSOR_TYPES = [
         *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
     )
 ]
-_SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     """Export with torch.onnx; the layers' operators become nodes `namespace::name`.
 
     outputs: what the model gave for the example inputs, from which the outputs get their names.
-    Raises BuildError that names the module in which the export stopped.
+    Raises UsageError where an output is no tensor, BuildError that names the module in which the export stopped.
     """
+    _check_outputs(outputs)
     program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
-    names = _dim_names(source, program)
+    dynamic = read_dims(source, program)
     table = {layer.operator: translation(layer) for layer in layers}
     with quiet():
         try:
@@ -74,50 +75,34 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
             )
         except Exception as error:
             raise BuildError(
-                f"torch.onnx cannot translate {source.name}: {_first_line(error)}",
+                f"torch.onnx cannot translate {source.name}{module_of_node(error)}: {first_line(innermost(error))}",
                 "make the operator that it names a layer of a pack, or replace it in the model",
             ) from error
     assert exported is not None
     graph = exported.model
     _name_outputs(graph.graph, output_names(outputs))
-    _rename_dims(graph, names)
+    _rename_inputs(graph.graph, program)
+    _rename_dims(graph, {symbol: dim.name for symbol, dim in dynamic.items()})
     return ExportedModel(
         graph,
         tuple(_port(value) for value in graph.graph.inputs),
         tuple(_port(value) for value in graph.graph.outputs),
-        _ranges(program, names),
+        {dim.name: dim for dim in dynamic.values()},
     )
 
 
 def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet_export():
             return torch.export.export(
                 model, source.args, dict(source.kwargs) or None, dynamic_shapes=source.dynamic_shapes, strict=False
             )
     except Exception as error:
-        where = _module_of(error, model)
         raise BuildError(
-            f"torch.export cannot export {source.name}{where}: {_first_line(error)}",
+            f"torch.export cannot export {source.name}{module_on_stack(error, model)}: {first_line(error)}",
             "make that module a layer of a pack (then its inside is not exported), remove the branch on tensor values, "
             "or try static shapes for the dims that it names",
         ) from error
-
-
-def _module_of(error: BaseException, model: torch.nn.Module) -> str:
-    """The innermost module on the error's stack, which says where in the model the export stopped."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    found = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = frame.f_locals.get("self")
-        if isinstance(module, torch.nn.Module) and id(module) in paths:
-            found = f" in module {paths[id(module)] or '(root)'} ({type(module).__name__})"
-    return found
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def translation(layer: Layer) -> Callable[..., Any]:
@@ -173,6 +158,17 @@ def _schema(layer: Layer) -> onnx.defs.OpSchema:
     )
 
 
+def _check_outputs(outputs: Any) -> None:
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if leaf is not None]
+    faults = [
+        f"output {name} is a {type(leaf).__name__}, not a tensor"
+        for name, leaf in zip(output_names(outputs), leaves, strict=True)
+        if not isinstance(leaf, torch.Tensor)
+    ]
+    if faults:
+        raise UsageError("the model's outputs are not all tensors", "return tensors only", faults=faults)
+
+
 def output_names(outputs: Any) -> list[str]:
     """Names for the outputs: the keys of a dict or record, "output" for one tensor, else "output_0" and so on."""
     leaves = [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(outputs)[0] if leaf is not None]
@@ -207,70 +203,12 @@ def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
         value.name = free(name) if name in inputs else name
 
 
-def _dim_names(source: Source, program: torch.export.ExportedProgram) -> dict[str, str]:
-    """Torch's symbols (s59) by the names that the user gave their dims, else `<input>_dim<axis>`."""
-    given = _given_names(source)
-    names: dict[str, str] = {}
-    user_inputs = set(program.graph_signature.user_inputs)
-    place = -1
-    for node in program.graph.nodes:
-        if node.op != "placeholder" or node.name not in user_inputs:
-            continue
-        place += 1
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor):
-            continue
-        for axis, size in enumerate(value.shape):
-            symbol = str(size)
-            if isinstance(size, torch.SymInt) and symbol not in names and _SYMBOL.fullmatch(symbol):
-                name = given.get((place, axis)) or f"{node.name}_dim{axis}"
-                while name in names.values():
-                    name += "_"
-                names[symbol] = name
-    return names
-
-
-def _given_names(source: Source) -> dict[tuple[int, int], str]:
-    """(place of the flat input, axis) -> the name of its torch.export.Dim."""
-    if source.dynamic_shapes is None:
-        return {}
-    example = (source.args, dict(source.kwargs))
-    shapes = source.dynamic_shapes
-    if isinstance(shapes, Mapping):
-        order = [*_argument_names(source), *source.kwargs]
-        shapes = [shapes.get(name) for name in dict.fromkeys(order)]
-    flat, _ = pytree.tree_flatten([*example[0], *example[1].values()])
-    axes = _flatten_shapes([*example[0], *example[1].values()], list(shapes))
-    names = {}
-    for place in range(len(flat)):
-        spec = axes[place] if place < len(axes) else None
-        items = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
-        for axis, dim in items:
-            name = dim if isinstance(dim, str) else getattr(dim, "__name__", None)
-            if name and _SYMBOL.fullmatch(name):
-                names[(place, axis)] = name
-    return names
-
-
-def _argument_names(source: Source) -> list[str]:
-    assert isinstance(source.model, torch.nn.Module)
-    return list(inspect.signature(source.model.forward).parameters)[: len(source.args)]
-
-
-def _flatten_shapes(values: list[Any], shapes: list[Any]) -> list[Any]:
-    """One shape spec per flat leaf of the values; None for a whole subtree without one."""
-    flat: list[Any] = []
-    for value, shape in zip(values, [*shapes, *[None] * (len(values) - len(shapes))], strict=False):
-        if isinstance(value, Mapping):
-            children = list(value.values())
-            specs = [shape.get(key) if isinstance(shape, Mapping) else None for key in value]
-            flat += _flatten_shapes(children, specs)
-        elif isinstance(value, (list, tuple)):
-            specs = list(shape) if isinstance(shape, (list, tuple)) else [None] * len(value)
-            flat += _flatten_shapes(list(value), specs)
-        else:
-            flat.append(shape)
-    return flat
+def _rename_inputs(graph: ir.Graph, program: torch.export.ExportedProgram) -> None:
+    """Undo torch.onnx's renaming of an input that the model also returns."""
+    for value, name in zip(graph.inputs, program.graph_signature.user_inputs, strict=False):
+        taken = {one.name for one in (*graph.inputs, *graph.outputs)}
+        if isinstance(name, str) and name not in taken:
+            value.name = name
 
 
 def _rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
@@ -279,7 +217,7 @@ def _rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
             return
         value.shape = ir.Shape(
             [
-                dim if isinstance(dim, int) else _SYMBOL.sub(lambda m: names.get(m[0], m[0]), str(dim))
+                dim if isinstance(dim, int) else SYMBOL.sub(lambda m: names.get(m[0], m[0]), str(dim))
                 for dim in value.shape
             ]
         )
@@ -296,32 +234,6 @@ def _port(value: ir.Value) -> Port:
         raise BuildError(f"the exported model does not say the type of {value.name}", "state it in the ONNX file")
     dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
     return Port(value.name, str(to_dtype(value.dtype)), dims)
-
-
-def _ranges(program: torch.export.ExportedProgram, names: Mapping[str, str]) -> dict[str, DimRange]:
-    ranges = {}
-    hints = _hints(program)
-    for symbol, limits in program.range_constraints.items():
-        name = names.get(str(symbol))
-        if name is None:
-            continue
-        # Torch says 2 where nothing was stated, because it treats sizes 0 and 1 apart while it traces.
-        least = 1 if int(limits.lower) <= 2 else int(limits.lower)
-        greatest = int(limits.upper) if limits.upper < 2**31 else None
-        usual = hints.get(str(symbol), least)
-        ranges[name] = DimRange(name, least, usual, greatest)
-    return ranges
-
-
-def _hints(program: torch.export.ExportedProgram) -> dict[str, int]:
-    """The example's size of each symbol."""
-    hints: dict[str, int] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
-            for size in node.meta["val"].shape:
-                if isinstance(size, torch.SymInt) and size.node.has_hint():
-                    hints[str(size)] = int(size.node.hint)
-    return hints
 
 
 @contextlib.contextmanager

@@ -51,4 +51,4 @@ def write_samples(inputs: Mapping[str, Any], outputs: Mapping[str, Any], folder:
     """Write arrays by name as the bundle's samples."""
     arrays = {f"input.{name}": array for name, array in inputs.items()}
     arrays |= {f"output.{name}": array for name, array in outputs.items()}
-    Parameters({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {}).save(folder / SAMPLES)
+    Parameters({name: np.asarray(array, order="C") for name, array in arrays.items()}, {}).save(folder / SAMPLES)

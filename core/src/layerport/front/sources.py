@@ -59,7 +59,9 @@ def open_source(
     module = _import(place)
     function = getattr(module, attribute, None)
     if function is None:
-        names = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
+        public = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
+        own = [name for name, value in public.items() if getattr(value, "__module__", None) == module.__name__]
+        names = sorted(own or public)
         raise UsageError(
             f"source {text!r}: {place} has no {attribute!r}", f"it has: {', '.join(names) or 'nothing callable'}"
         )

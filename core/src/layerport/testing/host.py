@@ -20,12 +20,13 @@ import numpy as np
 from layerport.conversion import to_standard
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.kernels import Kernel, TensorArg
+from layerport.kernels import CudaSource, Kernel, TensorArg
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg
 from layerport.layers import Layer
 from layerport.signature import MISSING, Kind
 from layerport.testing.host_compiler import HostProgram, compile_for_host
-from layerport.tracing import trace, trace_predicate
+from layerport.testing.triton_interpreter import TritonJob
+from layerport.tracing import specialise, trace, trace_predicate
 
 _ORDERS = {"forward": 0, "backward": 1}
 _RANDOM = 2
@@ -48,7 +49,8 @@ def run_kernel(
 
     args, named: arrays of any framework and attributes, in the layer's order or by name; None for an absent tensor.
     order: in which the threads of a block (and the blocks) run: "forward", "backward", or a seed for a random one.
-    sanitize: build with the address sanitiser.  kernel: the name of one kernel; without it the first that fits.
+    sanitize: build with the address sanitiser; a Triton kernel's accesses are checked anyway.
+    kernel: the name of one kernel; without it the first that fits.
     offset: bytes by which every pointer misses the alignment of a device allocation.
 
     Raises PackError if the kernel reads or writes out of bounds, writes an input, leaves an output unwritten, or
@@ -57,15 +59,21 @@ def run_kernel(
     call = _Call.of(layer, args, named)
     chosen = _choose(call, kernel)
     label = f"layer {layer.name}, kernel {chosen.name}"
-    rule = trace(chosen, layer.signature, call.tensors, call.attributes, layer=layer.name)
+    tensors = call.tensors if isinstance(chosen.source, CudaSource) else call.known_tensors()
+    rule = trace(chosen, layer.signature, tensors, call.attributes, layer=layer.name)
     geometry = rule.resolve(call.sizes, label=label)
     outputs = call.empty_outputs(_POISONS[0])
     if geometry is not None:
         dtypes = {name: tensor.dtype for name, tensor in call.tensors.items() if tensor is not None}
         match = next(one for one in chosen.combinations(layer.signature) if _fits(one, dtypes))
-        entry = chosen.entry(layer.signature, match, call.attributes)
-        program = compile_for_host(chosen.source, entry, label=label, sanitize=sanitize)
-        job = _Job(program, rule, geometry, order, offset, label)
+        job: _Job | TritonJob
+        if isinstance(chosen.source, CudaSource):
+            entry = chosen.entry(layer.signature, match, call.attributes)
+            program = compile_for_host(chosen.source, entry, label=label, sanitize=sanitize)
+            job = _Job(program, rule, geometry, order, offset, label)
+        else:
+            made = specialise(chosen, layer.signature, tensors, call.attributes, layer=layer.name)
+            job = TritonJob(chosen.source, made, rule, geometry, order, offset, label)
         outputs = job.run(call.arrays, outputs)
         if any(_poisoned(array, _POISONS[0]).any() for array in outputs.values()):
             # A result may look like the poison; an element that keeps two different poisons was never written.
@@ -122,6 +130,15 @@ class _Call:
         shapes = {name: array.shape for name, array in self.arrays.items()}
         shapes |= {name: shape for name, (shape, _) in self.output_arrays.items()}
         return {f"{name}.{axis}": int(size) for name, shape in shapes.items() for axis, size in enumerate(shape)}
+
+    def known_tensors(self) -> dict[str, TensorArg | None]:
+        """The tensors with numbers for all sizes, which the constexprs of a Triton kernel may depend on."""
+        sizes = self.sizes
+        return {
+            name: tensor
+            and TensorArg(name, tensor.dtype, tuple(sizes[f"{name}.{axis}"] for axis in range(tensor.ndim)))
+            for name, tensor in self.tensors.items()
+        }
 
     def empty_outputs(self, poison: int) -> dict[str, Array]:
         made = {}

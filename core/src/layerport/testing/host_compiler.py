@@ -195,7 +195,15 @@ def _compile_error(log: str, label: str) -> Exception:
 
 def _statics(binary: Path) -> tuple[tuple[int, int], ...]:
     """Where the statics of the kernel's functions lie: in CUDA such a static is a `__shared__` variable."""
-    table = subprocess.run(["objdump", "-t", str(binary)], capture_output=True, text=True, check=True).stdout
+    try:
+        table = subprocess.run(
+            ["objdump", "-t", str(binary)], capture_output=True, text=True, check=True, env=_environment()
+        ).stdout
+    except FileNotFoundError as error:
+        raise UsageError(
+            "objdump is not here, which says where a kernel's shared memory lies",
+            "install the binutils (apt install binutils)",
+        ) from error
     anchor = 0
     found = []
     for line in table.splitlines():

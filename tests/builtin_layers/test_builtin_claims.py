@@ -75,9 +75,7 @@ def run_answer(answer: Any, module: torch.nn.Module, x: torch.Tensor) -> torch.T
 
 
 def agreeing(module: torch.nn.Module, answers: tuple[Any, ...]) -> list[Any]:
-    width = next(
-        parameter.shape[-1] for name, parameter in module.named_parameters() if "down" not in name
-    )
+    width = next(parameter.shape[-1] for name, parameter in module.named_parameters() if "down" not in name)
     x = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected = module(x)
@@ -142,7 +140,7 @@ def test_torch_rms_norm_with_its_own_eps(dtype: torch.dtype, affine: bool) -> No
 
 
 class TwoInputsRMSNorm(torch.nn.RMSNorm):
-    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         return super().forward(x) * (1 if gate is None else gate)
 
 

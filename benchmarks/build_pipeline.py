@@ -1,0 +1,238 @@
+"""From a Torch model to a TensorRT-RTX plan: layerport beside the same pipeline written by hand, time and memory.
+
+The model is a transformers Llama of 106 million parameters in float32, with random weights, dynamic batch and sequence.
+By hand it is `torch.onnx.export`, a saved file, the parser and the builder in one process, with no custom layers: what
+one writes without layerport.  layerport runs twice: with its packs, so that every normalisation and gated activation is
+a plugin, and without any pack, which gives the same network on both sides.
+
+Each run is a fresh process.  Its time runs from the finished model to the written plan, imports included; its memory is
+the largest sum of the proportional set sizes of its process tree, sampled.  The processor seconds of the whole tree are
+shown too, because other work on the machine disturbs them less.  Needs Linux, tensorrt_rtx and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import Comparison, arguments, environment, show
+
+SAMPLE_SECONDS = 0.03
+TARGET = "rtx:sm_89"
+HAND, PACKS, NO_PACKS = "hand", "packs", "no packs"
+TIME_LIMIT, TIME_ALLOWANCE, MEMORY_LIMIT = 1.10, 0.5, 1.15
+
+
+def make_model() -> tuple[Any, Any, Any]:
+    """The model, its example inputs and its dynamic shapes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class LogitsOnly(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=input_ids, use_cache=False).logits
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+    )
+    model = LogitsOnly(LlamaForCausalLM(config)).eval()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters >= 100_000_000, parameters
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4), 1: torch.export.Dim("sequence", min=1, max=128)},)
+    return model, (torch.randint(0, config.vocab_size, (2, 64)),), shapes
+
+
+def build_by_hand(model: Any, args: Any, shapes: Any, folder: Path) -> dict[str, Any]:
+    """The pipeline as one writes it without layerport."""
+    import torch
+
+    marks = [time.perf_counter()]
+    with torch.no_grad():
+        program = torch.onnx.export(model, args, dynamic_shapes=shapes, dynamo=True, verbose=False)
+    assert program is not None
+    marks.append(time.perf_counter())
+    file = folder / "model.onnx"
+    program.save(file, external_data=True)
+    marks.append(time.perf_counter())
+
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(file)), parser.get_error(0).desc()
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(network.get_input(0).name, (1, 1), (2, 64), (4, 128))
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None
+    (folder / "model.plan").write_bytes(plan)
+    marks.append(time.perf_counter())
+    stages = zip(("export", "write", "engine"), marks[1:], marks, strict=False)
+    return {"stages": {name: round(end - begin, 3) for name, end, begin in stages}, "plan_bytes": plan.nbytes}
+
+
+def build_with_layerport(model: Any, args: Any, shapes: Any, folder: Path) -> dict[str, Any]:
+    """The same with one call."""
+    import layerport as lp
+
+    report = lp.build((model, args, shapes), folder / "model.lp", target=TARGET, verify=False)
+    stages = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
+    return {"stages": stages, "plan_bytes": report.plan_bytes, "layers": report.counts}
+
+
+def run_side(side: str) -> None:
+    """What a fresh process does: make the model, build it, say what it took."""
+    model, args, shapes = make_model()
+    with tempfile.TemporaryDirectory() as name:
+        build = build_by_hand if side == HAND else build_with_layerport
+        begun = time.perf_counter()
+        result = build(model, args, shapes, Path(name))
+        result["seconds"] = time.perf_counter() - begun
+    print(json.dumps(result))
+
+
+class TreeMemory(threading.Thread):
+    """Samples the memory of a process and its descendants: the largest sum of proportional set sizes.
+
+    Shared pages (libraries, mapped weights) count once over the tree, which a sum of resident set sizes would not.
+    """
+
+    def __init__(self, root: int) -> None:
+        super().__init__(daemon=True)
+        self.root, self.peak, self.samples = root, 0, 0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(SAMPLE_SECONDS):
+            total = sum(_proportional_bytes(process) for process in _tree(self.root))
+            self.peak, self.samples = max(self.peak, total), self.samples + 1
+
+    def stop(self) -> None:
+        self._done.set()
+        self.join()
+
+
+def _tree(root: int) -> list[int]:
+    found = [root]
+    for process in found:
+        try:
+            tasks = os.listdir(f"/proc/{process}/task")
+            for task in tasks:
+                found += map(int, Path(f"/proc/{process}/task/{task}/children").read_text().split())
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def _proportional_bytes(process: int) -> int:
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
+
+
+def measure(side: str, cache: str) -> dict[str, Any]:
+    """Run one side in a fresh process and return its figures."""
+    environ = {**os.environ, "LAYERPORT_CACHE_DIR": cache, "HF_HUB_OFFLINE": "1"}
+    if side == NO_PACKS:
+        from layerport.packs import discover
+
+        environ["LAYERPORT_DISABLE_PACKS"] = ",".join(info.name for info in discover())
+    begun, used = time.perf_counter(), _children_seconds()
+    command = [sys.executable, __file__, "--side", side]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        memory = TreeMemory(process.pid)
+        memory.start()
+        output, errors = process.communicate()
+        memory.stop()
+    if process.returncode:
+        raise SystemExit(f"side {side!r} failed with exit code {process.returncode}:\n{errors[-3000:]}")
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return {
+        **figures,
+        "process_seconds": time.perf_counter() - begun,
+        "cpu_seconds": _children_seconds() - used,
+        "peak": memory.peak,
+        "samples": memory.samples,
+    }
+
+
+def _children_seconds() -> float:
+    """Processor time of all children that have ended, and theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side, interleaved (default 3)")
+    parser.add_argument("--side", choices=(HAND, PACKS, NO_PACKS), help="run one side in this process")
+    options = parser.parse_args()
+    if options.side:
+        run_side(options.side)
+        return
+    runs: dict[str, list[dict[str, Any]]] = {HAND: [], PACKS: [], NO_PACKS: []}
+    with tempfile.TemporaryDirectory() as cache:
+        cold = measure(PACKS, cache)  # fills the kernel cache, and the system's file cache for all
+        for turn in range(options.repeats):
+            order = list(runs)[turn % 3 :] + list(runs)[: turn % 3]
+            for side in order:
+                runs[side].append(measure(side, cache))
+    comparisons = []
+    for side, name in ((PACKS, "with packs"), (NO_PACKS, "without packs")):
+        for what, key, unit, scale, limit, allowance in (
+            ("time", "seconds", "s", 1, TIME_LIMIT, TIME_ALLOWANCE),
+            ("peak memory", "peak", "MiB", 2**20, MEMORY_LIMIT, 0.0),
+        ):
+            ours, theirs = (min(run[key] for run in runs[which]) / scale for which in (side, HAND))
+            comparisons.append(Comparison(f"{name}: {what}", ours, theirs, unit, limit, allowance))
+        for what, key in (("whole process", "process_seconds"), ("processor time", "cpu_seconds")):
+            ours, theirs = (min(run[key] for run in runs[which]) for which in (side, HAND))
+            comparisons.append(Comparison(f"{name}: {what}", ours, theirs, "s"))
+    fastest = {side: min(taken, key=lambda run: run["seconds"]) for side, taken in runs.items()}
+    show(
+        "a Llama of 106 M parameters, float32, from Torch to a plan for sm_89",
+        comparisons,
+        as_json=options.json,
+        sides=("layerport.build(verify=False)", "torch.onnx.export + tensorrt_rtx by hand, no custom layers"),
+        notes=[
+            f"the least of {options.repeats} interleaved runs, each a fresh process; the kernel cache is warm",
+            *(f"{side}: {_stages(run)}" for side, run in fastest.items()),
+            f"with an empty kernel cache: {_stages(cold)}",
+        ],
+        where=environment(["torch", "transformers", "onnx-ir", "onnxscript", "tensorrt_rtx"]),
+        extra={"runs": runs, "cold": cold},
+    )
+
+
+def _stages(run: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run["stages"].items())
+
+
+if __name__ == "__main__":
+    main()

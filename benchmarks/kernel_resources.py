@@ -1,0 +1,115 @@
+"""Registers, spills and shared memory of every kernel of every installed pack, read from its cubins.  Needs no GPU.
+
+Attributes have their defaults; a kernel that cannot be compiled so is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from measuring import arguments, environment, print_table
+
+from layerport import packs as pack_host
+from layerport.compilation import Compilation, compile_all
+from layerport.dtypes import DType
+from layerport.errors import LayerportError
+from layerport.signature import MISSING
+
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_120")
+KEYS = ("registers", "local_bytes", "static_shared", "max_threads")
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--architecture", action="append", metavar="SM", help="only these, such as sm_90")
+    parser.add_argument("--pack", action="append", default=[], help="also use this pack: a Python file")
+    options = parser.parse_args()
+    architectures = tuple(options.architecture or ARCHITECTURES)
+    loaded = pack_host.load(*options.pack)
+    entries = [entry for pack in loaded for layer in pack.layers for entry in entries_of(layer, architectures)]
+    read_all(entries)
+    failed = [f"pack {pack.info.label} failed to load: {pack.failure}" for pack in loaded.failed]
+    if options.json:
+        rows = [{key: value for key, value in entry.items() if key != "compilations"} for entry in entries]
+        where = environment(["nvidia-cuda-nvrtc", "layerport-builtin-layers"])
+        print(json.dumps({"benchmark": "kernel resources", "environment": where, "kernels": rows}, indent=2))
+        return
+    show_table(entries, architectures)
+    for text in failed:
+        print(text)
+
+
+def entries_of(layer: Any, architectures: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One entry for each kernel and combination of dtypes."""
+    attributes = {one.name: one.default for one in layer.signature.attributes if one.default is not MISSING}
+    return [
+        {
+            "layer": layer.name,
+            "kernel": kernel.name,
+            "dtypes": dtypes_text(dtypes),
+            "compilations": {
+                name: Compilation(kernel, layer.signature, dtypes, attributes, name, layer.name)
+                for name in architectures
+            },
+        }
+        for kernel in layer.kernels
+        for dtypes in kernel.combinations(layer.signature)
+    ]
+
+
+def dtypes_text(dtypes: Mapping[str, DType]) -> str:
+    if len(set(dtypes.values())) == 1:
+        return str(next(iter(dtypes.values())))
+    return ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+
+
+def read_all(entries: list[dict[str, Any]]) -> None:
+    """Compile everything in one call, which is quickest; where that fails, one by one to say which and why."""
+    wanted = [(entry, name, one) for entry in entries for name, one in entry["compilations"].items()]
+    try:
+        cubins: Any = compile_all([one for _, _, one in wanted])
+    except LayerportError:
+        cubins = [None] * len(wanted)
+    for (entry, name, one), cubin in zip(wanted, cubins, strict=True):
+        figures = entry.setdefault("architectures", {})
+        try:
+            resources = (cubin or compile_all([one])[0]).resources
+            figures[name] = {key: getattr(resources, key) for key in KEYS}
+        except LayerportError as error:
+            figures[name] = {"failure": str(error)}
+
+
+def show_table(entries: list[dict[str, Any]], architectures: tuple[str, ...]) -> None:
+    print(
+        "kernel resources: registers per thread / bytes of stack and spills per thread / bytes of static shared memory"
+    )
+    print_table(
+        [
+            ("layer, kernel, dtypes", *architectures),
+            *(
+                (
+                    f"{entry['layer']} {entry['kernel']} {entry['dtypes']}",
+                    *(cell(entry["architectures"][name]) for name in architectures),
+                )
+                for entry in entries
+            ),
+        ]
+    )
+    for entry in entries:
+        for name, figures in entry["architectures"].items():
+            if "failure" in figures:
+                print(f"  {entry['kernel']} for {name}: {figures['failure'].splitlines()[0]}")
+    spilling = sorted(
+        {entry["kernel"] for entry in entries for one in entry["architectures"].values() if one.get("local_bytes")}
+    )
+    print(f"  kernels with spills or stack: {', '.join(spilling) or 'none'}")
+
+
+def cell(figures: Mapping[str, Any]) -> str:
+    return "failed" if "failure" in figures else " / ".join(str(figures[key]) for key in KEYS[:3])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The portable model of a bundle in ONNX Runtime, behind the interface that `Session` runs anything through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from layerport.bundle import Bundle
+from layerport.errors import BuildError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class PortableRunner:
+    """Runs on the CPU, on NumPy arrays (ml_dtypes for bfloat16).  why: the reason that it is this one."""
+
+    def __init__(self, bundle: Bundle, why: str) -> None:
+        from layerport.adapters.onnxruntime_session import open_session
+
+        self._bundle = bundle
+        self._session, self.precision_note = open_session(bundle.model())
+        stated = [{port.name for port in ports} for ports in (bundle.inputs, bundle.outputs)]
+        found = [{one.name for one in ports} for ports in (self._session.get_inputs(), self._session.get_outputs())]
+        if not (found[0] <= stated[0] and found[1] == stated[1]):
+            raise BuildError(
+                f"the model of {bundle.folder} has inputs {', '.join(sorted(found[0]))} and outputs "
+                f"{', '.join(sorted(found[1]))}, the manifest says otherwise",
+                "build the bundle again",
+            )
+        self.description = f"ONNX Runtime on the CPU runs the portable model: {why}"
+
+    def read(self, name: str, value: Any) -> np.ndarray[Any, Any]:
+        """A value of any framework as a NumPy array."""
+        from layerport.conversion import to_standard
+
+        return to_standard(value, path=name).array
+
+    def faults(self, tensors: Mapping[str, Any]) -> list[str]:
+        """Nothing can be wrong with where an array lies."""
+        return []
+
+    def run(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name."""
+        from layerport.adapters.onnxruntime_session import run_session
+
+        return dict(run_session(self._session, tensors, self._bundle.outputs))
+
+    def close(self) -> None:
+        """Give the model back."""
+        self._session = None

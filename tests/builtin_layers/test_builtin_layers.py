@@ -1,0 +1,168 @@
+"""Every case of every built-in layer: the operator and the kernel against the float64 reference."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import layerport as lp
+from layerport.adapters.torch_shapes import TensorShape, derive
+from layerport.dtypes import DType
+from layerport.kernels import TensorArg
+from layerport.testing import Case, LayerCase, kernel_for, run_kernel
+from layerport_builtin_layers.rms_norm import reference, rms_norm
+from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM
+from layerport_builtin_layers.silu_mul import silu_mul
+from layerport_builtin_layers.silu_mul.case import CASE as SILU_MUL
+
+LAYER_CASES = (RMS_NORM, SILU_MUL)
+CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
+
+
+def each_case(test: Any) -> Any:
+    return pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])(test)
+
+
+@each_case
+def test_operator_agrees_with_float64(case: Case) -> None:
+    tensors = case.tensors()
+    result = case.layer(*case.arguments(tensors))
+    assert result.dtype == tensors[case.layer.signature.inputs[0].name].dtype  # type: ignore[union-attr]
+    case.check(result, case.expected(tensors))
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", ["forward", "backward", 20240229])
+@each_case
+def test_kernel_agrees_with_float64_in_any_order(case: Case, order: str | int) -> None:
+    tensors = case.tensors()
+    case.check(run_kernel(case.layer, *case.arguments(tensors), order=order), case.expected(tensors))
+
+
+MISALIGNED = [
+    case
+    for case in CASES
+    if case.shape.reason in ("heads of a transformer", "wide, the last warp half empty", "two blocks and a tail")
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", MISALIGNED, ids=[case.id for case in MISALIGNED])
+def test_kernel_takes_misaligned_pointers(case: Case) -> None:
+    tensors = case.tensors()
+    case.check(run_kernel(case.layer, *case.arguments(tensors), offset=4), case.expected(tensors))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("entry", "width"), [("rms_norm_narrow<float, float>", 64), ("rms_norm_wide<float, float, 4>", 640)]
+)
+def test_rms_norm_blocks_go_on_to_further_rows(entry: str, width: int) -> None:
+    """As they do where there are more rows than a grid may have blocks."""
+
+    def few_blocks(x: Tensor, weight: lp.Param, eps: float = 1e-6) -> Tensor:
+        result: Tensor = rms_norm.reference(x, weight, eps)
+        return result
+
+    layer = lp.layer(f"builtin_tests::few_blocks_{width}")(few_blocks)
+
+    @layer.kernel(lp.cuda(str(Path(reference.__file__).with_name("kernel.cu")), entry), dtypes=("float32",))
+    def launch(x: TensorArg, weight: TensorArg, y: TensorArg, eps: float) -> lp.Launch:
+        block = (8, 32) if width == 64 else 160
+        return lp.Launch(grid=2, block=block, args=(x, weight, y, x.shape[0], x.shape[1], eps))
+
+    x, weight = (torch.randn(shape, generator=torch.Generator().manual_seed(2)) for shape in ((137, width), (width,)))
+    expected = rms_norm.reference(x.double(), weight.double()).numpy()
+    for order in ("forward", "backward", 4):
+        assert np.allclose(run_kernel(layer, x, weight, order=order), expected, rtol=1e-5, atol=1e-6)
+
+
+SANITIZED = [
+    case
+    for case in CASES
+    if case.choice == "bfloat16"
+    and case.shape.reason in ("prime batch of narrow rows", "wide and odd", "two blocks and a tail")
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", SANITIZED, ids=[case.id for case in SANITIZED])
+def test_kernel_is_clean_under_the_address_sanitiser(case: Case) -> None:
+    tensors = case.tensors()
+    case.check(run_kernel(case.layer, *case.arguments(tensors), sanitize=True), case.expected(tensors))
+
+
+@pytest.mark.parametrize("layer_case", LAYER_CASES, ids=lambda layer_case: layer_case.layer.short_name)
+def test_cases_reach_every_kernel_in_every_dtype(layer_case: LayerCase) -> None:
+    reached = {
+        (kernel_for(case.layer, *case.arguments(case.tensors())), str(case.choice)) for case in layer_case.cases()
+    }
+    assert reached == {
+        (kernel.name, str(choice)) for kernel in layer_case.layer.kernels for choice in layer_case.dtypes
+    }
+
+
+SMALL = [
+    case
+    for case in CASES
+    if case.choice == "float32" and case.shape.reason in ("heads of a transformer", "no weight, narrow", "prime batch")
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=[case.id for case in SMALL])
+def test_operator_passes_opcheck(case: Case) -> None:
+    arguments = tuple(
+        value.requires_grad_() if isinstance(value, torch.Tensor) else value for value in case.arguments(case.tensors())
+    )
+    torch.library.opcheck(case.layer.operator, arguments)
+
+
+@pytest.mark.parametrize("layer_case", LAYER_CASES, ids=lambda layer_case: layer_case.layer.short_name)
+def test_gradients_of_first_and_second_order(layer_case: LayerCase) -> None:
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    inputs = (draw(3, 5), draw(5)) if layer_case is RMS_NORM else (draw(3, 5), draw(3, 5))
+    assert torch.autograd.gradcheck(layer_case.layer, inputs)
+    assert torch.autograd.gradgradcheck(layer_case.layer, inputs)
+
+
+def test_rms_norm_refuses_a_weight_of_another_width() -> None:
+    with pytest.raises(ValueError, match=r"rms_norm: shapes do not fit: x \[2, 8\] and weight \[1\]"):
+        rms_norm(torch.ones(2, 8), torch.ones(1))
+
+
+def test_rms_norm_refuses_a_scalar() -> None:
+    with pytest.raises(ValueError, match=r"rms_norm: shapes do not fit: x \[\]"):
+        rms_norm(torch.tensor(1.0))
+
+
+def test_silu_mul_refuses_to_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"gate is torch.float32 \[2, 8\], up is torch.float32 \[8\]"):
+        silu_mul(torch.ones(2, 8), torch.ones(8))
+
+
+def test_silu_mul_refuses_two_dtypes() -> None:
+    with pytest.raises(ValueError, match=r"gate is torch.float32 \[8\], up is torch.float16 \[8\]"):
+        silu_mul(torch.ones(8), torch.ones(8, dtype=torch.float16))
+
+
+def test_output_rules_follow_from_anonymous_dims() -> None:
+    """Also where nothing says beforehand that gate and up have the same dims."""
+    free = TensorShape(DType.BFLOAT16, (None, None, None))
+    derivation = derive(silu_mul.reference, {"gate": free, "up": free}, {}, layer=silu_mul.name)
+    assert [str(rule) for rule in derivation.outputs] == ["bfloat16[gate.0, gate.1, gate.2]"]
+    assert derivation.fixed == {}
+    tensors = {"x": TensorShape(DType.FLOAT16, (None, None, 64)), "weight": TensorShape(DType.FLOAT16, (64,))}
+    derivation = derive(rms_norm.reference, tensors, {"eps": 1e-6}, layer=rms_norm.name)
+    assert [str(rule) for rule in derivation.outputs] == ["float16[x.0, x.1, 64]"]
+    assert (derivation.fixed, derivation.constraints) == ({}, ())

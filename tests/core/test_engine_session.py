@@ -1,0 +1,716 @@
+"""Engines in sessions, against doubles: a driver whose memory is host memory, and a runtime that computes in Python.
+
+See `gpu_doubles` for what they check.  Real here are the session, TensorRT's Python module but for its runtime (enums,
+logger, registry, output allocator), the bundle and its portable model.  That a GPU does the same only a GPU can show.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import layerport as lp
+from gpu_doubles import CudaArray, FakeContext, FakeEngine, HostDriver, tensorrt_double
+from layerport.bundle import Bundle
+from layerport.engine import creators, engine_session, flavours, plans
+from layerport.engine.gpu import Gpu
+from layerport.errors import BuildError, LayerportError, UsageError
+from layerport.portable_runner import PortableRunner
+from small_models import sample
+from small_setup import Built
+
+FLOAT = np.dtype(np.float32)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> HostDriver:
+    double = HostDriver()
+    monkeypatch.setattr("layerport.engine.gpu.require_driver", lambda: double)
+    return double
+
+
+class Opened:
+    """A session on the doubles, with what is behind it."""
+
+    def __init__(self, session: lp.Session, trt: Any, driver: HostDriver) -> None:
+        self.session, self.trt, self.driver = session, trt, driver
+
+    @property
+    def engine(self) -> FakeEngine:
+        engine: FakeEngine = self.trt.engine
+        return engine
+
+
+@pytest.fixture
+def opened(
+    engine_bundle: Built, driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Opened]]:
+    """Open the small net's bundle with a double of its engine, which computes by the portable model."""
+    portable = PortableRunner(Bundle.open(engine_bundle.path), "as a reference")
+    made: list[Opened] = []
+
+    def make(*, own_graphs: bool = True, changes: dict[str, Any] | None = None, **options: Any) -> Opened:
+        values: dict[str, Any] = {
+            "inputs": {"x": FLOAT},
+            "outputs": {"output": FLOAT},
+            "profiles": [{"x": [[1, 16], [3, 16], [64, 16]]}],
+            "compute": portable.run,
+            "shapes": lambda shapes: {"output": shapes["x"]},
+            **(changes or {}),
+        }
+        trt = tensorrt_double(lambda module: FakeEngine(driver, module, **values), own_graphs=own_graphs)
+        monkeypatch.setattr(flavours, "load", lambda name: trt)
+        one = Opened(lp.load(engine_bundle.path, device="cuda", **options), trt, driver)
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.session.close()
+    portable.close()
+
+
+def expected(bundle: Built, x: Any) -> np.ndarray[Any, Any]:
+    with lp.load(bundle.path, device="cpu") as session:
+        return session(x=x)["output"]
+
+
+def test_it_says_what_runs_and_gives_numpy_for_numpy(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    one = opened()
+    version = flavours.version_of("rtx")
+    assert one.session.why == f"tensorrt_rtx {version} runs rtx-sm_89.plan on GPU 0 (Double GPU, sm_89)"
+    assert one.session.precision_note is None
+    for rows in (1, 5, 64, 5):
+        x = sample(rows, seed=rows)
+        for value in (x, x.numpy(), x.numpy()[:, ::-1][:, ::-1]):
+            got = one.session(x=value)["output"]
+            assert type(got) is np.ndarray
+            np.testing.assert_array_equal(got, expected(engine_bundle, x))
+    assert lp.verify(one.session).passed
+    assert lp.verify(one.session).device == one.session.why
+
+
+def test_it_reads_memory_of_the_gpu_where_it_lies_and_leaves_the_outputs_there(
+    engine_bundle: Built, opened: Callable[..., Opened]
+) -> None:
+    one = opened()
+    x = sample(4).numpy()
+    value = CudaArray(one.driver, x)
+    one.driver.calls.clear()
+    got = one.session(x=value)["output"]
+    assert one.driver.calls == []  # no copy, and a producer without a stream is not waited for
+    assert one.engine.contexts[0].addresses["x"] == value.address
+    assert one.engine.contexts[0].addresses["output"] == got.address == got.__cuda_array_interface__["data"][0]
+    assert got.__cuda_array_interface__["typestr"] == "<f4" and got.__cuda_array_interface__["shape"] == (4, 16)
+    np.testing.assert_array_equal(got.numpy(), expected(engine_bundle, x))
+    assert repr(got).startswith("DeviceArray(float32[4, 16] at 0x")
+    again = one.session(x=got)["output"]  # what it gives it takes
+    np.testing.assert_array_equal(again.numpy(), expected(engine_bundle, got.numpy()))
+
+
+def test_it_waits_for_the_stream_that_still_writes_an_input(
+    engine_bundle: Built, opened: Callable[..., Opened]
+) -> None:
+    one = opened()
+    x = sample(2).numpy()
+    value = CudaArray(one.driver, np.zeros_like(x), stream=42)
+    one.driver.submit(
+        42,
+        lambda: np.copyto(
+            np.frombuffer(value.memory, np.float32, x.size, value.address - value.memory.ctypes.data).reshape(x.shape),
+            x,
+        ),
+    )
+    np.testing.assert_array_equal(one.session(x=value)["output"].numpy(), expected(engine_bundle, x))
+
+
+class CudaTorch(torch.Tensor):
+    """A Torch tensor in the double's GPU memory: on the CPU, but it says otherwise."""
+
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+
+
+def test_torch_tensors_on_the_gpu_give_torch_tensors(
+    engine_bundle: Built, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = opened()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 9}))
+    x = torch.empty(3 * 16 + 64)
+    start = -x.data_ptr() % 16 // 4
+    x = x[start : start + 48].reshape(3, 16).copy_(sample(3)).as_subclass(CudaTorch)
+    one.driver.adopt((x.data_ptr(), x.numel() * 4))
+    got = one.session(x=x)["output"]
+    assert type(got) is CudaTorch and got.dtype is torch.float32
+    assert one.engine.contexts[0].addresses == {"x": x.data_ptr(), "output": got.data_ptr()}
+    np.testing.assert_array_equal(got.as_subclass(torch.Tensor).numpy(), expected(engine_bundle, sample(3)))
+    assert one.driver.calls == ["event on 9", "event on 9"]  # the input's stream, and the one that frees memory for it
+    with pytest.raises(UsageError) as caught:
+        one.session(x=x.t())
+    assert caught.value.faults == ("x: axis 1 must be 16, got float32[16, 3]",)
+
+
+class DlpackOnly:
+    """DLPack and nothing else, on the double's GPU: NumPy's own capsule under another device."""
+
+    def __init__(self, driver: HostDriver, array: np.ndarray[Any, Any]) -> None:
+        self.kept = CudaArray(driver, array)
+        offset = self.kept.address - self.kept.memory.ctypes.data
+        self.array = np.frombuffer(self.kept.memory, array.dtype, array.size, offset).reshape(array.shape)
+        self.streams: list[int] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
+def test_dlpack_on_the_gpu(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    one = opened()
+    value = DlpackOnly(one.driver, sample(6).numpy())
+    got = one.session(x=value)["output"]
+    np.testing.assert_array_equal(got.numpy(), expected(engine_bundle, sample(6)))
+    assert value.streams == [1] and one.driver.calls[:1] == ["event on 1"]
+    assert one.engine.contexts[0].addresses["x"] == value.kept.address
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda d: CudaArray(d, np.zeros((2, 16))), "x: expected float32[rows, 16], got float64[2, 16]"),
+        (lambda d: CudaArray(d, np.zeros(16, np.float32)), "x: expected float32[rows, 16], got float32[16]"),
+        (lambda d: CudaArray(d, np.zeros((65, 16), np.float32)), "x: dim rows must be 1..64, got 65"),
+        (
+            lambda d: CudaArray(d, np.zeros((2, 16), np.float32), strides=(4, 8)),
+            "x: is not contiguous, shape [2, 16] has strides [1, 2]; pass a contiguous copy",
+        ),
+        (
+            lambda d: CudaArray(d, np.zeros((2, 16), np.float32), offset=4),
+            "which is no multiple of 16 bytes (a view into a larger tensor?); pass a copy",
+        ),
+        (lambda d: CudaArray(d, np.zeros((2, 16), np.float32), owner=1), "x: lies in GPU 1 (at 0x"),
+        (
+            lambda d: CudaArray(d, np.zeros((2, 16), np.float32), data=(4096, False)),
+            "x: lies in memory that CUDA does not know (at 0x1000), the engine runs on GPU 0",
+        ),
+    ],
+)
+def test_wrong_tensors_run_nothing(opened: Callable[..., Opened], make: Callable[[Any], Any], fault: str) -> None:
+    one = opened()
+    with pytest.raises(UsageError) as caught:
+        one.session(x=make(one.driver))
+    assert len(caught.value.faults) == 1 and fault in caught.value.faults[0]
+    assert one.engine.contexts == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"mask": object()}, "x: a masked array"),
+        ({"strides": (64, 3)}, "x: strides (64, 3) cut through elements of float32"),
+    ],
+)
+def test_arrays_that_are_not_plain(opened: Callable[..., Opened], changes: dict[str, Any], fault: str) -> None:
+    one = opened()
+    with pytest.raises(UsageError) as caught:
+        one.session(x=CudaArray(one.driver, np.zeros((2, 16), np.float32), **changes))
+    assert caught.value.fault == fault
+
+
+def test_a_shape_between_the_profiles(opened: Callable[..., Opened]) -> None:
+    small, large = [[1, 16], [2, 16], [4, 16]], [[32, 16], [32, 16], [64, 16]]
+    one = opened(changes={"profiles": [{"x": small}, {"x": large}]}, contexts=1)
+    for rows, profile in ((2, 0), (40, 1), (3, 0)):
+        one.session(x=sample(rows))
+        assert one.engine.contexts[0].active_optimization_profile == profile
+    with pytest.raises(UsageError) as caught:
+        one.session(x=sample(8))
+    assert caught.value.faults == (
+        "x [8, 16]: no profile of the plan takes this "
+        "(profile 0 takes x [1, 16]..[4, 16]; profile 1 takes x [32, 16]..[64, 16])",
+    )
+
+
+def test_captured_graphs_are_replayed_and_kept_by_shape(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    one = opened(own_graphs=False, cuda_graph=True, contexts=2)
+    assert one.session.why.endswith(", with CUDA graphs")
+    for turn in range(3):
+        for seed in range(2):
+            x = sample(3, seed=10 * turn + seed)
+            value = CudaArray(one.driver, x.numpy())
+            np.testing.assert_array_equal(one.session(x=value)["output"].numpy(), expected(engine_bundle, x))
+            np.testing.assert_array_equal(one.session(x=x)["output"], expected(engine_bundle, x))
+    (context,) = one.engine.contexts
+    assert context.runs == 2  # one that ran and one that was captured
+    assert one.driver.calls.count("graph") == 11
+    # Another shape goes to the other context, so that both graphs stay.
+    for _ in range(3):
+        np.testing.assert_array_equal(one.session(x=sample(7))["output"], expected(engine_bundle, sample(7)))
+        np.testing.assert_array_equal(one.session(x=sample(3))["output"], expected(engine_bundle, sample(3)))
+    assert [context.runs for context in one.engine.contexts] == [2, 2]
+    # A third one takes a context over; its larger buffers end the graph that knew the smaller ones.
+    for rows in (64, 3, 7):
+        np.testing.assert_array_equal(one.session(x=sample(rows))["output"], expected(engine_bundle, sample(rows)))
+
+
+def test_a_flavour_with_graphs_of_its_own_is_asked_for_them(opened: Callable[..., Opened]) -> None:
+    one = opened(cuda_graph=True)
+    value = CudaArray(one.driver, sample(3).numpy())
+    one.session(x=value)
+    one.session(x=value)
+    (context,) = one.engine.contexts
+    assert context.config.cuda_graph_strategy == one.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert context.addresses["x"] != value.address  # addresses stay the same from call to call
+    assert "graph" not in one.driver.calls and context.runs == 2
+
+
+def test_several_threads_share_an_engine(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    one = opened(contexts=2)
+    wanted = {rows: expected(engine_bundle, sample(rows)) for rows in range(1, 9)}
+    faults: list[BaseException] = []
+    both = threading.Barrier(8)
+
+    def work(rows: int) -> None:
+        try:
+            both.wait()
+            for _ in range(10):
+                np.testing.assert_array_equal(one.session(x=sample(rows))["output"], wanted[rows])
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(rows,)) for rows in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert 1 <= len(one.engine.contexts) <= 2
+
+
+def test_close_gives_everything_back(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    one = opened(own_graphs=False, cuda_graph=True, contexts=3)
+    registry = one.trt.get_plugin_registry()
+    assert registry.get_creator("norm", "1", "lp_small") is not None
+    kept = one.session(x=CudaArray(one.driver, sample(3).numpy()))["output"]
+    one.session(x=sample(9))
+    context = weakref.ref(one.engine.contexts[0])
+    one.engine.contexts.clear()
+    one.trt.engine = None
+    one.session.close()
+    one.session.close()
+    gc.collect()
+    assert context() is None
+    assert registry.get_creator("norm", "1", "lp_small") is None and creators._held == {}
+    assert one.driver.live() == {"memory": 1, "streams": 0, "events": 0, "graphs": 0, "contexts": 1, "pushed": 0}
+    np.testing.assert_array_equal(kept.numpy(), expected(engine_bundle, sample(3)))
+    with pytest.raises(UsageError, match="is closed"):
+        one.session(x=sample(3))
+    del kept
+    gc.collect()
+    assert one.driver.live()["memory"] == 0 and one.driver.live()["contexts"] == 0
+
+
+def test_close_waits_for_a_run_of_another_thread(opened: Callable[..., Opened]) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def slow(arrays: dict[str, Any]) -> dict[str, Any]:
+        inside.set()
+        go.wait(30)
+        return {"output": arrays["x"]}
+
+    one = opened(changes={"compute": slow})
+    results: list[Any] = []
+    runner = threading.Thread(target=lambda: results.append(one.session(x=sample(2))["output"]))
+    runner.start()
+    assert inside.wait(30)
+    closer = threading.Thread(target=one.session.close)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()
+    go.set()
+    closer.join(30)
+    runner.join(30)
+    np.testing.assert_array_equal(results[0], sample(2).numpy())
+
+
+def test_sessions_share_creators(opened: Callable[..., Opened]) -> None:
+    first, second = opened(), opened()
+    registry = second.trt.get_plugin_registry()
+    second.session.close()
+    first.session(x=sample())
+    first.session.close()
+    assert registry.get_creator("norm", "1", "lp_small") is None
+
+
+def test_a_creator_of_a_stranger(driver: HostDriver, opened: Callable[..., Opened]) -> None:
+    from layerport.engine.plugin import register_creators
+
+    trt = flavours.load("rtx")
+    strangers = register_creators(trt, ["lp_small::norm"], {})
+    try:
+        with pytest.raises(BuildError) as caught:
+            opened()
+    finally:
+        for one in strangers:
+            trt.get_plugin_registry().deregister_creator(one)
+    assert "TensorRT has a plugin creator lp_small::norm version 1 already, which is not of a session" in str(
+        caught.value
+    )
+    assert creators._held == {} and driver.live()["contexts"] == 0
+
+
+def test_a_size_that_depends_on_the_data(opened: Callable[..., Opened]) -> None:
+    changes = {
+        "compute": lambda arrays: {"output": arrays["x"][arrays["x"][:, 0] > 0]},
+        "shapes": lambda shapes: {"output": (-1, 16)},
+        "greatest": 64 * 16 * 4,
+    }
+    one = opened(changes=changes)
+    for seed in range(4):
+        x = sample(9, seed=seed).numpy()
+        np.testing.assert_array_equal(one.session(x=x)["output"], x[x[:, 0] > 0])
+        got = one.session(x=CudaArray(one.driver, x))["output"]
+        np.testing.assert_array_equal(got.numpy(), x[x[:, 0] > 0])
+    none = -np.ones((2, 16), np.float32)
+    assert one.session(x=none)["output"].shape == (0, 16)
+    graphs = opened(changes=changes, own_graphs=False, cuda_graph=True)
+    with pytest.raises(BuildError) as caught:
+        graphs.session(x=none)
+    assert caught.value.fault == "the size of output output depends on the data, which no CUDA graph can hold"
+
+
+def test_an_input_that_tensorrt_reads_on_the_host(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    one = opened(changes={"host": ["x"]})
+    x = sample(3)
+    np.testing.assert_array_equal(one.session(x=x)["output"], expected(engine_bundle, x))
+    got = one.session(x=CudaArray(one.driver, x.numpy()))["output"]
+    np.testing.assert_array_equal(got.numpy(), expected(engine_bundle, x))
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        ("execute", "TensorRT cannot run the engine"),
+        ("shape", "TensorRT does not take shape [2, 16] for x"),
+        ("context", "TensorRT cannot make an execution context"),
+    ],
+)
+def test_what_tensorrt_refuses_later(opened: Callable[..., Opened], where: str, fault: str) -> None:
+    one = opened()
+    one.engine.fails[where] = True
+    with pytest.raises(BuildError) as caught:
+        one.session(x=sample(2))
+    assert caught.value.fault == fault
+    one.engine.fails.clear()
+    assert one.session(x=sample(2))["output"].shape == (2, 16)
+
+
+def test_too_little_memory(opened: Callable[..., Opened]) -> None:
+    one = opened()
+    one.driver.free_memory = 100
+    with pytest.raises(BuildError) as caught:
+        one.session(x=sample(2))
+    assert caught.value.fault == "cuMemAlloc failed on GPU 0: CUDA_ERROR_OUT_OF_MEMORY"
+    assert caught.value.repair == "free GPU memory, or use fewer contexts"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"inputs": {"x": np.dtype(np.float16)}},
+            "the plan has the input x: float16, the manifest says input x: float32[rows, 16]",
+        ),
+        (
+            {"inputs": {"y": FLOAT}, "profiles": [{"y": [[1], [1], [1]]}]},
+            "the plan has the input y: float32, the manifest says nothing",
+        ),
+        ({"outputs": {"x2": FLOAT}}, "the plan has no output output"),
+        (
+            {"inputs": {}, "profiles": [{}], "outputs": {"x": FLOAT}},
+            "the plan has the output x: float32, the manifest says input x: ",
+        ),
+    ],
+)
+def test_a_plan_of_another_model(opened: Callable[..., Opened], changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(BuildError) as caught:
+        opened(changes=changes)
+    assert "rtx-sm_89.plan does not belong to the manifest of" in caught.value.fault
+    assert any(one.startswith(fault) for one in caught.value.faults)
+    assert creators._held == {}
+
+
+def test_no_context_is_too_few(engine_bundle: Built) -> None:
+    with pytest.raises(UsageError) as caught:
+        lp.load(engine_bundle.path, contexts=0)
+    assert caught.value.fault == "a session needs at least 1 context, got 0"
+
+
+# Which plan runs here.
+
+
+def manifest_of(bundle: Built, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a bundle with another manifest."""
+    path = bundle.copy(to)
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def entry(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest["targets"][0].update(changes)
+
+
+HERE = flavours.version_of("rtx")
+
+
+@pytest.mark.parametrize(
+    ("change", "architecture", "fault"),
+    [
+        (entry(), "sm_90", "rtx-sm_89.plan: built for sm_89, the GPU here is sm_90"),
+        (
+            entry(architectures=["sm_80", "sm_86"]),
+            "sm_89",
+            "rtx-sm_89.plan: built for sm_80, sm_86, the GPU here is sm_89",
+        ),
+        (
+            entry(tensorrt="1.6.0.5"),
+            "sm_89",
+            f"rtx-sm_89.plan: built by tensorrt_rtx 1.6.0.5, here is {HERE}, which reads its own plans only",
+        ),
+        (
+            entry(flavour="tensorrt", tensorrt="11.0.0"),
+            "sm_89",
+            'rtx-sm_89.plan: it needs tensorrt 11.0.0, which is not installed here (pip install "layerport[tensorrt]")',
+        ),
+        (entry(flavour="openvino"), "sm_89", "rtx-sm_89.plan: flavour 'openvino' is not known to this layerport"),
+        (
+            entry(options={"version_compatible": True}),
+            "sm_89",
+            "rtx-sm_89.plan: it carries a runtime of its own (version_compatible), which a session does not execute",
+        ),
+    ],
+)
+def test_a_plan_that_does_not_fit(
+    engine_bundle: Built,
+    tmp_path: Path,
+    driver: HostDriver,
+    change: Callable[[dict[str, Any]], None],
+    architecture: str,
+    fault: str,
+) -> None:
+    path = manifest_of(engine_bundle, tmp_path / "b.lp", change)
+    driver.architecture = architecture
+    with pytest.raises(BuildError) as caught:
+        lp.load(path, device="cuda")
+    assert caught.value.fault == f"no engine of {path} runs here: no plan of {path} fits this machine"
+    assert caught.value.faults == (fault,)
+    with lp.load(path) as session:
+        reason = f"no engine runs here: no plan of {path} fits this machine; {fault}"
+        assert session.why == f"ONNX Runtime on the CPU runs the portable model: {reason}"
+        assert session(x=sample())["output"].shape == (3, 16)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "plugins", "gpu", "fits"),
+    [
+        (["sm_80"], 2, "sm_86", True),
+        (["sm_80"], 2, "sm_90", False),
+        (["sm_80"], 0, "sm_90", True),
+        (["sm_75"], 0, "sm_75", True),
+        (["sm_80"], 0, "sm_75", False),
+    ],
+)
+def test_hardware_compatible_plans(
+    engine_bundle: Built, tmp_path: Path, architectures: list[str], plugins: int, gpu: str, fits: bool
+) -> None:
+    change = entry(architectures=architectures, plugins=plugins, options={"hardware_compatibility": "ampere_plus"})
+    bundle = Bundle.open(manifest_of(engine_bundle, tmp_path / "b.lp", change))
+    if fits:
+        assert plans.plan_for(bundle, gpu).file == "rtx-sm_89.plan"
+    else:
+        with pytest.raises(BuildError, match=f"the GPU here is {gpu}"):
+            plans.plan_for(bundle, gpu)
+
+
+def test_the_first_plan_that_fits(engine_bundle: Built, tmp_path: Path) -> None:
+    def two(manifest: dict[str, Any]) -> None:
+        other = {**manifest["targets"][0], "architectures": ["sm_120"]}
+        manifest["targets"].insert(0, other)
+
+    bundle = Bundle.open(manifest_of(engine_bundle, tmp_path / "b.lp", two))
+    assert plans.plan_for(bundle, "sm_89").architectures == ("sm_89",)
+    assert plans.plan_for(bundle, "sm_120").architectures == ("sm_120",)
+    assert plans.plan_for(bundle, "sm_89").layers == ("lp_small::norm", "lp_small::scale")
+
+
+def test_no_driver(engine_bundle: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Any:
+        raise LayerportError("no NVIDIA driver on this machine: libcuda is missing", "run on a machine with a GPU")
+
+    monkeypatch.setattr("layerport.engine.gpu.require_driver", refuse)
+    with pytest.raises(BuildError) as caught:
+        lp.load(engine_bundle.path, device="cuda")
+    assert caught.value.fault.endswith("runs here: no NVIDIA driver on this machine: libcuda is missing")
+    assert caught.value.repair == "run on a machine with a GPU"
+    assert "no NVIDIA driver on this machine: libcuda is missing" in lp.load(engine_bundle.path).why
+
+
+def test_a_portable_bundle(half_bundle: Built, driver: HostDriver) -> None:
+    with pytest.raises(BuildError, match="holds no engine, it is portable"):
+        lp.load(half_bundle.path, device="cuda")
+    assert lp.load(half_bundle.path).why.endswith("holds no engine, it is portable")
+    assert lp.load(half_bundle.path, device="cpu").why.endswith("device cpu was asked for")
+
+
+def test_a_damaged_plan_is_never_passed_over(engine_bundle: Built, tmp_path: Path, driver: HostDriver) -> None:
+    path = engine_bundle.copy(tmp_path / "b.lp")
+    data = bytearray((path / "rtx-sm_89.plan").read_bytes())
+    data[1000] ^= 1
+    (path / "rtx-sm_89.plan").write_bytes(data)
+    for device in ("auto", "cuda"):
+        with pytest.raises(engine_session.DamagedPlan, match="trust it no more"):
+            lp.load(path, device=device)
+
+
+def test_the_real_runtime_says_why_it_takes_no_plan(engine_bundle: Built, driver: HostDriver) -> None:
+    """The driver is a double, TensorRT is real: on a machine without a GPU it refuses, in its own words."""
+    with pytest.raises(BuildError) as caught:
+        lp.load(engine_bundle.path, device="cuda")
+    assert caught.value.fault.endswith("runs here: TensorRT cannot open rtx-sm_89.plan")
+    assert any("CUDA" in fault for fault in caught.value.faults)
+    assert creators._held == {} and driver.live()["contexts"] == 0
+    assert "TensorRT cannot open rtx-sm_89.plan" in lp.load(engine_bundle.path).why
+
+
+# Packs that a plan needs.
+
+
+def node(layer: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "plugin_class": "json:loads",
+        "pack": "p",
+        "distribution": "some-layers",
+        "pack_version": "1.2",
+        **changes,
+    }
+
+
+def test_missing_packs_are_named_together() -> None:
+    with pytest.raises(BuildError) as caught:
+        plans.pack_classes(
+            [
+                node("b::two", distribution="other_layers", pack_version=None),
+                node("a::one"),
+                node("a::one"),
+                node("c::three", distribution=None, pack="file.py"),
+            ]
+        )
+    assert caught.value.fault == "layers with a plugin class of their own need packs that are not installed here"
+    assert caught.value.faults == (
+        "a::one: some-layers 1.2",
+        "b::two: other_layers",
+        "c::three: the pack file.py was a file when the bundle was built",
+    )
+    assert caught.value.repair == "pip install other_layers some-layers==1.2"
+    with pytest.raises(BuildError) as caught:
+        plans.pack_classes([node("c::three", distribution=None)])
+    assert caught.value.repair == "build the bundle again with the pack installed, not as a file"
+
+
+def test_a_bundle_names_classes_of_installed_packs_only() -> None:
+    """`json:loads` is importable, but no pack's; the built-in pack's own package is."""
+    with pytest.raises(BuildError):
+        plans.pack_classes([node("a::one", distribution="layerport-builtin-layers")])
+    one = node("a::one", distribution="layerport-builtin-layers", plugin_class="layerport_builtin_layers.x:make")
+    assert plans.pack_classes([one]) == {"layerport_builtin_layers.x:make"}
+    assert plans.pack_classes([]) == frozenset()
+
+
+# Arrays.
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_, np.uint8])
+def test_capsules_of_numpy(dtype: Any) -> None:
+    from layerport.adapters.cuda_arrays import read_capsule
+
+    array = np.zeros((2, 3, 4), dtype)
+    for value in (array, array[:, 1:], array.transpose(2, 0, 1), array[:0]):
+        read = read_capsule(value.__dlpack__(), "x")
+        assert (read.dtype, read.shape) == (value.dtype, value.shape)
+        assert read.contiguous == value.flags.c_contiguous
+        assert read.address == value.ctypes.data or value.size == 0
+        assert read.nbytes == value.nbytes and read.ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.bfloat16, "bfloat16"),
+        (torch.float8_e4m3fn, "float8_e4m3fn"),
+        (torch.float8_e5m2, "float8_e5m2"),
+        (torch.bool, "bool"),
+    ],
+)
+def test_capsules_of_torch(dtype: torch.dtype, name: str) -> None:
+    from layerport.adapters.cuda_arrays import read_capsule
+
+    value = torch.zeros(4, 2, dtype=dtype)[1:]
+    read = read_capsule(value.__dlpack__(), "x")
+    assert (read.dtype.name, read.shape, read.address) == (name, (3, 2), value.data_ptr())
+
+
+def test_a_capsule_of_complex_numbers() -> None:
+    from layerport.adapters.cuda_arrays import read_capsule
+
+    with pytest.raises(UsageError) as caught:
+        read_capsule(np.zeros(2, np.complex64).__dlpack__(), "x")
+    assert caught.value.fault == "x: DLPack type 5 of 64 bits x 1 has no standard form"
+
+
+def test_bfloat16_goes_round(driver: HostDriver) -> None:
+    from layerport.adapters.cuda_arrays import DeviceArray
+
+    gpu = Gpu()
+    with gpu.current():
+        made = DeviceArray(gpu, np.dtype(ml_dtypes.bfloat16), (2, 2))
+    assert made.__cuda_array_interface__["typestr"] == "<V2" and made.nbytes == 8
+    assert made.numpy().dtype == ml_dtypes.bfloat16
+
+
+def test_every_name_that_a_session_asks_of_the_driver_exists() -> None:
+    """The doubles must not invent functions; arguments are counted against the real signatures."""
+    import inspect
+
+    from cuda.bindings import driver
+
+    for name, function in vars(HostDriver).items():
+        if name.startswith("cu") and name[2].isupper():
+            taken = len(inspect.signature(function).parameters) - 1
+            stated = getattr(driver, name).__doc__.splitlines()[0]
+            inside = stated[stated.index("(") + 1 : stated.rindex(")")]
+            assert taken == (len(inside.split(",")) if inside else 0), stated
+    assert hasattr(driver.CUstreamCaptureMode, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
+    assert hasattr(driver.CUpointer_attribute, "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL")
+
+
+@pytest.mark.parametrize(("double", "real"), [(FakeEngine, "ICudaEngine"), (FakeContext, "IExecutionContext")])
+def test_every_name_that_a_session_asks_of_tensorrt_exists(double: type, real: str) -> None:
+    trt = flavours.load("rtx")
+    for name in vars(double):
+        assert name.startswith("_") or hasattr(getattr(trt, real), name), name
+    assert trt.Runtime(trt.Logger()).engine_host_code_allowed is False
+    assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy")

@@ -1,0 +1,308 @@
+"""A plan needs no pack: its plugins come to life from the plan's own bytes, with torch, packs and compilers out of reach.
+
+TensorRT's Python module, registry and plugin classes are real; the driver is a double that records launches.  That
+TensorRT calls them in this way on a GPU only a GPU can show.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gpu_doubles import LaunchDriver, SilentDriver
+from small_setup import TESTS, Built, python
+
+from layerport.engine import flavours, plugin, runner
+from layerport.errors import BuildError, UsageError
+from layerport.expressions import Symbol
+from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
+
+ALONE = """
+import importlib.abc, json, struct, sys
+
+BLOCKED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "layerport_builtin_layers", "packs", "triton",
+           "cuda.bindings.nvrtc", "cuda.core", "layerport.packs", "layerport.layers", "layerport.adapters.nvrtc")
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if any(name == one or name.startswith(one + ".") for one in BLOCKED):
+            raise ImportError(f"{name} is out of reach in this test")
+
+sys.meta_path.insert(0, Block())
+from gpu_doubles import LaunchDriver
+from layerport.bundle import Bundle
+from layerport.engine import creators, engine_session, flavours, plugin
+import layerport.launcher, layerport.engine.runner
+
+driver = LaunchDriver("sm_89")
+layerport.launcher.require_driver = lambda: driver
+plugin.native_architecture = lambda: "sm_89"
+
+bundle = Bundle.open(sys.argv[1])
+plan = engine_session.plan_for(bundle, "sm_89")
+data = bundle.file(plan.file).read_bytes()
+trt = flavours.load(plan.flavour)
+creators.acquire(trt, plan.layers, plan.classes)
+registry = trt.get_plugin_registry()
+
+# The specs as the plan itself holds them: a safetensors file each, in a field of the plugin.
+specs, place = [], 0
+while (place := data.find(b'{"__metadata__":{"layerport"', place)) >= 0:
+    header = struct.unpack("<Q", data[place - 8 : place])[0]
+    tensors = json.loads(data[place : place + header])
+    end = max((one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"), default=0)
+    specs.append(data[place - 8 : place + header + end])
+    place += header
+
+told, kept = [], []
+for field in dict.fromkeys(specs):
+    from layerport.plugin_spec import from_bytes
+    (spec,) = from_bytes(field).specs.values()
+    creator = registry.get_creator(spec.short_name, "1", spec.namespace)
+    fields = trt.PluginFieldCollection([trt.PluginField(plugin.KEY_FIELD, field, trt.PluginFieldType.INT8)])
+    made = creator.create_plugin("node", fields, trt.TensorRTPhase.RUNTIME).attach_to_context(None)
+    kept.append(made)
+    made.set_tactic(0)
+    driver.sizes = [8, 8, 8, 8, 4] if spec.short_name == "scale" else [8, 8, 8, 4, 4]
+    for rows in (3, 600):
+        inputs, outputs = [], []
+        for dims, dtype, into in (((rows, 16), trt.float32, inputs), ((16,), trt.float32, inputs), ((rows, 16), trt.float32, outputs)):
+            one = trt.PluginTensorDesc()
+            one.dims, one.type, one.format = dims, dtype, trt.TensorFormat.LINEAR
+            into.append(one)
+        made.on_shape_change(inputs, outputs)
+        made.enqueue(inputs, outputs, [0x1000, 0x2000], [0x3000], 0, 77)
+    told.append([spec.layer, spec.attributes, driver.launches[-2:]])
+loaded = sorted(name for name in sys.modules if any(name == one or name.startswith(one + ".") for one in BLOCKED))
+print(json.dumps({"specs": len(specs), "told": told, "loaded": loaded, "libraries": len(driver.libraries)}))
+"""
+
+
+def test_a_plan_s_plugins_run_without_torch_packs_and_compilers(engine_bundle: Built) -> None:
+    done = python(ALONE, str(engine_bundle.path))
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["loaded"] == []
+    assert sorted(one[0] for one in answer["told"]) == ["lp_small::norm", "lp_small::norm", "lp_small::scale"]
+    assert answer["libraries"] == 3  # the norms differ in an attribute that their launch passes
+    for layer, attributes, launches in answer["told"]:
+        for rows, (grid, block, shared, stream, arguments) in zip((3, 600), launches, strict=True):
+            assert (shared, stream, arguments[:3]) == (0, 77, [0x1000, 0x2000, 0x3000])
+            if layer == "lp_small::scale":
+                assert (grid, block) == ([-(-rows * 16 // 256), 1, 1], [256, 1, 1])
+                assert arguments[3:] == [rows * 16, 16]
+            else:
+                (epsilon,) = struct.unpack("<I", struct.pack("<f", attributes["eps"]))
+                assert (grid, block) == ([rows, 1, 1], [128, 1, 1]) and arguments[3:] == [16, epsilon]
+
+
+def test_a_session_needs_no_torch_and_no_pack_up_to_the_driver(engine_bundle: Built) -> None:
+    """Everything but the GPU's own answer: with a double for the driver, real TensorRT is asked to open the plan."""
+    code = (
+        ALONE.split("driver = LaunchDriver")[0]
+        + """
+import layerport as lp, layerport.engine.gpu
+layerport.engine.gpu.require_driver = lambda: LaunchDriver("sm_89")
+try:
+    lp.load(sys.argv[1], device="cuda")
+except lp.BuildError as error:
+    print(error)
+"""
+    )
+    done = python(code, str(engine_bundle.path))
+    assert done.returncode == 0, done.stderr
+    assert "runs here: TensorRT cannot open rtx-sm_89.plan" in done.stdout and "CUDA" in done.stdout
+
+
+def spec_of(bundle: Built, layer: str) -> PluginSpec:
+    specs = from_bytes((bundle.path / "plugins.safetensors").read_bytes()).specs
+    return next(one for one in specs.values() if one.layer == layer)
+
+
+def with_choice(one: PluginSpec) -> PluginSpec:
+    """The same layer with a second kernel that takes many rows only, in front."""
+    (kernel,) = one.kernels
+    few = KernelCode("many_rows", kernel.symbol, kernel.launch, kernel.images, Symbol("x.0") >= 32)
+    values = {name: getattr(one, name) for name in PluginSpec.__dataclass_fields__}
+    return PluginSpec(**{**values, "kernels": (few, kernel)})
+
+
+def described(*dims: tuple[int, ...]) -> list[Any]:
+    return [SimpleNamespace(dims=one) for one in dims]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are shared by the whole process, so that a test would meet the driver of the one before."""
+    monkeypatch.setattr(runner, "_loaded", weakref.WeakValueDictionary())
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> LaunchDriver:
+    driver = LaunchDriver()
+    driver.sizes = [8, 8, 8, 8, 4]
+    monkeypatch.setattr("layerport.launcher.require_driver", lambda: driver)
+    monkeypatch.setattr(plugin, "native_architecture", lambda: "sm_89")
+    return driver
+
+
+def test_kernels_are_tactics_and_each_is_right_for_every_shape(
+    engine_bundle: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recorder:
+        def __init__(self, image: bytes, symbol: str, rule: Any) -> None:
+            names.append(self)
+
+        def resolve(self, sizes: Any) -> None:
+            chosen.append(("many_rows", "launch_scale")[names.index(self)])
+
+        def launch(self, pointers: Any, stream: int) -> None:
+            raise AssertionError
+
+    names: list[Any] = []
+    chosen: list[str] = []
+    monkeypatch.setattr(plugin, "native_architecture", lambda: "sm_89")
+    monkeypatch.setattr(plugin, "KernelRunner", lambda one, device: runner.KernelRunner(one, device, Recorder))
+    one = with_choice(spec_of(engine_bundle, "lp_small::scale"))
+    made = plugin.plugin_class(flavours.load("rtx"))(one)
+    assert made.get_valid_tactics() == [1, 2]
+    for tactic, wanted in (
+        (0, ["launch_scale", "many_rows"]),
+        (1, ["launch_scale", "many_rows"]),
+        (2, ["launch_scale", "launch_scale"]),
+    ):
+        names.clear()
+        chosen.clear()
+        context = made.attach_to_context(None)
+        context.set_tactic(tactic)
+        for rows in (4, 64):
+            context.on_shape_change(described((rows, 16), (16,)), described((rows, 16)))
+        assert chosen == wanted, tactic
+        # TensorRT may also choose after the shapes are known, and copies keep the choice.
+        chosen.clear()
+        context.set_tactic(2)
+        assert chosen == ["launch_scale"]
+    with pytest.raises(BuildError) as caught:
+        made.set_tactic(3)
+    assert caught.value.fault == "layer lp_small::scale has 2 kernels, tactic 3 was asked for"
+    again = context.clone()
+    chosen.clear()
+    names.clear()
+    again.on_shape_change(described((64, 16), (16,)), described((64, 16)))
+    assert chosen[-1] == "launch_scale"
+
+
+def test_one_kernel_is_no_choice(engine_bundle: Built) -> None:
+    made = plugin.plugin_class(flavours.load("rtx"))(spec_of(engine_bundle, "lp_small::scale"))
+    assert made.get_valid_tactics() == []
+
+
+def test_tensorrt_builds_tactics_and_takes_the_first_where_it_cannot_measure(
+    engine_bundle: Built, tmp_path: Path
+) -> None:
+    """Built for real: the plan names, in clear text, the tactic that it runs."""
+    import re
+
+    plugins = from_bytes((engine_bundle.path / "plugins.safetensors").read_bytes())
+    specs = {}
+    keys = {}
+    for key, one in plugins.specs.items():
+        changed = with_choice(one) if one.layer == "lp_small::scale" else one
+        specs[changed.key] = changed
+        keys[key] = changed.key
+    changed = PluginSet(specs, {node: keys[key] for node, key in plugins.nodes.items()}, plugins.parameters)
+    (tmp_path / "plugins").write_bytes(to_bytes(changed))
+    manifest = json.loads((engine_bundle.path / "manifest.json").read_text())
+    request = {
+        "model": str(engine_bundle.path / "model.onnx"),
+        "plugins": str(tmp_path / "plugins"),
+        "plan": str(tmp_path / "plan"),
+        "flavour": "rtx",
+        "architectures": ["sm_89"],
+        "profile": manifest["targets"][0]["profile"],
+    }
+    code = "import json, sys; from layerport.engine.worker import build_plan; build_plan(json.loads(sys.argv[1]))"
+    command = [sys.executable, "-c", code, json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=TESTS)
+    assert done.returncode == 0, done.stderr
+    tactics = set(re.findall(rb'tactic_id="[^"]*_(\d+)"', (tmp_path / "plan").read_bytes()))
+    assert tactics <= {b"0", b"1"} and b"1" in tactics
+
+
+def test_enqueue_before_shapes_is_an_error(engine_bundle: Built, launches: LaunchDriver) -> None:
+    one = spec_of(engine_bundle, "lp_small::scale")
+    with pytest.raises(UsageError) as caught:
+        runner.KernelRunner(one, "sm_89").launch({}, 0)
+    assert caught.value.fault == "layer lp_small::scale is launched before its shapes are set"
+    (kernel,) = one.kernels
+    with pytest.raises(UsageError, match="is launched before resolve"):
+        runner.SharedLauncher(one.images[kernel.images["sm_89"]], kernel.symbol, kernel.launch).launch({}, 0)
+
+
+def test_a_kernel_is_loaded_once_and_unloaded_with_its_last_user(engine_bundle: Built, launches: LaunchDriver) -> None:
+    import gc
+
+    one = spec_of(engine_bundle, "lp_small::scale")
+    made = [plugin.plugin_class(flavours.load("rtx"))(one).attach_to_context(None) for _ in range(3)]
+    for rows, each in enumerate(made, 1):
+        each.on_shape_change(described((rows, 16), (16,)), described((rows, 16)))
+    assert len(launches.libraries) == 1
+    for rows, each in enumerate(made, 1):  # each keeps sizes of its own
+        each.enqueue(None, None, [16, 32], [48], 0, 5)
+        assert launches.launches[-1] == ((1, 1, 1), (256, 1, 1), 0, 5, [16, 32, 48, rows * 16, 16])
+    del each
+    made.clear()
+    gc.collect()
+    assert launches.libraries == {}
+
+
+def enqueuer(bundle: Built, monkeypatch: pytest.MonkeyPatch) -> Any:
+    driver = SilentDriver()
+    monkeypatch.setattr("layerport.launcher.require_driver", lambda: driver)
+    monkeypatch.setattr(plugin, "native_architecture", lambda: "sm_89")
+    made = plugin.plugin_class(flavours.load("rtx"))(spec_of(bundle, "lp_small::scale")).attach_to_context(None)
+    made.on_shape_change(described((64, 16), (16,)), described((64, 16)))
+    return made
+
+
+def test_enqueue_costs_the_host_less_than_ten_microseconds(
+    engine_bundle: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the driver's own share, which a double cannot know; the least of many rounds, for a shared machine."""
+    made = enqueuer(engine_bundle, monkeypatch)
+    inputs, outputs = [0x7F0000001000, 0x7F0000002000], [0x7F0000003000]
+    best = float("inf")
+    for _ in range(50):
+        begun = time.perf_counter()
+        for _ in range(200):
+            made.enqueue(None, None, inputs, outputs, 0, 0x55)
+        best = min(best, (time.perf_counter() - begun) / 200)
+    assert best <= 10e-6
+
+
+def test_enqueue_allocates_nothing(engine_bundle: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = enqueuer(engine_bundle, monkeypatch)
+    inputs, outputs = [0x7F0000001000, 0x7F0000002000], [0x7F0000003000]
+    for _ in range(10):
+        made.enqueue(None, None, inputs, outputs, 0, 0x55)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(1000):
+            made.enqueue(None, None, inputs, outputs, 0, 0x55)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Nothing stays, and at no time is there more than the arguments of one call.
+    assert after - before <= 64
+    assert peak - before <= 1024

@@ -1,0 +1,93 @@
+"""Sessions: a bundle that runs in ONNX Runtime, and what wrong inputs are told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import layerport as lp
+from layerport.errors import UsageError
+from small_models import net, sample
+from small_setup import Built, python
+
+
+def test_it_agrees_with_torch_at_other_sizes(engine_bundle: Built) -> None:
+    model, _, _ = net()
+    with lp.load(engine_bundle.path) as session:
+        for rows in (1, 2, 17, 64):
+            x = sample(rows, seed=rows)
+            with torch.no_grad():
+                want = model(x).numpy()
+            np.testing.assert_allclose(session(x=x)["output"], want, rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(session.run({"x": x.numpy()})["output"], session(x=x)["output"])
+
+
+def test_it_loads_neither_torch_nor_tensorrt_nor_a_pack(engine_bundle: Built) -> None:
+    code = (
+        "import sys, numpy as np, layerport as lp\n"
+        "out = lp.load(sys.argv[1])(x=np.ones((2, 16), np.float32))['output']\n"
+        "assert out.shape == (2, 16) and lp.verify(sys.argv[1]).passed\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'torch', 'tensorrt', 'tensorrt_rtx', 'onnx_ir', 'packs', 'layerport_builtin_layers'}\n"
+    )
+    done = python(code, str(engine_bundle.path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_wrong_inputs_at_once(engine_bundle: Built) -> None:
+    session = lp.load(engine_bundle.path)
+    with pytest.raises(UsageError) as caught:
+        session(y=np.zeros(1))
+    assert caught.value.fault == f"2 inputs do not fit {engine_bundle.path}"
+    assert caught.value.faults == ("x: missing", "y: the model has no such input")
+    assert caught.value.repair == "it takes x: float32[rows, 16]"
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (np.zeros((2, 16)), "x: expected float32[rows, 16], got float64[2, 16]"),
+        (np.zeros(16, np.float32), "x: expected float32[rows, 16], got float32[16]"),
+        (np.zeros((2, 15), np.float32), "x: axis 1 must be 16, got float32[2, 15]"),
+        (np.zeros((65, 16), np.float32), "x: dim rows must be 1..64, got 65"),
+        (np.zeros((0, 16), np.float32), "x: dim rows must be 1..64, got 0"),
+        (3, "x: expected float32[rows, 16], got "),
+    ],
+)
+def test_one_wrong_input(engine_bundle: Built, value: object, fault: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        lp.load(engine_bundle.path)(x=value)
+    assert len(caught.value.faults) == 1 and caught.value.faults[0].startswith(fault)
+
+
+def test_an_input_that_is_no_array(engine_bundle: Built) -> None:
+    with pytest.raises(UsageError):
+        lp.load(engine_bundle.path)(x="text")
+    with pytest.raises(UsageError, match="meta"):
+        lp.load(engine_bundle.path)(x=torch.empty(2, 16, device="meta"))
+
+
+def test_devices(engine_bundle: Built) -> None:
+    why = lp.load(engine_bundle.path, device="cpu").why
+    assert why == "ONNX Runtime on the CPU runs the portable model: device cpu was asked for"
+    with pytest.raises(UsageError) as caught:
+        lp.load(engine_bundle.path, device="gpu")
+    assert str(caught.value) == "device 'gpu' is not known\n  to repair: use one of auto, cpu, cuda"
+
+
+def test_a_closed_session(engine_bundle: Built) -> None:
+    session = lp.load(engine_bundle.path)
+    session.close()
+    session.close()
+    with pytest.raises(UsageError, match="is closed"):
+        session(x=sample())
+
+
+def test_half_precision(half_bundle: Built) -> None:
+    session = lp.load(half_bundle.path)
+    out = session(x=sample(4, dtype=torch.float16))["output"]
+    assert out.dtype == np.float16
+    with torch.no_grad():
+        want = net(torch.float16)[0](sample(4, dtype=torch.float16)).numpy()
+    np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), rtol=1e-2, atol=1e-2)

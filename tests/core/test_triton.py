@@ -1,0 +1,941 @@
+"""Triton kernels: what is compiled, with what, and launched how; under the interpreter, what is wrong is caught.
+
+That a driver takes these cubins is for a GPU to show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+import layerport as lp
+from layerport.adapters import triton_compiler
+from layerport.adapters.triton_functions import find_function
+from layerport.adapters.triton_signature import multiple_of
+from layerport.cache import KernelCache
+from layerport.compilation import BuiltKernel, Compilation, build_kernels, compile_all
+from layerport.dtypes import DType
+from layerport.engine.runner import KernelRunner
+from layerport.errors import BuildError, LayerportError, PackError, UsageError
+from layerport.expressions import Const, Symbol
+from layerport.kernels import Kernel, TensorArg
+from layerport.launch_rules import LaunchRule, PointerArg
+from layerport.launcher import Launcher
+from layerport.packs import import_file
+from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
+from layerport.signature import Signature
+from layerport.testing import run_kernel, triton_interpreter
+from layerport.tracing import specialise, trace
+from small_setup import TESTS, python
+
+PACK = TESTS / "packs" / "triton_pack.py"
+FUNCTIONS = TESTS / "packs" / "triton_functions.py"
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_120")
+BLOCK = 64
+
+
+def reference(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+SIGNATURE = Signature.of(reference)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KernelCache:
+    return KernelCache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def pack() -> Any:
+    return import_file(str(PACK))
+
+
+def kernel(
+    name: str,
+    launch: Callable[..., lp.Launch] | None = None,
+    file: Path = FUNCTIONS,
+    **options: Any,
+) -> Kernel:
+    """A kernel of one input and one output."""
+    options.setdefault("constexprs", {"BLOCK": BLOCK})
+
+    def usual(x: TensorArg, y: TensorArg) -> lp.Launch:
+        return lp.Launch(grid=lp.cdiv(x.numel(), BLOCK), args=(x, y, x.numel()))
+
+    return Kernel(name, lp.triton(f"{file}:{name}", **options), ("float32",), launch or usual)
+
+
+def tensors(*shape: Any, dtype: DType = DType.FLOAT32) -> dict[str, TensorArg | None]:
+    known = tuple(Symbol(size) if isinstance(size, str) else size for size in shape or (1000,))
+    return {"x": TensorArg("x", dtype, known), "output": TensorArg("output", dtype, known)}
+
+
+def build(
+    made: Kernel,
+    store: KernelCache,
+    *architectures: str,
+    of: Mapping[str, TensorArg | None] | None = None,
+    signature: Signature = SIGNATURE,
+    attributes: Mapping[str, Any] | None = None,
+) -> tuple[BuiltKernel, ...]:
+    given = of or tensors()
+    dtypes = {name: tensor.dtype for name, tensor in given.items() if tensor is not None}
+    return build_kernels(
+        [
+            Compilation(made, signature, dtypes, attributes or {}, one, "p::one", given)
+            for one in architectures or ("sm_89",)
+        ],
+        cache=store,
+    )
+
+
+def fault(made: Kernel, store: KernelCache, kind: type[LayerportError] = PackError, **options: Any) -> str:
+    with pytest.raises(kind) as caught:
+        build(made, store, **options)
+    return str(caught.value)
+
+
+@pytest.fixture
+def forbid_compiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def forbid() -> None:
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise AssertionError("a compiler process is started")
+
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+
+    return forbid
+
+
+# --- the record ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fn": "scale"}, "lp.triton: 'scale' names no function"),
+        ({"fn": "a b:scale"}, "names no function"),
+        ({"fn": reference}, "is no Triton function\n  to repair: decorate it with @triton.jit"),
+        ({"fn": 3}, "lp.triton: int 3 is no Triton function"),
+        ({"num_warps": 3}, "lp.triton: num_warps is 3\n  to repair: give one of 1, 2, 4, 8, 16, 32"),
+        ({"num_warps": True}, "lp.triton: num_warps is bool True"),
+        ({"num_stages": 0}, "lp.triton: num_stages is 0\n  to repair: give 1 to 32"),
+        ({"constexprs": [64]}, "lp.triton: constexprs is list"),
+        ({"constexprs": {"A B": 1}}, "constexprs has the name 'A B'"),
+        ({"constexprs": {"BLOCK": [1]}}, "constexpr BLOCK is list [1]"),
+        ({"alignment": 32}, "lp.triton: alignment is 32"),
+        ({"time_limit": 0}, "lp.triton: time_limit is 0"),
+    ],
+)
+def test_a_source_is_checked_when_it_is_made(options: dict[str, Any], said: str) -> None:
+    given = {"fn": "kernel.py:scale"} | options
+    with pytest.raises(UsageError) as caught:
+        lp.triton(given.pop("fn"), **given)
+    assert said in str(caught.value)
+
+
+def test_an_autotuned_function_is_refused_with_what_to_do() -> None:
+    tuned = import_file(str(FUNCTIONS)).tuned
+    with pytest.raises(UsageError, match="Autotuner, which chooses when it runs, on a GPU") as caught:
+        lp.triton(tuned)
+    assert "give the @triton.jit function itself" in str(caught.value)
+
+
+def test_a_pack_is_imported_and_listed_without_triton_and_its_use_names_the_pip_line(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+from layerport.packs import load
+from layerport.commands.packs import _describe_layer
+from layerport.compilation import Compilation, compile_all
+from layerport.kernels import TensorArg
+from layerport.dtypes import DType
+layer = load(sys.argv[1]).layer("triton_tests::rms_norm")
+assert _describe_layer(layer)["toolchains"] == ["triton"]
+shapes = {"x": TensorArg("x", DType.FLOAT32, (4, 8)), "weight": TensorArg("weight", DType.FLOAT32, (8,))}
+shapes["output"] = shapes["x"]
+try:
+    compile_all([Compilation(layer.kernels[0], layer.signature, {}, {"eps": 1e-6}, "sm_89", layer.name, shapes)])
+except Exception as error:
+    print(error)
+"""
+    done = python(code, str(PACK), environment={"LAYERPORT_CACHE_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert "layer triton_tests::rms_norm, kernel rows is written in Triton, which cannot be imported" in done.stdout
+    assert "pip install 'layerport[triton]'" in done.stdout
+
+
+def test_nothing_of_the_core_imports_triton_until_a_kernel_is_used() -> None:
+    code = (
+        "import sys, layerport as lp; lp.triton('a.py:b'); from layerport.packs import load; load(sys.argv[1]);"
+        "assert 'triton' not in sys.modules or 'torch' in sys.modules; print([m for m in sys.modules if m == 'triton'])"
+    )
+    done = python(code, str(PACK))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+# --- what it is compiled with --------------------------------------------------------------------------------------
+
+
+def specialised(of: Mapping[str, TensorArg | None] | None = None, **options: Any) -> Any:
+    return specialise(kernel("copy", **options), SIGNATURE, of or tensors(6, 1000), {}, layer="p::one")
+
+
+def test_constants_and_functions_of_shapes_dtypes_and_earlier_constexprs() -> None:
+    made = specialised(
+        num_warps=lambda BLOCK: BLOCK // 256,
+        num_stages=lambda x: 2 if x.dtype == "float32" else 4,
+        constexprs={
+            "BLOCK": lambda x: lp.next_power_of_2(x.shape[-1]),
+            "HALF": lambda BLOCK: BLOCK // 2,
+            "OUT": lambda output: output.dtype,
+            "EXACT": True,
+        },
+    )
+    assert (made.num_warps, made.num_stages) == (4, 2)
+    assert dict(made.constexprs) == {"BLOCK": 1024, "HALF": 512, "OUT": DType.FLOAT32, "EXACT": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"constexprs": {"BLOCK": lambda x: x.shape[-1] * 2}},
+            "constexpr BLOCK at {file}: it is 2*x.1, and x.1 is dynamic here",
+        ),
+        (
+            {"constexprs": {"BLOCK": lambda x: lp.next_power_of_2(x.shape[-1])}},
+            "constexpr BLOCK at {file}: x.1 is symbolic here: its next power of 2 is no number yet",
+        ),
+        (
+            {"num_warps": lambda x: 8 if x.shape[-1] > 4096 else 4},
+            "num_warps at {file}: 4096 < x.1 is symbolic here",
+        ),
+    ],
+)
+def test_a_constant_that_depends_on_a_dynamic_size_names_the_ways_out(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(PackError) as caught:
+        specialised(tensors("x.0", "x.1"), **options)
+    text = str(caught.value)
+    line = text.partition(f"{__file__}:")[2].partition(":")[0]
+    assert said.replace("{file}", f"{__file__}:{line}") in text
+    assert text.startswith("layer p::one, kernel copy: ")
+    assert "make that size static in the export" in text
+    assert "one kernel and predicate for each range of sizes" in text
+    assert "pass the size as an argument that is no constexpr" in text
+
+
+def test_a_constant_of_a_static_size_is_fine_where_other_sizes_are_dynamic() -> None:
+    made = specialised(tensors("x.0", 48), constexprs={"BLOCK": lambda x: lp.next_power_of_2(x.shape[-1])})
+    assert made.constexprs["BLOCK"] == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_warps": lambda: 3}, "layer p::one, kernel copy: num_warps is 3"),
+        ({"num_stages": lambda: 2.0}, "layer p::one, kernel copy: num_stages is float 2.0"),
+        ({"constexprs": {"BLOCK": lambda: [1]}}, "it is list [1]"),
+        ({"constexprs": {"BLOCK": lambda z: 1}}, "it takes z"),
+        ({"constexprs": {"BLOCK": lambda x: x.shape[7]}}, "IndexError: tuple index out of range"),
+    ],
+)
+def test_a_function_that_gives_something_wrong(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(PackError) as caught:
+        specialised(**options)
+    assert said in str(caught.value)
+
+
+def test_next_power_of_2() -> None:
+    assert [lp.next_power_of_2(size) for size in (0, 1, 2, 3, 64, 65, 1000)] == [1, 1, 2, 4, 64, 128, 1024]
+    assert lp.next_power_of_2(Const(9)) == 16
+    with pytest.raises(UsageError, match=r"-1 has no next power of 2"):
+        lp.next_power_of_2(-1)
+
+
+def test_a_launch_rule_may_take_the_constexprs() -> None:
+    def launch(x: TensorArg, y: TensorArg, BLOCK: int) -> lp.Launch:
+        return lp.Launch(grid=lp.cdiv(x.numel(), BLOCK), args=(x, y, x.numel()))
+
+    rule = trace(kernel("copy", launch, num_warps=8), SIGNATURE, tensors("x.0"), {})
+    assert [str(size) for size in rule.grid] == ["ceildiv(x.0, 64)", "1", "1"]
+    assert [str(size) for size in rule.block] == ["256", "1", "1"]
+
+
+@pytest.mark.parametrize("options", [{"block": 128}, {"shared": 1024}])
+def test_a_launch_rule_gives_no_block_to_triton(options: dict[str, Any]) -> None:
+    made = kernel("copy", lambda x, y: lp.Launch(grid=1, args=(x, y, 1), **options))
+    with pytest.raises(PackError, match="it gives a block or shared memory to Triton") as caught:
+        trace(made, SIGNATURE, tensors(), {})
+    assert "they come from num_warps and the compiled kernel" in str(caught.value)
+
+
+def test_a_launch_rule_gives_a_block_to_cuda() -> None:
+    source = lp.cuda("\n__global__ void k() {}\n", "k")
+    made = Kernel("k", source, ("float32",), lambda x, y: lp.Launch(grid=1, args=()))
+    with pytest.raises(PackError, match="it gives no block"):
+        trace(made, SIGNATURE, tensors(), {})
+
+
+# --- cubins --------------------------------------------------------------------------------------------------------
+
+
+def test_cubins_for_every_architecture_with_their_launch_rules(store: KernelCache) -> None:
+    made = build(kernel("copy", num_warps=2), store, *ARCHITECTURES, of=tensors("x.0"))
+    for architecture, one in zip(ARCHITECTURES, made, strict=True):
+        assert one.cubin.architecture == architecture
+        assert one.cubin.symbol == "copy"
+        # The function's own parameters, then the two hidden pointers of this version of Triton.
+        assert one.cubin.parameter_sizes == (8, 8, 4, 8, 8)
+        assert one.rule.to_json() == {
+            "grid": ["ceildiv(x.0, 64)", "1", "1"],
+            "block": ["64", "1", "1"],
+            "shared": "0",
+            "args": [["pointer", "x", "16"], ["pointer", "output", "16"], ["int", "x.0"], ["null"], ["null"]],
+        }
+        assert LaunchRule.from_json(one.rule.to_json()) == one.rule
+
+
+def test_shared_memory_comes_from_the_compiled_kernel(store: KernelCache, pack: Any) -> None:
+    (rows,) = pack.rms_norm.kernels
+    x = TensorArg("x", DType.FLOAT16, (Symbol("x.0"), 3000))
+    of = {"x": x, "weight": TensorArg("weight", DType.FLOAT16, (3000,)), "output": x}
+    options = {"signature": pack.rms_norm.signature, "attributes": {"eps": 1e-6}}
+    (one,) = build(rows, store, "sm_89", of=of, **options)
+    assert [str(size) for size in one.rule.block] == ["256", "1", "1"]
+    assert int(one.rule.shared) >= 8 * 4  # one float of each of the 8 warps
+    assert one.cubin.resources.local_bytes == 0
+
+
+def test_aligned_addresses_allow_wide_loads(store: KernelCache, tmp_path: Path) -> None:
+    disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    for alignment, wide in ((16, True), (1, False)):
+        made = kernel("copy", constexprs={"BLOCK": 1024}, alignment=alignment)
+        (one,) = build(made, store, of=tensors(1 << 20))
+        assert one.rule.alignments == ({"x": 16, "output": 16} if wide else {})
+        file = tmp_path / "copy.cubin"
+        file.write_bytes(one.cubin.image)
+        code = subprocess.run([disassembler, "-sass", file], capture_output=True, text=True, check=True).stdout
+        assert ("LDG.E.128" in code and "STG.E.128" in code) is wide
+
+
+def test_equal_input_gives_equal_bytes_wherever_it_lies(tmp_path: Path) -> None:
+    images = set()
+    for place in ("a", "bb"):
+        folder = tmp_path / place
+        folder.mkdir()
+        file = Path(shutil.copy(FUNCTIONS, folder))
+        moved = file.read_text().replace('"""The Triton', '"""\n\nThe Triton', 1)
+        file.write_text(moved if place == "bb" else file.read_text())
+        made = build(kernel("rms_norm", rows, file), KernelCache(folder / "cache"), "sm_89", "sm_120", of=ROWS)
+        images.add(tuple(one.cubin.image for one in made))
+        assert all(str(tmp_path).encode() not in one.cubin.image for one in made)
+    assert len(images) == 1
+
+
+def rows(x: TensorArg, y: TensorArg) -> lp.Launch:
+    return lp.Launch(grid=x.shape[0], args=(x, x, y, x.shape[1], 1e-5))
+
+
+ROWS = tensors("x.0", 48)
+
+
+def test_the_environment_of_triton_changes_nothing(
+    tmp_path: Path, store: KernelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(kernel("copy"), store)[0].cubin.image
+    for name, value in {"DISABLE_PTXAS_OPT": "1", "TRITON_ALWAYS_COMPILE": "1", "PTXAS_OPTIONS": "-O0"}.items():
+        monkeypatch.setenv(name, value)
+    assert build(kernel("copy"), KernelCache(tmp_path / "other"))[0].cubin.image == first
+
+
+def test_the_second_time_nothing_is_compiled(store: KernelCache, forbid_compiling: Callable[[], None]) -> None:
+    first = build(kernel("copy"), store, "sm_89", "sm_89")
+    forbid_compiling()
+    assert [one.cubin for one in build(kernel("copy"), store, "sm_89", "sm_89")] == [one.cubin for one in first]
+
+
+@pytest.mark.parametrize(("old", "new"), [("value * value", "value * value * 2.0"), ("1.0 / tl.sqrt", "3.0 / tl.sqrt")])
+def test_a_change_in_the_function_or_a_helper_is_another_entry(
+    store: KernelCache, tmp_path: Path, old: str, new: str
+) -> None:
+    changed = tmp_path / "changed.py"
+    changed.write_text(FUNCTIONS.read_text().replace(old, new))
+    first = build(kernel("rms_norm", rows), store, of=ROWS)[0].cubin
+    second = build(kernel("rms_norm", rows, changed), store, of=ROWS)[0].cubin
+    assert first.digest != second.digest
+
+
+def test_a_damaged_entry_is_compiled_again(store: KernelCache) -> None:
+    first = build(kernel("copy"), store)[0].cubin
+    (entry,) = (path for path in store.folder.rglob("*") if path.is_file())
+    data = bytearray(entry.read_bytes())
+    data[-1] ^= 1
+    entry.write_bytes(data)
+    assert build(kernel("copy"), store)[0].cubin == first
+    assert hashlib.sha256(entry.read_bytes()).digest() != hashlib.sha256(data).digest()
+
+
+def test_an_entry_of_another_kind_is_compiled_again(store: KernelCache) -> None:
+    first = build(kernel("copy"), store)[0].cubin
+    (entry,) = (path for path in store.folder.rglob("*") if path.is_file())
+    store.put(entry.name, {"symbol": "copy"}, first.image)
+    assert build(kernel("copy"), store)[0].cubin == first
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+def many(x: Tensor, bias: Tensor | None, flag: bool = True, factor: float = 2.0, wide: int = 1) -> Tensor:
+    values = x if bias is None else x + bias
+    return (values * factor if flag else values) + wide
+
+
+MANY = Signature.of(many)
+
+
+def launch_many(x: TensorArg, bias: TensorArg | None, y: TensorArg, flag: bool, factor: float, wide: int) -> lp.Launch:
+    return lp.Launch(grid=lp.cdiv(x.numel(), 64), args=(x, bias, y, x.numel(), wide, flag, factor))
+
+
+def shift_kernel() -> Kernel:
+    source = lp.triton(f"{FUNCTIONS}:shift", constexprs={"OUT": lambda y: y.dtype})
+    return Kernel("shift", source, ("float32",), launch_many)
+
+
+@pytest.mark.parametrize("wide", [3, 1 << 40])
+@pytest.mark.parametrize("absent", [True, False])
+def test_types_follow_annotations_values_and_what_is_absent(store: KernelCache, wide: int, absent: bool) -> None:
+    x = TensorArg("x", DType.FLOAT32, (Symbol("x.0"),))
+    of = {"x": x, "bias": None if absent else x, "output": x}
+    options = {"signature": MANY, "attributes": {"flag": True, "factor": 2.0, "wide": wide}}
+    (one,) = build(shift_kernel(), store, of=of, **options)
+    pointers = (8, 8) if absent else (8, 8, 8)
+    assert one.cubin.parameter_sizes == (*pointers, 8, 8 if wide > 3 else 4, 1, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("expression", "multiple"),
+    [
+        (Const(48), 48),
+        (Symbol("x.0") * 32, 32),
+        (Symbol("x.0") // 16 * 16 + 32, 16),
+        (Symbol("x.0") + 16, 1),
+        (lp.where(Symbol("x.0") < 3, 64, 48), 16),
+        (lp.minimum(Symbol("x.0") * 8, 24), 8),
+        (lp.cdiv(Symbol("x.0"), 16), 1),
+    ],
+)
+def test_what_is_known_of_a_size(expression: Any, multiple: int) -> None:
+    assert multiple_of(expression) == multiple
+    assert all(expression.evaluate({"x.0": size}) % multiple == 0 for size in range(1, 200))
+
+
+def passing(*args: Any) -> Callable[..., lp.Launch]:
+    def launch(x: TensorArg, y: TensorArg) -> lp.Launch:
+        objects = {"x": x, "y": y}
+        return lp.Launch(grid=1, args=tuple(objects.get(arg, arg) if isinstance(arg, str) else arg for arg in args))
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            kernel("copy", passing("x", "y")),
+            "the launch rule passes 2 arguments, and copy takes 3 that are no constexprs\n"
+            "  - passed: tensor x, tensor output\n  - taken: x, y, n",
+        ),
+        (kernel("copy", constexprs={}), "constexpr BLOCK has no value"),
+        (kernel("copy", constexprs={"BLOCK": 64, "BLOK": 1}), "constexpr BLOK is given, and there is no such"),
+        (
+            kernel("shift", passing("x", None, "y", 2.5, 1, True, 1.0), constexprs={"OUT": DType.FLOAT32}),
+            "n is annotated i64 and gets float 2.5; it may be fp32 or fp64",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_the_function(store: KernelCache, made: Kernel, said: str) -> None:
+    text = fault(made, store)
+    assert text.startswith(f"layer p::one, kernel {made.name}: ")
+    assert said in text
+
+
+def test_a_dtype_without_a_type_in_triton(store: KernelCache) -> None:
+    assert "x is tensor x of int4, which Triton has no type for" in fault(
+        kernel("copy"), store, of=tensors(dtype=DType.INT4)
+    )
+
+
+def test_a_kernel_is_compiled_with_its_tensors_only() -> None:
+    with pytest.raises(UsageError, match="is written in Triton and compiled without its tensors"):
+        compile_all([Compilation(kernel("copy"), SIGNATURE, {}, {}, "sm_89")])
+    with pytest.raises(UsageError, match="built without its tensors"):
+        build_kernels([Compilation(kernel("copy"), SIGNATURE, {}, {}, "sm_89")])
+
+
+# --- faults in the function ----------------------------------------------------------------------------------------
+
+
+def line_of(text: str) -> int:
+    return FUNCTIONS.read_text().splitlines().index(text) + 1
+
+
+def test_a_function_that_does_not_compile_shows_its_line(store: KernelCache) -> None:
+    line = "    tl.store(y + places, tl.load(x + places) + tl.arange(0, BLOCK * 2))"
+    text = fault(kernel("does_not_compile"), store, BuildError)
+    assert f"layer p::one, kernel does_not_compile: {FUNCTIONS}:{line_of(line)} does not compile for sm_89" in text
+    assert "Cannot make_shape_compatible" in text
+    assert f"at {FUNCTIONS}:{line_of(line)}: {line.strip()}" in text
+
+
+def test_a_helper_that_does_not_compile_shows_both_lines(store: KernelCache) -> None:
+    text = fault(kernel("calls_what_does_not_compile"), store, BuildError)
+    inner, outer = "    return kept.no_such_thing", "    tl.store(y + places, wrong_inside(tl.load(x + places)))"
+    assert f"{FUNCTIONS}:{line_of(inner)} does not compile" in text
+    assert f"at {FUNCTIONS}:{line_of(outer)}: {outer.strip()}" in text
+    assert "no_such_thing" in text
+
+
+def test_a_type_that_an_architecture_lacks(store: KernelCache) -> None:
+    of = tensors(dtype=DType.FLOAT8_E4M3FN)
+    with pytest.raises(BuildError) as caught:
+        build(kernel("copy"), store, "sm_80", of=of)
+    text = str(caught.value)
+    assert "for sm_80" in text
+    assert "fp8e4nv" in text
+
+
+def test_memory_beside_the_tensors_is_refused(store: KernelCache) -> None:
+    with pytest.raises(BuildError) as caught:
+        build(kernel("with_descriptor"), store, "sm_90")
+    text = str(caught.value)
+    assert "with_descriptor for sm_90 needs memory beside its tensors, which a launch here does not give" in text
+    assert "global scratch size: " in text
+    assert "use plain pointers" in text
+
+
+def test_hidden_arguments_that_nobody_named_are_refused(store: KernelCache) -> None:
+    job_metadata = {
+        "name": "copy",
+        "num_ctas": 1,
+        "num_warps": 4,
+        "shared": 0,
+        "launch_cooperative_grid": False,
+        "launch_pdl": False,
+        "scratch": {"global_scratch_size": 0},
+    }
+    (one,) = build(kernel("copy"), store)
+    call = type("Call", (), {"args": one.rule.args[:3], "rule": one.rule})
+    job = triton_compiler.Job(kernel("copy").source, call, None, "sm_89", "kernel copy")  # type: ignore[arg-type]
+    with pytest.raises(BuildError) as caught:
+        triton_compiler._finish(job, job_metadata, one.cubin.image)
+    assert "takes 5 arguments: 3 of the function, 2 hidden" in str(caught.value)
+    assert "Triton names 1 hidden ones (global_scratch_size)" in str(caught.value)
+    with pytest.raises(BuildError, match="needs a launch in clusters"):
+        triton_compiler._finish(job, job_metadata | {"num_ctas": 2}, one.cubin.image)
+
+
+def test_a_compilation_that_takes_too_long_is_ended(store: KernelCache) -> None:
+    text = fault(kernel("copy", time_limit=0.001), store, BuildError)
+    assert "copy did not compile for sm_89 within 0.001 s" in text
+    assert "lp.triton(..., time_limit=seconds)" in text
+
+
+def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    child = tmp_path / "child.py"
+    child.write_text("import os, sys\nprint('out of luck', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setattr(triton_compiler, "_CHILD", child)
+    text = fault(kernel("copy"), store, BuildError)
+    assert "the compiler process ended with status -9 for sm_89" in text
+    assert "out of luck" in text
+
+
+def test_a_child_that_fails_tells_what_triton_said(
+    store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import json, os\n"
+        "data = json.dumps({'ok': False, 'error': 'PTXASError', 'log': 'no\\nRepro command: x', 'size': 0}).encode()\n"
+        "os.write(1, len(data).to_bytes(4, 'little') + data)\n"
+    )
+    monkeypatch.setattr(triton_compiler, "_CHILD", child)
+    text = fault(kernel("copy"), store, BuildError)
+    assert "layer p::one, kernel copy: copy does not compile for sm_89: PTXASError\n  - no\n" in text
+    assert "Repro" not in text
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (f"{FUNCTIONS}:nothing", "has no nothing\n  to repair: its Triton functions are calls_what_does_not_compile"),
+        (f"{FUNCTIONS}:not_triton", "not_triton is int, no Triton function"),
+        (f"{FUNCTIONS}:tuned", "tuned is Autotuner, no Triton function"),
+        ("nothere.py:scale", "nothere.py, which has its Triton function, cannot be imported: FileNotFoundError"),
+        ("no_such_module:scale", "no_such_module, which has its Triton function, cannot be imported"),
+    ],
+)
+def test_a_function_that_is_not_there(reference: str, said: str) -> None:
+    source = lp.triton(reference).anchored(str(TESTS), None)
+    with pytest.raises(PackError) as caught:
+        find_function(source, "kernel k")
+    assert said in str(caught.value)
+
+
+def test_functions_are_found_as_text_and_as_objects() -> None:
+    module = import_file(str(FUNCTIONS))
+    assert find_function(lp.triton(module.copy), "k") is module.copy
+    beside = find_function(lp.triton("triton_functions.py:copy").anchored(str(FUNCTIONS.parent), None), "k")
+    named = find_function(lp.triton("packs.triton_functions:copy"), "k")
+    relative = find_function(lp.triton(".triton_functions:copy").anchored("/", "packs"), "k")
+    assert beside.src == named.src == module.copy.src
+    assert relative is named
+    with pytest.raises(PackError, match="'.triton_functions' is relative, and its launch rule is in no package"):
+        find_function(lp.triton(".triton_functions:copy").anchored("/", None), "k")
+
+
+def test_in_interpreter_mode_nothing_is_compiled() -> None:
+    code = """
+import sys
+from layerport.adapters.triton_functions import find_function
+import layerport as lp
+try:
+    find_function(lp.triton(sys.argv[1]), "kernel k")
+except lp.BuildError as error:
+    print(error)
+"""
+    done = python(
+        code,
+        f"{FUNCTIONS}:copy",
+        environment={"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+    )
+    assert "Triton is in interpreter mode, in which nothing is compiled" in done.stdout, done.stderr
+    assert "unset TRITON_INTERPRET" in done.stdout
+
+
+# --- launching -----------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """As much of a driver as loading and launching takes."""
+
+    class CUresult:
+        CUDA_SUCCESS = 0
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+
+    def CUfunction(self, handle: int) -> int:
+        return handle
+
+    def cuLibraryLoadData(self, *_: Any) -> tuple[int, int]:
+        return 0, 1
+
+    def cuLibraryGetKernel(self, *_: Any) -> tuple[int, int]:
+        return 0, 1
+
+    def cuLaunchKernel(self, *arguments: Any) -> tuple[int]:
+        self.launches.append(arguments)
+        return (Driver.CUresult.CUDA_SUCCESS,)
+
+
+def test_it_is_launched_by_the_one_launcher(store: KernelCache) -> None:
+    (one,) = build(kernel("copy", num_warps=2), store, of=tensors("x.0"))
+    driver = Driver()
+    launcher = Launcher(one.cubin.image, one.cubin.symbol, one.rule, driver=driver)
+    launcher.resolve({"x.0": 1000})
+    launcher.launch({"x": 0x1000, "output": 0x2000}, stream=5)
+    assert driver.launches[0][1:9] == (16, 1, 1, 64, 1, 1, 0, 5)
+    with pytest.raises(UsageError) as caught:
+        launcher.launch({"x": 0x1000, "output": 0x2004}, stream=5)
+    assert "tensor output lies at 0x2004, which is no multiple of 16 bytes" in str(caught.value)
+    assert "lp.triton(..., alignment=1)" in str(caught.value)
+    assert len(driver.launches) == 1
+
+
+def test_a_size_that_does_not_fit_its_parameter_names_the_annotation(store: KernelCache) -> None:
+    (one,) = build(kernel("copy"), store, of=tensors("x.0"))
+    launcher = Launcher(one.cubin.image, one.cubin.symbol, one.rule, driver=Driver())
+    with pytest.raises(UsageError, match=r"is 2147483648 for these sizes.*\n.*tl.int64 in Triton"):
+        launcher.resolve({"x.0": 2**31})
+
+
+def test_a_grid_that_is_too_large_is_refused(store: KernelCache) -> None:
+    made = kernel("copy", lambda x, y: lp.Launch(grid=(1, x.numel()), args=(x, y, 1)))
+    (one,) = build(made, store, of=tensors("x.0"))
+    with pytest.raises(UsageError, match="grid y is 65536, allowed are 1 to 65535"):
+        one.rule.resolve({"x.0": 65536})
+
+
+def test_an_alignment_is_read_strictly() -> None:
+    rule = LaunchRule((Const(1),) * 3, (Const(1),) * 3, Const(0), (PointerArg("x", 16),))
+    data = rule.to_json()
+    assert LaunchRule.from_json(data) == rule
+    for wrong in (["pointer", "x", "3"], ["pointer", "x", 16], ["int", "x.0", "16"], ["pointer", "x", "16", "16"]):
+        with pytest.raises(BuildError, match="a launch rule cannot be read"):
+            LaunchRule.from_json(data | {"args": [wrong]})
+
+
+def test_one_kernel_may_launch_differently_on_two_architectures(store: KernelCache) -> None:
+    both = build(kernel("copy"), store, "sm_89", "sm_120", of=tensors("x.0"))
+    codes = tuple(
+        KernelCode("copy", "copy", LaunchRule(one.rule.grid, one.rule.block, Const(shared), one.rule.args), {name: key})
+        for name, one, shared, key in zip(("sm_89", "sm_120"), both, (0, 512), ("a", "b"), strict=True)
+    )
+    images = {one.cubin.digest: one.cubin.image for one in both}
+    codes = tuple(
+        KernelCode(code.name, code.symbol, code.launch, {name: one.cubin.digest})
+        for code, name, one in zip(codes, ("sm_89", "sm_120"), both, strict=True)
+    )
+    spec = PluginSpec("p::one", 1, (), (), kernels=codes, images=images)
+    again = from_bytes(to_bytes(PluginSet({spec.key: spec}, {}))).specs[spec.key]
+    assert again.architectures == ("sm_89", "sm_120")
+    loaded: list[tuple[bytes, str]] = []
+
+    def launcher(image: bytes, symbol: str, rule: LaunchRule) -> Any:
+        loaded.append((image, str(rule.shared)))
+
+    KernelRunner(again, "sm_120", launcher)
+    assert loaded == [(both[1].cubin.image, "512")]
+
+
+# --- under the interpreter -----------------------------------------------------------------------------------------
+
+
+def layer_of(name: str, number: list[int] = [0], **options: Any) -> lp.Layer:  # noqa: B006 - counts the layers
+    number[0] += 1
+    launch = options.pop("launch", None)
+
+    def clone(x: Tensor) -> Tensor:
+        return x.clone()
+
+    layer = lp.layer(f"triton_runs::layer_{number[0]}")(clone)
+    made = kernel(name, launch, **options)
+    layer.kernel(made.source, dtypes=("float32",), name=name)(made.launch)
+    return layer
+
+
+def run_fault(name: str, count: int = 100, *, kind: type[LayerportError] = PackError, **options: Any) -> str:
+    run = {key: options.pop(key) for key in ("order", "offset") if key in options}
+    with pytest.raises(kind) as caught:
+        run_kernel(layer_of(name, **options), np.arange(1, count + 1, dtype=np.float32), **run)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 200), (2, 1024), (7, 97)])
+@pytest.mark.parametrize("order", ["forward", 1])
+def test_numbers_agree_with_float64(pack: Any, dtype: Any, shape: tuple[int, ...], order: str | int) -> None:
+    random = np.random.default_rng(0)
+    x, weight = random.standard_normal(shape).astype(dtype), random.standard_normal(shape[-1]).astype(dtype)
+    got = run_kernel(pack.rms_norm, x, weight, 1e-5, order=order, offset=16)
+    assert got.dtype == x.dtype
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight.astype(np.float64)
+    allowed = {np.float32: 2e-6, np.float16: 2e-3, ml_dtypes.bfloat16: 1.6e-2}[dtype]
+    assert np.all(np.abs(got.astype(np.float64) - expected) <= allowed * (1e-3 + np.abs(expected)) + allowed * 1e-2)
+
+
+@pytest.mark.parametrize("absent", [True, False])
+@pytest.mark.parametrize("flag", [True, False])
+def test_every_kind_of_argument(absent: bool, flag: bool) -> None:
+    layer = lp.layer(f"triton_runs::many_{absent}_{flag}")(many)
+    made = shift_kernel()
+    layer.kernel(made.source, dtypes=made.dtypes, name="shift")(launch_many)  # type: ignore[arg-type]
+    x = np.arange(100, dtype=np.float32)
+    bias = None if absent else x * 3
+    got = run_kernel(layer, x, bias, flag, 2.5, 7)
+    values = x if bias is None else x + bias
+    assert np.array_equal(got, (values * 2.5 if flag else values) + 7)
+
+
+def test_numbers_have_the_types_that_they_have_when_compiled(store: KernelCache) -> None:
+    layer = lp.layer("triton_runs::scaled")(reference)
+    made = kernel("scaled", lambda x, y: lp.Launch(grid=1, args=(x, y, x.numel(), 1.0009765625)))
+    layer.kernel(made.source, dtypes=("float16",))(made.launch)
+    x = np.full(3, 1000, np.float16)
+    # In float16, 1000 * 1.0009765625 + 1 would be 1001.5 or 1002, and 3 * 2000000000 in 32 bits is below 3.
+    assert run_kernel(layer, x).tolist() == [np.float16(1000 * 1.0009765625 + 1)] * 3
+    build(layer.kernels[0], store, of=tensors(3, dtype=DType.FLOAT16))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "without_mask",
+            "    tl.store(y + places, tl.load(x + places), mask=places < n)",
+            "reads 28 elements out of bounds, the first at x[100], which has 100 elements",
+        ),
+        (
+            "store_without_mask",
+            "    tl.store(y + places, tl.load(x + places, mask=places < n))",
+            "writes 28 elements out of bounds, the first at output[100], which has 100 elements",
+        ),
+        (
+            "count",
+            "    tl.atomic_add(y + places * 0 + n, tl.load(x + places, mask=places < n, other=0.0))",
+            "writes 64 elements out of bounds, the first at output[100], which has 100 elements",
+        ),
+    ],
+)
+def test_an_access_out_of_bounds_is_caught_at_its_line(name: str, line: str, said: str) -> None:
+    text = run_fault(name)
+    assert f"kernel {name}: {FUNCTIONS}:{line_of(line)}: {said}" in text
+
+
+def test_an_output_that_is_left_unwritten_is_caught() -> None:
+    text = run_fault("copy", launch=lambda x, y: lp.Launch(grid=x.numel() // BLOCK, args=(x, y, x.numel())))
+    assert "kernel copy leaves elements of its outputs unwritten" in text
+    assert "output: 36 of 100 elements, the first at [64]" in text
+
+
+def test_an_input_that_is_written_is_caught() -> None:
+    assert "kernel overwrite writes its input x" in run_fault("overwrite")
+
+
+def test_masked_lanes_without_a_value_are_poisoned() -> None:
+    x = np.ones(10, np.float32)
+    launch = passing("x", "y", 10)
+    assert np.isnan(run_kernel(layer_of("total_of_undefined", launch=launch), x)).all()
+    assert np.array_equal(run_kernel(layer_of("copy", launch=launch), x), x)
+
+
+def test_programs_run_in_the_order_that_is_asked_for() -> None:
+    layer = layer_of("last_program_wins", launch=lambda x, y: lp.Launch(grid=(2, 3), args=(x, y, x.numel())))
+    x = np.ones(8, np.float32)
+    assert set(run_kernel(layer, x)) == {1.0}
+    assert set(run_kernel(layer, x, order="backward")) == {0.0}
+    assert {float(run_kernel(layer, x, order=seed)[0]) for seed in range(6)} == {0.0, 1.0}
+    with pytest.raises(UsageError, match="order 'sideways' is unknown"):
+        run_kernel(layer, x, order="sideways")
+
+
+def test_a_function_that_fails_under_the_interpreter_shows_its_line() -> None:
+    text = run_fault("does_not_compile", launch=passing("x", "y", 64), count=64)
+    line = "    tl.store(y + places, tl.load(x + places) + tl.arange(0, BLOCK * 2))"
+    assert f"{FUNCTIONS}:{line_of(line)}: ValueError" in text
+
+
+def test_arguments_are_counted_under_the_interpreter_too() -> None:
+    assert "it takes 3 arguments that are no constexprs (x, y, n), 2 are passed" in run_fault(
+        "copy", launch=passing("x", "y")
+    )
+    assert "it has no constexpr BLOK, its parameters are x, y, n, BLOCK" in run_fault("copy", constexprs={"BLOK": 1})
+
+
+def test_an_address_that_the_launcher_refuses_is_refused() -> None:
+    assert "offset 4 is no multiple of 16 bytes" in run_fault("copy", offset=4, kind=UsageError)
+    x = np.arange(100, dtype=np.float32)
+    assert np.array_equal(run_kernel(layer_of("copy", alignment=4), x, offset=4), x)
+
+
+def test_what_a_kernel_prints_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.arange(10, dtype=np.float32)
+    assert np.array_equal(run_kernel(layer_of("prints", launch=passing("x", "y", 10)), x), x)
+    assert "from the kernel" in capsys.readouterr().out
+
+
+def test_a_function_made_in_a_function_cannot_be_found_by_the_interpreter() -> None:
+    namespace: dict[str, Any] = {}
+    local = FUNCTIONS.parent / "triton_local.py"
+    exec(compile(local.read_text(), str(local), "exec"), namespace)
+    layer = lp.layer("triton_runs::local")(reference)
+    layer.kernel(lp.triton(namespace["make"](), constexprs={"BLOCK": 64}), dtypes=("float32",))(
+        lambda x, y: lp.Launch(grid=1, args=(x, y, 10))
+    )
+    with pytest.raises(PackError, match=r"make.<locals>.inner is made inside another function") as caught:
+        run_kernel(layer, np.ones(10, np.float32))
+    assert "define it at the top of a module" in str(caught.value)
+
+
+def test_a_run_that_does_not_end_is_ended_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.ones(10, np.float32)
+    layer = layer_of("copy", launch=passing("x", "y", 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_interpreter, "_RUN_LIMIT", 0.0)
+        with pytest.raises(PackError, match=r"kernel copy did not end within 0 s"):
+            run_kernel(layer, x)
+    assert np.array_equal(run_kernel(layer, x), x)
+
+
+def test_an_interpreter_that_dies_is_an_error_and_the_next_one_works() -> None:
+    x = np.ones(10, np.float32)
+    layer = layer_of("copy", launch=passing("x", "y", 10))
+    run_kernel(layer, x)
+    process = triton_interpreter._worker().process
+    process.kill()
+    process.wait()
+    with pytest.raises(PackError, match="kernel copy: the interpreter's process ended with -9"):
+        run_kernel(layer, x)
+    assert np.array_equal(run_kernel(layer, x), x)
+
+
+# --- a whole build -------------------------------------------------------------------------------------------------
+
+
+class Rows(torch.nn.Module):
+    """What the pack claims, by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 200))
+        self.eps = 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+def model() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    return (
+        torch.nn.Sequential(torch.nn.Linear(200, 200), Rows()).eval(),
+        (torch.randn(4, 200),),
+        {"input": {0: torch.export.Dim("rows", min=1, max=64)}},
+    )
+
+
+def test_a_model_with_a_triton_kernel_becomes_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path / "cache"))
+    report = lp.build(model(), tmp_path / "out.lp", target="rtx:sm_89,sm_120", packs=[str(PACK)])
+    assert [(one["layer"], one["realised"]) for one in report.layers] == [("triton_tests::rms_norm", "plugin")]
+    assert report.verification is not None
+    assert report.verification.passed
+    assert not {"torch", "triton", "triton_pack"} & set(report.build_modules)
+    (spec,) = from_bytes((tmp_path / "out.lp" / "plugins.safetensors").read_bytes()).specs.values()
+    assert spec.architectures == ("sm_89", "sm_120")
+    assert all(code.launch.to_json()["grid"] == ["x.0", "1", "1"] for code in spec.kernels)
+    plan = (tmp_path / "out.lp" / "rtx-sm_89+sm_120.plan").read_bytes()
+    assert all(image in plan for image in spec.images.values())
+
+
+def test_a_constexpr_of_a_dynamic_size_stops_the_build_with_the_ways_out(tmp_path: Path) -> None:
+    pack = tmp_path / "dynamic_pack.py"
+    pack.write_text(
+        PACK.read_text()
+        .replace("triton_functions.py", str(FUNCTIONS))
+        .replace("triton_tests::", "triton_dynamic::")
+        .replace("lambda weight: lp.next_power_of_2(weight.shape[0])", "lambda x: lp.next_power_of_2(x.shape[0])")
+    )
+    source = model()
+    with pytest.raises(PackError) as caught:
+        lp.build(source, tmp_path / "out.lp", target="rtx:sm_89", packs=[str(pack)])
+    text = str(caught.value)
+    assert "layer triton_dynamic::rms_norm, kernel rows: constexpr BLOCK at" in text
+    assert "x.0 is symbolic here" in text
+    assert "make that size static in the export" in text
