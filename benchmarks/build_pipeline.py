@@ -25,7 +25,7 @@ from typing import Any
 
 from measuring import Comparison, arguments, environment, show
 
-SAMPLE_SECONDS = 0.03
+SAMPLE_SECONDS, SAMPLE_SHARE = 0.03, 0.05  # at least this long between samples, at most this share of one processor
 TARGET = "rtx:sm_89"
 HAND, PACKS, NO_PACKS = "hand", "packs", "no packs"
 TIME_LIMIT, TIME_ALLOWANCE, MEMORY_LIMIT = 1.10, 0.5, 1.15
@@ -127,9 +127,13 @@ class TreeMemory(threading.Thread):
         self._done = threading.Event()
 
     def run(self) -> None:
-        while not self._done.wait(SAMPLE_SECONDS):
+        pause = SAMPLE_SECONDS
+        while not self._done.wait(pause):
+            begun = time.thread_time()
             total = sum(_proportional_bytes(process) for process in _tree(self.root))
             self.peak, self.samples = max(self.peak, total), self.samples + 1
+            # The system walks every page for an answer, so asking a large process often would slow it down.
+            pause = max(SAMPLE_SECONDS, (time.thread_time() - begun) / SAMPLE_SHARE)
 
     def stop(self) -> None:
         self._done.set()

@@ -309,7 +309,7 @@ def test_a_claim_that_is_required_and_wrong(out: Path, site: Site) -> None:
         "    return one.bind() if type(module).__name__ == 'SmallScale' else None\n"
     )
     error = refused(UsageError, net(), out, claim=[f"{namespace}::one"], packs=[])
-    assert error.fault == "1 claims do not hold"
+    assert error.fault == "claims that must hold do not: 1"
     assert f"scale (SmallScale): refused: {namespace}::one of fake (fake-layers 1.0), candidate 1" in error.faults[0]
     report = building.build(net(), out, target="portable")
     claim = next(one for one in report.claims if one["module"] == "scale")

@@ -118,6 +118,15 @@ def test_the_same_build_gives_the_same_bytes(engine_bundle: Built, tmp_path: Pat
     assert (different, errors) == ([], [])
 
 
+def test_the_same_build_in_a_process_that_has_built_before(engine_bundle: Built, tmp_path: Path) -> None:
+    kept = []
+    for name in ("a", "b"):
+        kept.append([object() for _ in range(10_007)])  # other addresses, and so other orders of sets
+        build(net(), tmp_path / f"{name}.lp")
+        for file in ("model.onnx", "samples.safetensors"):
+            assert filecmp.cmp(tmp_path / f"{name}.lp" / file, engine_bundle.path / file, shallow=False), (name, file)
+
+
 def test_no_path_time_or_host_in_a_bundle(engine_bundle: Built) -> None:
     host = socket.gethostname()
     texts = [str(Path.home()), "/work/", "/tmp/", SMALL, "site-packages", *([host] if len(host) > 5 else [])]

@@ -219,7 +219,7 @@ def test_a_claim_that_is_required_and_does_not_hold() -> None:
     for options in ({"required": ["lp_claims::double"]}, {"strict": True}):
         with pytest.raises(UsageError) as caught:
             claim(Holder(SmallScale()), on(SmallScale, double.bind), **options)
-        assert caught.value.fault == "1 claims do not hold"
+        assert caught.value.fault == "claims that must hold do not: 1"
         assert caught.value.faults[0].startswith("inner (SmallScale): refused: lp_claims::double of Pack")
         assert "(relative), 0.0001 is allowed" in caught.value.faults[0]
         assert "mend the pack's export hook" in str(caught.value.repair)
@@ -390,3 +390,11 @@ def test_a_gate_that_a_pack_would_get_wrong_is_not_replaced(small: ModuleType) -
     claimed = claim_layers(Source(model.eval(), (sample(),)), load(SMALL))
     assert claimed.claims[0].status == "refused"
     assert torch.equal(claimed.model(sample()), model(sample()))
+
+
+def test_a_required_layer_that_nobody_claims() -> None:
+    packs = load(Pack(lambda module, name: None))
+    source = Source(nn.Linear(4, 4), (torch.randn(2, 4),))
+    with pytest.raises(UsageError) as caught:
+        claim_layers(source, packs, required=["lp_claims::double"])
+    assert caught.value.faults == ("lp_claims::double: its pack claims no module of this model",)

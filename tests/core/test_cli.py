@@ -91,7 +91,6 @@ def test_run(engine_bundle: Built, tmp_path: Path) -> None:
     assert "'x' is not NAME=FILE.npy" in faults and "No such file" in faults
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY")
     assert "x: " in refused(2, "run", engine_bundle.path, "--input", f"x={tmp_path / 'bad.npy'}")
-    assert "runs bundles in ONNX Runtime only" in refused(4, "run", engine_bundle.path, "--device", "cuda")
 
 
 def test_explain(tmp_path: Path) -> None:

@@ -7,14 +7,11 @@ logger, registry, output allocator), the bundle and its portable model.  That a 
 from __future__ import annotations
 
 import gc
-import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -22,9 +19,8 @@ import torch
 import layerport as lp
 from gpu_doubles import CudaArray, FakeContext, FakeEngine, HostDriver, tensorrt_double
 from layerport.bundle import Bundle
-from layerport.engine import creators, engine_session, flavours, plans
-from layerport.engine.gpu import Gpu
-from layerport.errors import BuildError, LayerportError, UsageError
+from layerport.engine import creators, flavours
+from layerport.errors import BuildError, UsageError
 from layerport.portable_runner import PortableRunner
 from small_models import sample
 from small_setup import Built
@@ -455,240 +451,6 @@ def test_no_context_is_too_few(engine_bundle: Built) -> None:
     with pytest.raises(UsageError) as caught:
         lp.load(engine_bundle.path, contexts=0)
     assert caught.value.fault == "a session needs at least 1 context, got 0"
-
-
-# Which plan runs here.
-
-
-def manifest_of(bundle: Built, to: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a bundle with another manifest."""
-    path = bundle.copy(to)
-    manifest = json.loads((path / "manifest.json").read_text())
-    change(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    return path
-
-
-def entry(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda manifest: manifest["targets"][0].update(changes)
-
-
-HERE = flavours.version_of("rtx")
-
-
-@pytest.mark.parametrize(
-    ("change", "architecture", "fault"),
-    [
-        (entry(), "sm_90", "rtx-sm_89.plan: built for sm_89, the GPU here is sm_90"),
-        (
-            entry(architectures=["sm_80", "sm_86"]),
-            "sm_89",
-            "rtx-sm_89.plan: built for sm_80, sm_86, the GPU here is sm_89",
-        ),
-        (
-            entry(tensorrt="1.6.0.5"),
-            "sm_89",
-            f"rtx-sm_89.plan: built by tensorrt_rtx 1.6.0.5, here is {HERE}, which reads its own plans only",
-        ),
-        (
-            entry(flavour="tensorrt", tensorrt="11.0.0"),
-            "sm_89",
-            'rtx-sm_89.plan: it needs tensorrt 11.0.0, which is not installed here (pip install "layerport[tensorrt]")',
-        ),
-        (entry(flavour="openvino"), "sm_89", "rtx-sm_89.plan: flavour 'openvino' is not known to this layerport"),
-        (
-            entry(options={"version_compatible": True}),
-            "sm_89",
-            "rtx-sm_89.plan: it carries a runtime of its own (version_compatible), which a session does not execute",
-        ),
-    ],
-)
-def test_a_plan_that_does_not_fit(
-    engine_bundle: Built,
-    tmp_path: Path,
-    driver: HostDriver,
-    change: Callable[[dict[str, Any]], None],
-    architecture: str,
-    fault: str,
-) -> None:
-    path = manifest_of(engine_bundle, tmp_path / "b.lp", change)
-    driver.architecture = architecture
-    with pytest.raises(BuildError) as caught:
-        lp.load(path, device="cuda")
-    assert caught.value.fault == f"no engine of {path} runs here: no plan of {path} fits this machine"
-    assert caught.value.faults == (fault,)
-    with lp.load(path) as session:
-        reason = f"no engine runs here: no plan of {path} fits this machine; {fault}"
-        assert session.why == f"ONNX Runtime on the CPU runs the portable model: {reason}"
-        assert session(x=sample())["output"].shape == (3, 16)
-
-
-@pytest.mark.parametrize(
-    ("architectures", "plugins", "gpu", "fits"),
-    [
-        (["sm_80"], 2, "sm_86", True),
-        (["sm_80"], 2, "sm_90", False),
-        (["sm_80"], 0, "sm_90", True),
-        (["sm_75"], 0, "sm_75", True),
-        (["sm_80"], 0, "sm_75", False),
-    ],
-)
-def test_hardware_compatible_plans(
-    engine_bundle: Built, tmp_path: Path, architectures: list[str], plugins: int, gpu: str, fits: bool
-) -> None:
-    change = entry(architectures=architectures, plugins=plugins, options={"hardware_compatibility": "ampere_plus"})
-    bundle = Bundle.open(manifest_of(engine_bundle, tmp_path / "b.lp", change))
-    if fits:
-        assert plans.plan_for(bundle, gpu).file == "rtx-sm_89.plan"
-    else:
-        with pytest.raises(BuildError, match=f"the GPU here is {gpu}"):
-            plans.plan_for(bundle, gpu)
-
-
-def test_the_first_plan_that_fits(engine_bundle: Built, tmp_path: Path) -> None:
-    def two(manifest: dict[str, Any]) -> None:
-        other = {**manifest["targets"][0], "architectures": ["sm_120"]}
-        manifest["targets"].insert(0, other)
-
-    bundle = Bundle.open(manifest_of(engine_bundle, tmp_path / "b.lp", two))
-    assert plans.plan_for(bundle, "sm_89").architectures == ("sm_89",)
-    assert plans.plan_for(bundle, "sm_120").architectures == ("sm_120",)
-    assert plans.plan_for(bundle, "sm_89").layers == ("lp_small::norm", "lp_small::scale")
-
-
-def test_no_driver(engine_bundle: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> Any:
-        raise LayerportError("no NVIDIA driver on this machine: libcuda is missing", "run on a machine with a GPU")
-
-    monkeypatch.setattr("layerport.engine.gpu.require_driver", refuse)
-    with pytest.raises(BuildError) as caught:
-        lp.load(engine_bundle.path, device="cuda")
-    assert caught.value.fault.endswith("runs here: no NVIDIA driver on this machine: libcuda is missing")
-    assert caught.value.repair == "run on a machine with a GPU"
-    assert "no NVIDIA driver on this machine: libcuda is missing" in lp.load(engine_bundle.path).why
-
-
-def test_a_portable_bundle(half_bundle: Built, driver: HostDriver) -> None:
-    with pytest.raises(BuildError, match="holds no engine, it is portable"):
-        lp.load(half_bundle.path, device="cuda")
-    assert lp.load(half_bundle.path).why.endswith("holds no engine, it is portable")
-    assert lp.load(half_bundle.path, device="cpu").why.endswith("device cpu was asked for")
-
-
-def test_a_damaged_plan_is_never_passed_over(engine_bundle: Built, tmp_path: Path, driver: HostDriver) -> None:
-    path = engine_bundle.copy(tmp_path / "b.lp")
-    data = bytearray((path / "rtx-sm_89.plan").read_bytes())
-    data[1000] ^= 1
-    (path / "rtx-sm_89.plan").write_bytes(data)
-    for device in ("auto", "cuda"):
-        with pytest.raises(engine_session.DamagedPlan, match="trust it no more"):
-            lp.load(path, device=device)
-
-
-def test_the_real_runtime_says_why_it_takes_no_plan(engine_bundle: Built, driver: HostDriver) -> None:
-    """The driver is a double, TensorRT is real: on a machine without a GPU it refuses, in its own words."""
-    with pytest.raises(BuildError) as caught:
-        lp.load(engine_bundle.path, device="cuda")
-    assert caught.value.fault.endswith("runs here: TensorRT cannot open rtx-sm_89.plan")
-    assert any("CUDA" in fault for fault in caught.value.faults)
-    assert creators._held == {} and driver.live()["contexts"] == 0
-    assert "TensorRT cannot open rtx-sm_89.plan" in lp.load(engine_bundle.path).why
-
-
-# Packs that a plan needs.
-
-
-def node(layer: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "layer": layer,
-        "plugin_class": "json:loads",
-        "pack": "p",
-        "distribution": "some-layers",
-        "pack_version": "1.2",
-        **changes,
-    }
-
-
-def test_missing_packs_are_named_together() -> None:
-    with pytest.raises(BuildError) as caught:
-        plans.pack_classes(
-            [
-                node("b::two", distribution="other_layers", pack_version=None),
-                node("a::one"),
-                node("a::one"),
-                node("c::three", distribution=None, pack="file.py"),
-            ]
-        )
-    assert caught.value.fault == "layers with a plugin class of their own need packs that are not installed here"
-    assert caught.value.faults == (
-        "a::one: some-layers 1.2",
-        "b::two: other_layers",
-        "c::three: the pack file.py was a file when the bundle was built",
-    )
-    assert caught.value.repair == "pip install other_layers some-layers==1.2"
-    with pytest.raises(BuildError) as caught:
-        plans.pack_classes([node("c::three", distribution=None)])
-    assert caught.value.repair == "build the bundle again with the pack installed, not as a file"
-
-
-def test_a_bundle_names_classes_of_installed_packs_only() -> None:
-    """`json:loads` is importable, but no pack's; the built-in pack's own package is."""
-    with pytest.raises(BuildError):
-        plans.pack_classes([node("a::one", distribution="layerport-builtin-layers")])
-    one = node("a::one", distribution="layerport-builtin-layers", plugin_class="layerport_builtin_layers.x:make")
-    assert plans.pack_classes([one]) == {"layerport_builtin_layers.x:make"}
-    assert plans.pack_classes([]) == frozenset()
-
-
-# Arrays.
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_, np.uint8])
-def test_capsules_of_numpy(dtype: Any) -> None:
-    from layerport.adapters.cuda_arrays import read_capsule
-
-    array = np.zeros((2, 3, 4), dtype)
-    for value in (array, array[:, 1:], array.transpose(2, 0, 1), array[:0]):
-        read = read_capsule(value.__dlpack__(), "x")
-        assert (read.dtype, read.shape) == (value.dtype, value.shape)
-        assert read.contiguous == value.flags.c_contiguous
-        assert read.address == value.ctypes.data or value.size == 0
-        assert read.nbytes == value.nbytes and read.ndim == 3
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name"),
-    [
-        (torch.bfloat16, "bfloat16"),
-        (torch.float8_e4m3fn, "float8_e4m3fn"),
-        (torch.float8_e5m2, "float8_e5m2"),
-        (torch.bool, "bool"),
-    ],
-)
-def test_capsules_of_torch(dtype: torch.dtype, name: str) -> None:
-    from layerport.adapters.cuda_arrays import read_capsule
-
-    value = torch.zeros(4, 2, dtype=dtype)[1:]
-    read = read_capsule(value.__dlpack__(), "x")
-    assert (read.dtype.name, read.shape, read.address) == (name, (3, 2), value.data_ptr())
-
-
-def test_a_capsule_of_complex_numbers() -> None:
-    from layerport.adapters.cuda_arrays import read_capsule
-
-    with pytest.raises(UsageError) as caught:
-        read_capsule(np.zeros(2, np.complex64).__dlpack__(), "x")
-    assert caught.value.fault == "x: DLPack type 5 of 64 bits x 1 has no standard form"
-
-
-def test_bfloat16_goes_round(driver: HostDriver) -> None:
-    from layerport.adapters.cuda_arrays import DeviceArray
-
-    gpu = Gpu()
-    with gpu.current():
-        made = DeviceArray(gpu, np.dtype(ml_dtypes.bfloat16), (2, 2))
-    assert made.__cuda_array_interface__["typestr"] == "<V2" and made.nbytes == 8
-    assert made.numpy().dtype == ml_dtypes.bfloat16
 
 
 def test_every_name_that_a_session_asks_of_the_driver_exists() -> None:

@@ -339,7 +339,7 @@ def test_without_a_driver_the_reason_is_clear(monkeypatch: pytest.MonkeyPatch) -
     fake_driver(monkeypatch, missing)
     with pytest.raises(LayerportError) as caught:
         Launcher(compiled("mixed").image, "mixed", MIXED)
-    assert "no NVIDIA driver on this machine: libcuda.so is not here" in str(caught.value)
+    assert "no NVIDIA driver on this machine" in str(caught.value)
     assert "building, checking and verifying need neither" in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""A plan needs no pack: its plugins come to life from the plan's own bytes, with torch, packs and compilers out of reach.
+"""A plan needs no pack: its plugins come to life from its own bytes, with torch, packs and compilers out of reach.
 
 TensorRT's Python module, registry and plugin classes are real; the driver is a double that records launches.  That
 TensorRT calls them in this way on a GPU only a GPU can show.
@@ -18,13 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpu_doubles import LaunchDriver, SilentDriver
-from small_setup import TESTS, Built, python
 
+from launch_doubles import LaunchDriver, SilentDriver
 from layerport.engine import flavours, plugin, runner
 from layerport.errors import BuildError, UsageError
 from layerport.expressions import Symbol
 from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
+from small_setup import TESTS, Built, python
 
 ALONE = """
 import importlib.abc, json, struct, sys
@@ -38,7 +38,7 @@ class Block(importlib.abc.MetaPathFinder):
             raise ImportError(f"{name} is out of reach in this test")
 
 sys.meta_path.insert(0, Block())
-from gpu_doubles import LaunchDriver
+from launch_doubles import LaunchDriver
 from layerport.bundle import Bundle
 from layerport.engine import creators, engine_session, flavours, plugin
 import layerport.launcher, layerport.engine.runner
@@ -75,9 +75,9 @@ for field in dict.fromkeys(specs):
     driver.sizes = [8, 8, 8, 8, 4] if spec.short_name == "scale" else [8, 8, 8, 4, 4]
     for rows in (3, 600):
         inputs, outputs = [], []
-        for dims, dtype, into in (((rows, 16), trt.float32, inputs), ((16,), trt.float32, inputs), ((rows, 16), trt.float32, outputs)):
+        for dims, into in (((rows, 16), inputs), ((16,), inputs), ((rows, 16), outputs)):
             one = trt.PluginTensorDesc()
-            one.dims, one.type, one.format = dims, dtype, trt.TensorFormat.LINEAR
+            one.dims, one.type, one.format = dims, trt.float32, trt.TensorFormat.LINEAR
             into.append(one)
         made.on_shape_change(inputs, outputs)
         made.enqueue(inputs, outputs, [0x1000, 0x2000], [0x3000], 0, 77)

@@ -66,6 +66,7 @@ def test_it_takes_exactly_the_types_of_its_spec() -> None:
     assert not made.supports_format_combination(0, [described(Type.HALF, Format.CHW32)], 2)
     assert made.get_capability_interface(None) is made
     assert made.get_workspace_size([], []) == 0
+    assert made.get_valid_tactics() == [1, 2]  # its two kernels, in their order
 
 
 def test_a_plan_holds_the_whole_spec() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -149,7 +148,6 @@ def build(
             del made
             report.layers, report.claims = prepared.layers, prepared.claims
             manifest = prepared.manifest
-            gc.collect()
             if engine:
                 assert process is not None
                 clock.start("engine")

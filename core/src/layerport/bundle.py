@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,10 +91,11 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
 
     Its files count as checked: they were hashed just now.
     """
+    paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    with ThreadPoolExecutor() as pool:  # hashing does not hold Python's lock
+        digests = list(pool.map(digest, paths))
     files = {
-        path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        path.name: {"sha256": sha256, "bytes": path.stat().st_size} for path, sha256 in zip(paths, digests, strict=True)
     }
     text = json.dumps({"format": FORMAT, **content, "files": files}, indent=1, sort_keys=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -160,6 +160,26 @@ def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, forc
 
 @main.command()
 @click.argument("bundle")
+@click.option("--source", metavar="SOURCE", help="The model it was built from, to measure Torch beside it on a GPU.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="How long to measure each side.")
+@click.option("--cuda-graph", is_flag=True, help="Replay the engine as a CUDA graph.")
+@json_option
+@exits
+def bench(bundle: str, as_json: bool, **options: Any) -> int:
+    """Measure latency and throughput of BUNDLE on its samples."""
+    from layerport.commands import benching
+
+    report = benching.bench(bundle, **options)
+    if as_json:
+        _print_json(report)
+    else:
+        benching.print_bench(report)
+    return 0
+
+
+@main.command()
+@click.argument("bundle")
 @json_option
 @exits
 def inspect(bundle: str, as_json: bool) -> int:

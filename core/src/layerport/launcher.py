@@ -40,7 +40,7 @@ def require_driver() -> Any:
     try:
         (status,) = driver.cuInit(0)
     except RuntimeError as error:  # what cuda.pathfinder raises has this base
-        raise LayerportError(f"no NVIDIA driver on this machine: {error}", repair) from error
+        raise LayerportError("no NVIDIA driver on this machine", repair) from error
     if status != driver.CUresult.CUDA_SUCCESS:
         raise LayerportError(f"the NVIDIA driver cannot be used: {status.name}", repair)
     return driver

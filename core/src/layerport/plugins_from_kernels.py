@@ -48,7 +48,10 @@ def tensor_arguments(bound: BoundLayer) -> dict[str, TensorArg | None]:
 
 
 def choose_kernels(bound: BoundLayer) -> Choice:
-    """The kernels that may run here, up to the first that takes every shape."""
+    """The kernels that may run here, in the layer's order; none where there are shapes that none of them takes.
+
+    One after the first that takes every shape runs only where TensorRT measures it as the faster tactic.
+    """
     from layerport.tracing import trace_predicate
 
     layer = bound.layer
@@ -75,8 +78,8 @@ def choose_kernels(bound: BoundLayer) -> Choice:
                 continue
             guard = None
         chosen.append((kernel, match, guard))
-        if guard is None:
-            return Choice(tuple(chosen), tuple(reasons))
+    if any(guard is None for _, _, guard in chosen):
+        return Choice(tuple(chosen), tuple(reasons))
     if chosen:
         reasons.append(
             "no kernel takes every shape: "
@@ -90,6 +93,14 @@ def why_no_kernel(bound: BoundLayer, target: Target) -> str:
     if not bound.layer.kernels:
         return "the layer has no kernel"
     return "; ".join(choose_kernels(bound).reasons) or f"its pack gives no plugin for {target}"
+
+
+def why_not_chosen(bound: BoundLayer, spec: PluginSpec) -> tuple[str, ...]:
+    """For each kernel of a layer that its plugin at this place does not hold, the reason."""
+    held = {kernel.name for kernel in spec.kernels}
+    if spec.plugin_class is not None or held >= {kernel.name for kernel in bound.layer.kernels}:
+        return ()
+    return choose_kernels(bound).reasons
 
 
 def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:

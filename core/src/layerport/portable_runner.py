@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class PortableRunner:
     """Runs on the CPU, on NumPy arrays (ml_dtypes for bfloat16).  why: the reason that it is this one."""
 
+    on_gpu = False
+
     def __init__(self, bundle: Bundle, why: str) -> None:
         from layerport.adapters.onnxruntime_session import open_session
 

@@ -17,9 +17,11 @@ DEVICES = ("auto", "cpu", "cuda")
 class Runner(Protocol):
     """What runs a bundle.
 
-    description: what runs where, and why.  precision_note: what its numbers do not show, None where nothing.
+    on_gpu: whether it is the engine.  description: what runs where, and why.
+    precision_note: what its numbers do not show, None where nothing.
     """
 
+    on_gpu: bool
     description: str
     precision_note: str | None
 
@@ -59,6 +61,7 @@ class Session:
             raise UsageError(f"a session needs at least 1 context, got {contexts}", "leave contexts out")
         self.bundle = bundle
         runner = _runner(bundle, device, cuda_graph, contexts)
+        self.on_gpu = runner.on_gpu
         self.why = runner.description
         self.precision_note = runner.precision_note
         self.runner: Runner | None = runner

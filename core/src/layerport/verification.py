@@ -38,11 +38,12 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """The checks of all outputs; device says what ran, note what it does not show."""
+    """The checks of all outputs; device says what ran, note what it does not show, on_gpu whether it was the engine."""
 
     outputs: tuple[OutputCheck, ...]
     device: str
     note: str | None = None
+    on_gpu: bool = False
 
     @property
     def passed(self) -> bool:
@@ -55,6 +56,7 @@ class Verification:
             "passed": self.passed,
             "device": self.device,
             "note": self.note,
+            "on_gpu": self.on_gpu,
             "outputs": [one.to_json() for one in self.outputs],
         }
 
@@ -66,11 +68,14 @@ def verify(
 
     atol, rtol: None takes the tolerance of each output's dtype.  Raises as `load` does; a mismatch is an answer.
     """
-    session = bundle if isinstance(bundle, Session) else load(bundle, device=device)
+    if not isinstance(bundle, Session):
+        with load(bundle, device=device) as session:
+            return verify(session, atol=atol, rtol=rtol)
+    session = bundle
     inputs, expected = session.bundle.samples()
     got = session.run(inputs)
     checks = [compare(name, got.get(name), want, atol=atol, rtol=rtol) for name, want in expected.items()]
-    return Verification(tuple(checks), session.why, session.precision_note)
+    return Verification(tuple(checks), session.why, session.precision_note, session.on_gpu)
 
 
 def compare(

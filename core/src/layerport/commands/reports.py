@@ -30,7 +30,8 @@ def print_build(report: BuildReport) -> None:
     for warning in report.warnings:
         print(f"note: {warning}")
     if report.plan_bytes is not None:
-        print(f"engine: {report.plan_bytes / 2**20:.1f} MiB; no GPU has run it in this build")
+        ran = report.verification is not None and report.verification.on_gpu
+        print(f"engine: {report.plan_bytes / 2**20:.1f} MiB" + ("" if ran else "; no GPU has run it in this build"))
     if report.verification is not None:
         print_verification(report.verification)
     seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
@@ -102,6 +103,10 @@ def _print_layers(layers: list[dict[str, Any]]) -> None:
         ["layer", "version", "pack", "realised", "nodes", "why"],
         [[*key[:4], str(number), key[4]] for key, number in groups.items()],
     )
+    for layer, reason in dict.fromkeys(
+        (one["layer"], why) for one in layers for why in one.get("kernels_left_out", ())
+    ):
+        print(f"kernel left out of {layer}: {reason}")
 
 
 def _print_refused(claims: list[dict[str, Any]]) -> None:

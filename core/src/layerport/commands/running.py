@@ -22,12 +22,12 @@ def run_bundle(
     """
     from layerport.session import load
 
-    session = load(bundle, device=device)
-    arrays = _read(inputs, {port.name: port.dtype for port in session.bundle.inputs})
-    if not inputs:
-        arrays = session.bundle.samples()[0]
-    folder = _folder(out, [port.name for port in session.bundle.outputs], force)
-    outputs = session.run(arrays)
+    with load(bundle, device=device) as session:
+        arrays = _read(inputs, {port.name: port.dtype for port in session.bundle.inputs})
+        if not inputs:
+            arrays = session.bundle.samples()[0]
+        folder = _folder(out, [port.name for port in session.bundle.outputs], force)
+        outputs = session.run(arrays)
     report = {name: _summary(array) for name, array in outputs.items()}
     if folder is not None:
         for name, path in _write(outputs, folder).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -45,6 +46,7 @@ class BuildProcess:
     def build(self, request: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Build one plan; see `worker.build_plan`.  Raises BuildError for a failure and for a worker that died."""
         self._send({"command": "build", **request})
+        gc.collect()  # a model's modules refer to each other; their memory is given back while the worker is at work
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:

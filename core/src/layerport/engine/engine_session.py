@@ -54,6 +54,8 @@ class EngineRunner:
     trt: TensorRT's module; the flavour's own where None.  Raises BuildError with what TensorRT said.
     """
 
+    on_gpu = True
+
     def __init__(
         self,
         bundle: Bundle,
@@ -69,7 +71,7 @@ class EngineRunner:
             raise UsageError(f"a session needs at least 1 context, got {contexts}", "leave contexts out")
         self.precision_note: str | None = None
         self.gpu = gpu
-        self._bundle, self._plan = bundle, plan
+        self._bundle, self.plan = bundle, plan
         self._trt = flavours.load(plan.flavour) if trt is None else trt
         self._log = _logger(self._trt)
         self._runtime: Any = None
@@ -163,7 +165,7 @@ class EngineRunner:
         self._runtime = runtime
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise self._failure(f"TensorRT cannot open {self._plan.file}", mark)
+            raise self._failure(f"TensorRT cannot open {self.plan.file}", mark)
         return engine
 
     def _failure(self, what: str, mark: int) -> BuildError:
@@ -201,7 +203,7 @@ class EngineRunner:
         faults += [f"output {one.name} is in host memory" for one in found["OUTPUT"] if one.on_host]
         if faults:
             raise BuildError(
-                f"{self._plan.file} does not belong to the manifest of {self._bundle.folder}",
+                f"{self.plan.file} does not belong to the manifest of {self._bundle.folder}",
                 "build the bundle again",
                 faults=faults,
             )

@@ -22,7 +22,6 @@ class Plan:
     """A plan of a bundle: its file, its flavour, the layers that need a creator and the plugin classes of packs."""
 
     file: str
-    target: str
     flavour: str
     architectures: tuple[str, ...]
     version: str
@@ -40,9 +39,15 @@ def plan_for(bundle: Bundle, architecture: str, installed: Callable[[str], str |
         raise no_plan(bundle)
     faults = []
     for entry in entries:
-        fault = _fault(entry, architecture, installed)
-        if fault is None:
-            return _plan(bundle, entry)
+        try:
+            fault = _fault(entry, architecture, installed)
+            if fault is None:
+                return _plan(bundle, entry)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BuildError(
+                f"the manifest of {bundle.folder} has a target that cannot be read: {type(error).__name__}: {error}",
+                "build the bundle again",
+            ) from error
         faults.append(f"{entry['file']}: {fault}")
     raise BuildError(
         f"no plan of {bundle.folder} fits this machine",
@@ -95,7 +100,6 @@ def _plan(bundle: Bundle, entry: Mapping[str, Any]) -> Plan:
         raise BuildError(f"{bundle.folder} names a layer {wrong[0]!r:.80}", "build the bundle again")
     return Plan(
         entry["file"],
-        entry["target"],
         entry["flavour"],
         tuple(entry["architectures"]),
         entry["tensorrt"],

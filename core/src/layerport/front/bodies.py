@@ -144,7 +144,10 @@ def _culprit(uses: Sequence[tuple[LayerNode, Derivation]]) -> tuple[LayerNode, E
 def _function(node: LayerNode, graph: ir.Graph) -> ir.Function:
     """A function of a graph, with names of its own: equal bodies are then equal byte for byte."""
     constants = []
-    for value in list(graph.initializers.values()):
+    # `extract` hands them over in the order of a set, which is another one each time.
+    used = [value for inner in graph.all_nodes() for value in inner.inputs if value is not None]
+    order = {value: place for place, value in reversed(list(enumerate([*used, *graph.outputs])))}
+    for value in sorted(graph.initializers.values(), key=order.__getitem__):
         assert value.const_value is not None
         tensor = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
         constants.append(ir.node("Constant", [], attributes={"value": tensor}, outputs=[value]))

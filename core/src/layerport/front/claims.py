@@ -6,10 +6,11 @@ figures.  A wrong claim can therefore never change the numbers.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -288,17 +289,20 @@ def _raise_for_conflicts(claims: Iterable[Claim]) -> None:
 
 
 def _raise_for_misses(claims: Iterable[Claim], required: Collection[str], strict: bool) -> None:
-    missed = [
-        claim
+    claims = list(claims)
+    faults = [
+        f"{claim.path or '(root)'} ({claim.module_class}): {claim.status}: {claim.reason}"
         for claim in claims
         if claim.status != "claimed"
         and (strict or any(set(candidate.layers) & set(required) for candidate in claim.candidates))
     ]
-    if missed:
+    offered = {name for claim in claims for candidate in claim.candidates for name in candidate.layers}
+    faults += [f"{name}: its pack claims no module of this model" for name in required if name not in offered]
+    if faults:
         raise UsageError(
-            f"{len(missed)} claims do not hold",
+            f"claims that must hold do not: {len(faults)}",
             "mend the pack's export hook, or build without --claim and strict mode: such modules then stay as they are",
-            faults=[f"{claim.path} ({claim.module_class}): {claim.status}: {claim.reason}" for claim in missed[:20]],
+            faults=faults[:20],
         )
 
 
@@ -335,6 +339,7 @@ class ClaimedLayer(LayerModule):
             self._names: tuple[str, ...] | None = tuple(inspect.signature(module.forward).parameters)
         except (TypeError, ValueError):
             self._names = None
+        self.__dict__["forward"] = _like(module.forward, self.forward)
 
     def __getattr__(self, name: str) -> Any:
         # Modules around it may read its attributes (`self.norm.variance_epsilon`).
@@ -354,6 +359,16 @@ class ClaimedLayer(LayerModule):
                 "claim it with layerport.rewrite(forward, layers=...)",
             )
         return super().forward(*args[: self._most_inputs])
+
+
+def _like(original: Callable[..., Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward with the signature of the module's own, by which torch.export matches dynamic shapes to inputs."""
+
+    @functools.wraps(original)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return run
 
 
 def _in_order(names: tuple[str, ...] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -76,7 +78,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
             model, outputs = claimed.model, claimed.outputs
             claims = [one.to_json() for one in claimed.claims]
         start("export")
-        exported = export_model(source, model, packs.layers, outputs)
+        with _without_collection():
+            exported = export_model(source, model, packs.layers, outputs)
     dims = apply_ranges(exported.dims, wishes.ranges)
     if wishes.target.flavour != "portable":
         require_limits(dims, str(wishes.target))
@@ -103,6 +106,18 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "tools": {name: version for name in TOOLS if (version := _version(name))},
     }
     return Prepared(manifest, _profile(exported, dims), layers, claims)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Put the collection of cycles off: it walks the exporter's graphs again and again, 5% of an export's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _samples(
@@ -139,6 +154,8 @@ def _layer_entry(one: Realisation, packs: Packs) -> dict[str, Any]:
         "reason": one.reason,
         "plugin": one.spec.key if one.spec else None,
         "plugin_class": one.spec.plugin_class if one.spec else None,
+        "kernels": list(dict.fromkeys(kernel.name for kernel in one.spec.kernels)) if one.spec else [],
+        "kernels_left_out": list(one.left_out),
     }
 
 

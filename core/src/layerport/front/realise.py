@@ -13,7 +13,7 @@ from layerport.front.nodes import LayerNode
 from layerport.layers import Place
 from layerport.packs import Packs
 from layerport.plugin_spec import PluginSet, PluginSpec
-from layerport.plugins_from_kernels import why_no_kernel
+from layerport.plugins_from_kernels import why_no_kernel, why_not_chosen
 from layerport.targets import Target
 
 if TYPE_CHECKING:
@@ -26,12 +26,16 @@ PLUGIN, DECOMPOSED, FUNCTION = "plugin", "decomposed", "function"
 
 @dataclass(frozen=True)
 class Realisation:
-    """What became of one node: "plugin", "decomposed" into its body, or "function" in a portable bundle."""
+    """What became of one node: "plugin", "decomposed" into its body, or "function" in a portable bundle.
+
+    left_out: why a plugin holds this and that kernel of its layer not.
+    """
 
     node: LayerNode
     realised: str
     reason: str
     spec: PluginSpec | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def realise(
@@ -77,7 +81,8 @@ def realise(
         differing = {name: array for name, array in parameters.items() if array is not node.bound.parameters.get(name)}
         if differing:
             changed[node.name] = differing
-        results.append(Realisation(node, PLUGIN, "its kernel is built for " + ", ".join(target.architectures), spec))
+        reason = "its kernel is built for " + ", ".join(target.architectures)
+        results.append(Realisation(node, PLUGIN, reason, spec, why_not_chosen(bound, spec)))
     return results, PluginSet(specs, keys, changed)
 
 

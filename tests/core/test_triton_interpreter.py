@@ -1,0 +1,211 @@
+"""Triton kernels under the interpreter: what is right gives the right numbers, what is wrong is caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from torch import Tensor
+
+import layerport as lp
+from layerport.cache import KernelCache
+from layerport.dtypes import DType
+from layerport.errors import LayerportError, PackError, UsageError
+from layerport.packs import import_file
+from layerport.testing import run_kernel, triton_interpreter
+from triton_setup import (
+    BLOCK,
+    FUNCTIONS,
+    PACK,
+    build,
+    kernel,
+    launch_many,
+    line_of,
+    many,
+    passing,
+    reference,
+    shift_kernel,
+    tensors,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KernelCache:
+    return KernelCache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def pack() -> Any:
+    return import_file(str(PACK))
+
+
+def layer_of(name: str, number: list[int] = [0], **options: Any) -> lp.Layer:  # noqa: B006 - counts the layers
+    number[0] += 1
+    launch = options.pop("launch", None)
+
+    def clone(x: Tensor) -> Tensor:
+        return x.clone()
+
+    layer = lp.layer(f"triton_runs::layer_{number[0]}")(clone)
+    made = kernel(name, launch, **options)
+    layer.kernel(made.source, dtypes=("float32",), name=name)(made.launch)
+    return layer
+
+
+def run_fault(name: str, count: int = 100, *, kind: type[LayerportError] = PackError, **options: Any) -> str:
+    run = {key: options.pop(key) for key in ("order", "offset") if key in options}
+    with pytest.raises(kind) as caught:
+        run_kernel(layer_of(name, **options), np.arange(1, count + 1, dtype=np.float32), **run)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 200), (2, 1024), (7, 97)])
+@pytest.mark.parametrize("order", ["forward", 1])
+def test_numbers_agree_with_float64(pack: Any, dtype: Any, shape: tuple[int, ...], order: str | int) -> None:
+    random = np.random.default_rng(0)
+    x, weight = random.standard_normal(shape).astype(dtype), random.standard_normal(shape[-1]).astype(dtype)
+    got = run_kernel(pack.rms_norm, x, weight, 1e-5, order=order, offset=16)
+    assert got.dtype == x.dtype
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight.astype(np.float64)
+    allowed = {np.float32: 2e-6, np.float16: 2e-3, ml_dtypes.bfloat16: 1.6e-2}[dtype]
+    assert np.all(np.abs(got.astype(np.float64) - expected) <= allowed * (1e-3 + np.abs(expected)) + allowed * 1e-2)
+
+
+@pytest.mark.parametrize("absent", [True, False])
+@pytest.mark.parametrize("flag", [True, False])
+def test_every_kind_of_argument(absent: bool, flag: bool) -> None:
+    layer = lp.layer(f"triton_runs::many_{absent}_{flag}")(many)
+    made = shift_kernel()
+    layer.kernel(made.source, dtypes=made.dtypes, name="shift")(launch_many)  # type: ignore[arg-type]
+    x = np.arange(100, dtype=np.float32)
+    bias = None if absent else x * 3
+    got = run_kernel(layer, x, bias, flag, 2.5, 7)
+    values = x if bias is None else x + bias
+    assert np.array_equal(got, (values * 2.5 if flag else values) + 7)
+
+
+def test_numbers_have_the_types_that_they_have_when_compiled(store: KernelCache) -> None:
+    layer = lp.layer("triton_runs::scaled")(reference)
+    made = kernel("scaled", lambda x, y: lp.Launch(grid=1, args=(x, y, x.numel(), 1.0009765625)))
+    layer.kernel(made.source, dtypes=("float16",))(made.launch)
+    x = np.full(3, 1000, np.float16)
+    # In float16, 1000 * 1.0009765625 + 1 would be 1001.5 or 1002, and 3 * 2000000000 in 32 bits is below 3.
+    assert run_kernel(layer, x).tolist() == [np.float16(1000 * 1.0009765625 + 1)] * 3
+    build(layer.kernels[0], store, of=tensors(3, dtype=DType.FLOAT16))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "without_mask",
+            "    tl.store(y + places, tl.load(x + places), mask=places < n)",
+            "reads 28 elements out of bounds, the first at x[100], which has 100 elements",
+        ),
+        (
+            "store_without_mask",
+            "    tl.store(y + places, tl.load(x + places, mask=places < n))",
+            "writes 28 elements out of bounds, the first at output[100], which has 100 elements",
+        ),
+        (
+            "count",
+            "    tl.atomic_add(y + places * 0 + n, tl.load(x + places, mask=places < n, other=0.0))",
+            "writes 64 elements out of bounds, the first at output[100], which has 100 elements",
+        ),
+    ],
+)
+def test_an_access_out_of_bounds_is_caught_at_its_line(name: str, line: str, said: str) -> None:
+    text = run_fault(name)
+    assert f"kernel {name}: {FUNCTIONS}:{line_of(line)}: {said}" in text
+
+
+def test_an_output_that_is_left_unwritten_is_caught() -> None:
+    text = run_fault("copy", launch=lambda x, y: lp.Launch(grid=x.numel() // BLOCK, args=(x, y, x.numel())))
+    assert "kernel copy leaves elements of its outputs unwritten" in text
+    assert "output: 36 of 100 elements, the first at [64]" in text
+
+
+def test_an_input_that_is_written_is_caught() -> None:
+    assert "kernel overwrite writes its input x" in run_fault("overwrite")
+
+
+def test_masked_lanes_without_a_value_are_poisoned() -> None:
+    x = np.ones(10, np.float32)
+    launch = passing("x", "y", 10)
+    assert np.isnan(run_kernel(layer_of("total_of_undefined", launch=launch), x)).all()
+    assert np.array_equal(run_kernel(layer_of("copy", launch=launch), x), x)
+
+
+def test_programs_run_in_the_order_that_is_asked_for() -> None:
+    layer = layer_of("last_program_wins", launch=lambda x, y: lp.Launch(grid=(2, 3), args=(x, y, x.numel())))
+    x = np.ones(8, np.float32)
+    assert set(run_kernel(layer, x)) == {1.0}
+    assert set(run_kernel(layer, x, order="backward")) == {0.0}
+    assert {float(run_kernel(layer, x, order=seed)[0]) for seed in range(6)} == {0.0, 1.0}
+    with pytest.raises(UsageError, match="order 'sideways' is unknown"):
+        run_kernel(layer, x, order="sideways")
+
+
+def test_a_function_that_fails_under_the_interpreter_shows_its_line() -> None:
+    text = run_fault("does_not_compile", launch=passing("x", "y", 64), count=64)
+    line = "    tl.store(y + places, tl.load(x + places) + tl.arange(0, BLOCK * 2))"
+    assert f"{FUNCTIONS}:{line_of(line)}: ValueError" in text
+
+
+def test_arguments_are_counted_under_the_interpreter_too() -> None:
+    assert "it takes 3 arguments that are no constexprs (x, y, n), 2 are passed" in run_fault(
+        "copy", launch=passing("x", "y")
+    )
+    assert "it has no constexpr BLOK, its parameters are x, y, n, BLOCK" in run_fault("copy", constexprs={"BLOK": 1})
+
+
+def test_an_address_that_the_launcher_refuses_is_refused() -> None:
+    assert "offset 4 is no multiple of 16 bytes" in run_fault("copy", offset=4, kind=UsageError)
+    x = np.arange(100, dtype=np.float32)
+    assert np.array_equal(run_kernel(layer_of("copy", alignment=4), x, offset=4), x)
+
+
+def test_what_a_kernel_prints_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.arange(10, dtype=np.float32)
+    assert np.array_equal(run_kernel(layer_of("prints", launch=passing("x", "y", 10)), x), x)
+    assert "from the kernel" in capsys.readouterr().out
+
+
+def test_a_function_made_in_a_function_cannot_be_found_by_the_interpreter() -> None:
+    namespace: dict[str, Any] = {}
+    local = FUNCTIONS.parent / "triton_local.py"
+    exec(compile(local.read_text(), str(local), "exec"), namespace)
+    layer = lp.layer("triton_runs::local")(reference)
+    layer.kernel(lp.triton(namespace["make"](), constexprs={"BLOCK": 64}), dtypes=("float32",))(
+        lambda x, y: lp.Launch(grid=1, args=(x, y, 10))
+    )
+    with pytest.raises(PackError, match=r"make.<locals>.inner is made inside another function") as caught:
+        run_kernel(layer, np.ones(10, np.float32))
+    assert "define it at the top of a module" in str(caught.value)
+
+
+def test_a_run_that_does_not_end_is_ended_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.ones(10, np.float32)
+    layer = layer_of("copy", launch=passing("x", "y", 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_interpreter, "_RUN_LIMIT", 0.0)
+        with pytest.raises(PackError, match=r"kernel copy did not end within 0 s"):
+            run_kernel(layer, x)
+    assert np.array_equal(run_kernel(layer, x), x)
+
+
+def test_an_interpreter_that_dies_is_an_error_and_the_next_one_works() -> None:
+    x = np.ones(10, np.float32)
+    layer = layer_of("copy", launch=passing("x", "y", 10))
+    run_kernel(layer, x)
+    process = triton_interpreter._worker().process
+    process.kill()
+    process.wait()
+    with pytest.raises(PackError, match="kernel copy: the interpreter's process ended with -9"):
+        run_kernel(layer, x)
+    assert np.array_equal(run_kernel(layer, x), x)
