@@ -223,7 +223,6 @@ def test_a_claim_that_is_required_and_does_not_hold() -> None:
         assert caught.value.faults[0].startswith("inner (SmallScale): refused: lp_claims::double of Pack")
         assert "(relative), 0.0001 is allowed" in caught.value.faults[0]
         assert "mend the pack's export hook" in str(caught.value.repair)
-    claim(Holder(SmallScale()), on(SmallScale, double.bind), required=["lp_claims::add"])
 
 
 def test_a_refused_layer_is_not_asked_for() -> None:
