@@ -33,24 +33,21 @@ def alive(pid: int) -> bool:
 
 def test_a_builder_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pids: list[int] = []
-    start = child.BuildProcess.__init__
+    send = child.BuildProcess._send
 
-    def remember(self: Any, flavour: str) -> None:
-        start(self, flavour)
-        pids.append(self.pid)
+    def send_and_kill(self: Any, message: Any) -> None:
+        send(self, message)
+        if message["command"] == "build":
+            pids.append(self.pid)
+            os.kill(self.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(child.BuildProcess, "__init__", remember)
-
-    def kill(stage: str, event: dict[str, Any] | None) -> None:
-        if event is not None and event["event"] == "phase":
-            os.kill(pids[0], signal.SIGKILL)
-
+    monkeypatch.setattr(child.BuildProcess, "_send", send_and_kill)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with pytest.raises(BuildError) as caught:
-        building.build(net(), tmp_path / "a.lp", target=ENGINE, packs=[SMALL], progress=kill)
-    assert not list(temporary.iterdir())
+        building.build(net(), tmp_path / "a.lp", target=ENGINE, packs=[SMALL])
+    assert not list(temporary.glob("layerport-*"))
     assert caught.value.fault == "the build process died with signal 9 (SIGKILL); nothing was written"
     assert "usually the system for want of memory" in str(caught.value.repair)
     assert list(tmp_path.iterdir()) == [temporary]

@@ -228,9 +228,9 @@ class EngineRunner:
     def _context(self, own_graphs: bool) -> Any:
         mark = self._log.mark()
         if own_graphs:
-            config = self._engine.create_runtime_config()
-            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self._engine.create_execution_context(config)
+            runtime_config = self._engine.create_runtime_config()
+            runtime_config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = self._engine.create_execution_context(runtime_config)
         else:
             context = self._engine.create_execution_context()
         if context is None:
