@@ -120,7 +120,7 @@ def test_explain(tmp_path: Path) -> None:
         (
             2,
             ["build", SOURCE, "-o", "{}", "--range", "rows", "--target", "portable"],
-            "'rows' is not NAME=MIN..OPT..MAX",
+            "'rows' is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX",
         ),
         (2, ["build", SOURCE], "Missing option '-o'"),
         (2, ["inspect", "{}"], "is not a bundle: it has no manifest.json"),

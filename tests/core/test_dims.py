@@ -19,10 +19,10 @@ def test_all_unreadable_ranges_at_once() -> None:
         parse_ranges(["s=1-8", "=1..2", "s=1..2", "s=1..4", "s=-1..2"])
     assert caught.value.fault == "ranges cannot be read"
     assert caught.value.faults == (
-        "'s=1-8' is not NAME=MIN..OPT..MAX",
-        "'=1..2' is not NAME=MIN..OPT..MAX",
+        "'s=1-8' is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX",
+        "'=1..2' is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX",
         "dim s is given twice",
-        "'s=-1..2' is not NAME=MIN..OPT..MAX",
+        "'s=-1..2' is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX",
     )
     assert caught.value.repair == "write them like --range sequence=1..64..512"
 
@@ -62,7 +62,10 @@ def test_an_engine_needs_a_greatest_size() -> None:
     with pytest.raises(UsageError) as caught:
         require_limits(DIMS, "rtx:sm_89")
     assert caught.value.fault == ("target rtx:sm_89 needs a greatest size for every dynamic dim; none is known for s")
-    assert caught.value.repair == "add for example --range s=4..16..512, or state max in torch.export.Dim"
+    assert (
+        caught.value.repair
+        == "add for example --range s=4..16..512, or state max in torch.export.Dim where the source is a Torch model"
+    )
 
 
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99))

@@ -23,7 +23,7 @@ WORKING = {
     "tensorrt_rtx": {"version": "1.7.1"},
     "tensorrt": {"error": "not installed", "absent": True},
 }
-LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "cuda-core", "cuda-bindings")
+LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "cuda-bindings")
 VERSIONS = dict.fromkeys(LIBRARIES, "99.0")
 
 

@@ -159,3 +159,34 @@ def test_an_argument_left_away_has_its_default_in_the_backward_pass_too() -> Non
         gradients.append(x.grad)
     assert gradients[0] is not None
     assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+
+
+@lp.layer("lp_operator_outputs::two")
+def two(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x + 1  # type: ignore[return-value]
+
+
+@lp.layer("lp_operator_outputs::one")
+def one(x: Tensor) -> Tensor:
+    return (x + 1, x + 2)  # type: ignore[return-value]
+
+
+@lp.layer("lp_operator_outputs::nothing")
+def nothing(x: Tensor) -> Tensor:
+    x + 1  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("layer", "returned", "wanted"),
+    [
+        (two, "Tensor", "a tuple of 2 tensors"),
+        (one, "a tuple of Tensor, Tensor", "a tensor"),
+        (nothing, "NoneType", "a tensor"),
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_wrong_number_of_outputs(layer: lp.Layer, returned: str, wanted: str, grad: bool) -> None:
+    """Torch's dispatcher ends the process where it meets this."""
+    with pytest.raises(lp.UsageError) as caught:
+        layer(torch.ones(3, requires_grad=grad))
+    assert f"its reference returned {returned}, its annotation says {wanted}" in caught.value.fault

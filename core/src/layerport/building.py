@@ -147,6 +147,7 @@ def build(
             )
             del made
             report.layers, report.claims = prepared.layers, prepared.claims
+            report.warnings += prepared.warnings
             manifest = prepared.manifest
             if engine:
                 assert process is not None

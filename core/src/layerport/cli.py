@@ -121,8 +121,8 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
 @main.command()
 @click.argument("bundle")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--atol", type=float, help="Absolute tolerance; default by dtype.")
-@click.option("--rtol", type=float, help="Relative tolerance; default by dtype.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance; default by dtype.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance; default by dtype.")
 @json_option
 @exits
 def verify(bundle: str, device: str, atol: float | None, rtol: float | None, as_json: bool) -> int:

@@ -51,13 +51,13 @@ class Port:
 
 
 def parse_ranges(texts: Iterable[str]) -> dict[str, tuple[int, int | None, int]]:
-    """`NAME=MIN..OPT..MAX` (OPT may be left out) by name.  Raises UsageError with all faults."""
+    """`NAME=MIN..USUAL..MAX` (USUAL may be left out) by name.  Raises UsageError with all faults."""
     found: dict[str, tuple[int, int | None, int]] = {}
     faults = []
     for text in texts:
         match = _RANGE.fullmatch(text.strip())
         if match is None:
-            faults.append(f"{text!r} is not NAME=MIN..OPT..MAX")
+            faults.append(f"{text!r} is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX")
         elif match["name"] in found:
             faults.append(f"dim {match['name']} is given twice")
         else:
@@ -105,5 +105,5 @@ def require_limits(dims: Mapping[str, DimRange], target: str) -> None:
         raise UsageError(
             f"target {target} needs a greatest size for every dynamic dim; none is known for "
             + ", ".join(dim.name for dim in open_ended),
-            f"add for example {options}, or state max in torch.export.Dim",
+            f"add for example {options}, or state max in torch.export.Dim where the source is a Torch model",
         )

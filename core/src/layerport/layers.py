@@ -110,7 +110,7 @@ class Layer:
                 Kernel(
                     name=name or f"{self.short_name}_{len(self._kernels)}",
                     source=source,
-                    dtypes=tuple(dtypes),
+                    dtypes=dtypes,  # type: ignore[arg-type]
                     launch=launch,
                     when=when,
                 )

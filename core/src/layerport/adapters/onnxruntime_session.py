@@ -14,7 +14,7 @@ import onnxruntime
 from layerport.adapters.onnx_dtypes import from_dtype
 from layerport.dims import Port
 from layerport.dtypes import DType
-from layerport.errors import BuildError
+from layerport.errors import BuildError, UsageError
 
 _SIMPLE = frozenset(
     ["float32", "float64", "float16", "bool"]
@@ -44,7 +44,7 @@ def open_session(model: Path) -> tuple[Any, str | None]:
 
 def _open(model: Path) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would log, it also raises
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
@@ -65,7 +65,13 @@ def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]
     names = [one.name for one in session.get_outputs()]
     for name in names:
         binding.bind_output(name)
-    session.run_with_iobinding(binding)
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:
+        raise UsageError(
+            f"ONNX Runtime fails on these inputs: {str(error).strip().splitlines()[0]}",
+            "look at the values: an index may be out of its range",
+        ) from error
     stated = {port.name: DType(port.dtype) for port in outputs}
     return {name: _array(value, stated[name]) for name, value in zip(names, binding.get_outputs(), strict=True)}
 

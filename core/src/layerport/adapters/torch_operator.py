@@ -71,14 +71,22 @@ def _without_aliases(layer: Layer) -> Callable[..., Any]:
     Asked at each call, because what a function returns may depend on shapes, strides and dtypes; so by Torch's own
     check, written in C++.  Inference tensors do not record views, and it compares storages.
     """
+    count = layer.signature.outputs
     reference, shares = layer.reference, _torch._any_output_is_alias_to_input_or_output
 
     def run(*args: Any) -> Any:
         result = reference(*args)
+        if not isinstance(result, torch.Tensor):
+            raise _wrong_outputs(layer, result)
         return result.clone() if shares(args, None, (result,)) else result
 
     def run_several(*args: Any) -> Any:
-        results = tuple(reference(*args))
+        results = reference(*args)
+        if not isinstance(results, (tuple, list)) or len(results) != count:
+            raise _wrong_outputs(layer, results)
+        results = tuple(results)
+        if not all(isinstance(item, torch.Tensor) for item in results):
+            raise _wrong_outputs(layer, results)
         if not shares(args, None, results):
             return results
         outputs: list[torch.Tensor] = []
@@ -86,7 +94,18 @@ def _without_aliases(layer: Layer) -> Callable[..., Any]:
             outputs.append(item.clone() if shares((*args, *outputs), None, (item,)) else item)
         return tuple(outputs)
 
-    return run if layer.signature.outputs == 1 else run_several
+    return run if count == 1 else run_several
+
+
+def _wrong_outputs(layer: Layer, result: Any) -> UsageError:
+    """Raised before the dispatcher sees the result: it ends the process where the number of outputs is wrong."""
+    kinds = ", ".join(type(item).__name__ for item in (result if isinstance(result, (tuple, list)) else [result]))
+    wanted = "a tensor" if layer.signature.outputs == 1 else f"a tuple of {layer.signature.outputs} tensors"
+    given = f"a {type(result).__name__} of {kinds}" if isinstance(result, (tuple, list)) else kinds
+    return UsageError(
+        f"layer {layer.name} ({layer.origin}): its reference returned {given}, its annotation says {wanted}",
+        "return what the annotation says, or correct the annotation",
+    )
 
 
 def _register_autograd(layer: Layer, library: Any) -> None:

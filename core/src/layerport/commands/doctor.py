@@ -141,7 +141,6 @@ def _compilers(probe: Mapping[str, Any]) -> list[Finding]:
     nvrtc, headers = probe["nvrtc"], probe["headers"]
     packaged = _installed("nvidia-cuda-nvrtc") or _installed("nvidia-cuda-nvrtc-cu12")
     return [
-        _library("CUDA for Python", ("cuda-core",), "compile CUDA kernels", _BUILD),
         _library("CUDA bindings", ("cuda-bindings",), "compile and launch CUDA kernels", _BUILD),
         Finding(
             "CUDA compiler (NVRTC)",
@@ -201,7 +200,7 @@ def _devices(probe: Mapping[str, Any]) -> list[Finding]:
 
 def _abilities(found: Mapping[str, Finding], probe: Mapping[str, Any]) -> list[dict[str, Any]]:
     export = ("Torch", "ONNX", "ONNX exporter", "onnx-ir", "ONNX Runtime")
-    kernels = ("CUDA for Python", "CUDA bindings", "CUDA compiler (NVRTC)", "CUDA headers")
+    kernels = ("CUDA bindings", "CUDA compiler (NVRTC)", "CUDA headers")
     device = ("CUDA bindings", "NVIDIA driver", "GPU")
     rows = [
         ("build a portable bundle from a Torch model", export),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from layerport.commands.tables import print_table
+from layerport.errors import UsageError
 
 
 def explain(
@@ -29,7 +31,13 @@ def explain(
     loaded = pack_host.load(*packs)
     if layer is not None:
         loaded.layer(layer)
-    claimed = claim_layers(open_source(source, inputs=inputs, ranges=ranges), loaded)
+    made = open_source(source, inputs=inputs, ranges=ranges)
+    if isinstance(made.model, Path):
+        raise UsageError(
+            f"nothing is claimed in {source}: the layers of an .onnx file are nodes already",
+            "build it; the table of layers says what became of each",
+        )
+    claimed = claim_layers(made, loaded)
     rows = []
     for claim in claimed.claims:
         if layer is not None and not any(layer in candidate.layers for candidate in claim.candidates):

@@ -97,7 +97,7 @@ def _print_layers(layers: list[dict[str, Any]]) -> None:
         key = (one["layer"], str(one["version"]), pack, one["realised"], one["reason"])
         groups[key] = groups.get(key, 0) + 1
     if not groups:
-        print("no module of the model is a layer of an installed pack")
+        print("the model has no layer of an installed pack")
         return
     print_table(
         ["layer", "version", "pack", "realised", "nodes", "why"],

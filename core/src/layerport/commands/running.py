@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,12 @@ def print_result(result: Mapping[str, Any]) -> None:
     print_table(
         ["output", "type", "min", "max", "mean", "file"],
         [
-            [name, f"{one['dtype']}{one['shape']}", one["min"], one["max"], one["mean"], one.get("file", "not written")]
+            [
+                name,
+                f"{one['dtype']}{one['shape']}",
+                *("" if one[figure] is None else f"{one[figure]:.6g}" for figure in ("min", "max", "mean")),
+                one.get("file", "not written"),
+            ]
             for name, one in result["outputs"].items()
         ],
     )
@@ -71,6 +77,8 @@ def _read(inputs: Sequence[str], dtypes: Mapping[str, str]) -> dict[str, Any]:
         if not isinstance(array, np.ndarray):
             faults.append(f"{name}: {file} holds several arrays")
             continue
+        if name in arrays:
+            faults.append(f"{name} is given twice")
         wanted = dtypes.get(name)
         if wanted in _CARRIERS and array.dtype.name == _CARRIERS[wanted]:
             array = array.view(DType(wanted).to_numpy())
@@ -84,6 +92,10 @@ def _folder(out: str | None, names: Sequence[str], force: bool) -> Path | None:
     if out is None:
         return None
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"{folder} is a file, not a folder", "name a folder with -o; each output becomes NAME.npy in it"
+        )
     existing = [f"{name}.npy" for name in names if (folder / f"{name}.npy").exists()]
     if existing and not force:
         raise UsageError(f"{folder} has {', '.join(existing)} already, kept", "choose another folder, or add --force")
@@ -115,6 +127,11 @@ def _write(outputs: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     return paths
 
 
+def finite(value: Any) -> float | None:
+    """A figure for JSON, which has no infinities and no NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
 def _summary(array: Any) -> dict[str, Any]:
     import numpy as np
 
@@ -123,5 +140,5 @@ def _summary(array: Any) -> dict[str, Any]:
     return {
         "dtype": array.dtype.name,
         "shape": list(array.shape),
-        **{name: f"{figures[name]:.6g}" if name in figures else "" for name in ("min", "max", "mean")},
+        **{name: finite(figures.get(name)) for name in ("min", "max", "mean")},
     }

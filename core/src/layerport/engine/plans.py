@@ -58,9 +58,7 @@ def plan_for(bundle: Bundle, architecture: str, installed: Callable[[str], str |
 
 def no_plan(bundle: Bundle) -> BuildError:
     """What is said of a bundle without an engine."""
-    return BuildError(
-        f"{bundle.folder} holds no engine, it is portable", "build it with a target such as rtx:sm_89,sm_120"
-    )
+    return BuildError("the bundle holds no engine, it is portable", "build it with a target such as rtx:sm_89,sm_120")
 
 
 def _fault(entry: Mapping[str, Any], architecture: str, installed: Callable[[str], str | None]) -> str | None:

@@ -76,7 +76,7 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
         except Exception as error:
             raise BuildError(
                 f"torch.onnx cannot translate {source.name}{module_of_node(error)}: {first_line(innermost(error))}",
-                "make the operator that it names a layer of a pack, or replace it in the model",
+                "name the pack of the operator (--pack, packs=), make it a layer of a pack, or replace it in the model",
             ) from error
     assert exported is not None
     graph = exported.model

@@ -62,6 +62,17 @@ def is_layer_node(node: ir.Node, model: ir.Model, packs: Packs) -> bool:
     return owned or node.op_identifier() not in model.functions
 
 
+def unknown_layers(model: ir.Model, packs: Packs) -> dict[str, int]:
+    """How many nodes a file has of each custom operator that it defines itself and no installed pack provides."""
+    owned = {layer.namespace for layer in packs.layers}
+    found: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        if node.op_identifier() in model.functions and node.domain not in owned:
+            name = f"{node.domain}::{node.op_type}"
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
 def layer_node(node: ir.Node, packs: Packs) -> LayerNode:
     """One node as a layer; raises as `layer_nodes` does."""
     return _layer_node(node, packs.layer(f"{node.domain}::{node.op_type}"))

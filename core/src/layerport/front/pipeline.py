@@ -14,12 +14,13 @@ import torch
 
 from layerport import bundle as bundles
 from layerport.dims import DimRange, apply_ranges, require_limits
+from layerport.errors import UsageError
 from layerport.expressions import parse
 from layerport.front import onnx_files
 from layerport.front.bodies import Bodies
 from layerport.front.claims import claim_layers
 from layerport.front.export import ExportedModel, export_model
-from layerport.front.nodes import layer_nodes
+from layerport.front.nodes import layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
 from layerport.front.samples import torch_samples, write_samples
@@ -55,6 +56,7 @@ class Prepared:
     profile: dict[str, list[list[int]]]
     layers: list[dict[str, Any]]
     claims: list[dict[str, Any]]
+    warnings: list[str]
 
 
 def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: Callable[[str], None]) -> Prepared:
@@ -63,7 +65,13 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     start: told of each stage.  Raises UsageError, PackError and BuildError.
     """
     claims: list[dict[str, Any]] = []
+    warnings: list[str] = []
     outputs: Any = None
+    if not isinstance(source.model, torch.nn.Module) and (wishes.claim or wishes.no_claim):
+        raise UsageError(
+            f"nothing is claimed in {source.name}: it is no nn.Module, its layers are nodes already",
+            "leave --claim and --no-claim away; --decompose takes layers out of the engine",
+        )
     if isinstance(source.model, Path):
         start("export")
         exported = onnx_files.read_model(source.model, wishes.ranges, packs)
@@ -74,6 +82,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
             with torch.no_grad():
                 outputs = model.module()(*source.args, **source.kwargs)
         else:
+            if model.training:
+                warnings.append("the model is in training mode; its copy is built in eval mode")
             claimed = claim_layers(source, packs, required=wishes.claim, refused=wishes.no_claim, strict=wishes.strict)
             model, outputs = claimed.model, claimed.outputs
             claims = [one.to_json() for one in claimed.claims]
@@ -81,9 +91,14 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         with _without_collection():
             exported = export_model(source, model, packs.layers, outputs)
     dims = apply_ranges(exported.dims, wishes.ranges)
+    _check_example(exported.dims, dims)
     if wishes.target.flavour != "portable":
         require_limits(dims, str(wishes.target))
     nodes = layer_nodes(exported.model, packs)
+    warnings += [
+        f"{count} nodes {name} are built from their bodies: no installed pack provides that layer"
+        for name, count in unknown_layers(exported.model, packs).items()
+    ]
     bodies = Bodies(dims)
     bodies.attach(exported.model, nodes)
     start("compile")
@@ -105,7 +120,20 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "targets": [],
         "tools": {name: version for name in TOOLS if (version := _version(name))},
     }
-    return Prepared(manifest, _profile(exported, dims), layers, claims)
+    return Prepared(manifest, _profile(exported, dims), layers, claims, warnings)
+
+
+def _check_example(exported: Mapping[str, DimRange], dims: Mapping[str, DimRange]) -> None:
+    """Raise UsageError where the user's ranges leave out the example inputs, which are the samples to verify with."""
+    faults = [
+        f"dim {name}: the example has {exported[name].opt}, --range says {dim.min}..{dim.max}"
+        for name, dim in dims.items()
+        if not dim.min <= exported[name].opt <= (exported[name].opt if dim.max is None else dim.max)
+    ]
+    if faults:
+        raise UsageError(
+            "the ranges leave out the example inputs", "widen them, or give other example inputs", faults=faults
+        )
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from layerport.packs import import_file
 
 REPAIR = (
     "a source is 'module:callable', 'file.py:callable' or a .onnx file; a callable returns (module, args), "
-    "(module, args, dynamic_shapes) or a module, args being a tuple of example inputs or a dict of keyword inputs"
+    "(module, args, dynamic_shapes) or a module, args being a tuple of example inputs or a dict of keyword inputs; "
+    "a bare module takes them from --input NAME=DTYPE:DIMS"
 )
 
 
