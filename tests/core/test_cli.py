@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from layerport import bundle as bundles
 from layerport.cli import main
+from layerport.parameters import Parameters
 from small_models import sample
 from small_setup import MODELS, SMALL, Built
 
@@ -71,12 +72,24 @@ def test_inspect(engine_bundle: Built) -> None:
         assert text in shown.stdout
 
 
-def test_verify_says_yes_and_no(engine_bundle: Built) -> None:
+def test_verify_says_yes_and_no(engine_bundle: Built, tmp_path: Path) -> None:
     assert answer("verify", engine_bundle.path)["passed"] is True
     shown = run("verify", engine_bundle.path)
     assert "verify: passed" in shown.stdout
-    strict = run("verify", engine_bundle.path, "--atol", "-1", "--rtol", "0")
-    assert (strict.exit_code, "FAILED" in strict.stdout) == (1, True)
+    other = engine_bundle.copy(tmp_path / "other.lp")
+    samples = Parameters.load(other / bundles.SAMPLES)
+    wrong = samples.replace(**{"output.output": samples["output.output"] + np.float32(0.01)})
+    wrong.save(other / bundles.SAMPLES)
+    manifest = json.loads((other / bundles.MANIFEST).read_text())
+    manifest["files"][bundles.SAMPLES] = {
+        "sha256": bundles.digest(other / bundles.SAMPLES),
+        "bytes": (other / bundles.SAMPLES).stat().st_size,
+    }
+    (other / bundles.MANIFEST).write_text(json.dumps(manifest))
+    refused = run("verify", other)
+    assert (refused.exit_code, "FAILED" in refused.stdout) == (1, True)
+    assert run("verify", other, "--atol", "0.02").exit_code == 0
+    assert run("verify", other, "--atol", "-1").exit_code == 2
 
 
 def test_run(engine_bundle: Built, tmp_path: Path) -> None:
