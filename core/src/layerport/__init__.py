@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerport.building import BuildReport, build
     from layerport.bundle import Bundle
+    from layerport.dispatch import Dispatch, explain_dispatch
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
     from layerport.expressions import cdiv, maximum, minimum, next_power_of_2, where
     from layerport.hookspecs import hookimpl, hookspec
@@ -31,6 +32,7 @@ _HOMES = {
     "BuildError": "errors",
     "BuildReport": "building",
     "Bundle": "bundle",
+    "Dispatch": "dispatch",
     "Launch": "kernels",
     "Layer": "layers",
     "LayerportError": "errors",
@@ -46,6 +48,7 @@ _HOMES = {
     "build": "building",
     "cdiv": "expressions",
     "cuda": "kernels",
+    "explain_dispatch": "dispatch",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
     "layer": "layers",
@@ -65,6 +68,7 @@ __all__ = [
     "BuildError",
     "BuildReport",
     "Bundle",
+    "Dispatch",
     "Launch",
     "Layer",
     "LayerportError",
@@ -80,6 +84,7 @@ __all__ = [
     "build",
     "cdiv",
     "cuda",
+    "explain_dispatch",
     "hookimpl",
     "hookspec",
     "layer",

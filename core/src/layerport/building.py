@@ -211,7 +211,7 @@ def _engine(
 def _target(target: str | Target | None) -> tuple[Target, str]:
     if target is None:
         return flavours.default_target()
-    return Target.parse(target) if isinstance(target, str) else target, "asked for"
+    return Target.parse(str(target)), "asked for"
 
 
 class _Clock:

@@ -19,6 +19,7 @@ from layerport.signature import Signature
 if TYPE_CHECKING:
     import torch
 
+    from layerport.adapters.torch_cuda import CudaOperator
     from layerport.adapters.torch_shapes import Derivation, TensorShape
     from layerport.conversion import Step
     from layerport.kernels import CudaSource, Kernel
@@ -58,6 +59,7 @@ class Layer:
         self._kernels: list[Kernel] = []
         self._operator: Any = None
         self._direct: Any = None
+        self._cuda: CudaOperator | None = None
         self._is_compiling: Callable[[], bool] = bool
         functools.update_wrapper(self, reference)
         from layerport.adapters.torch_operator import register_operator

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layerport.dispatch import show_dtypes
 from layerport.dtypes import DType
 from layerport.expressions import Const, Expr, Symbol
 from layerport.kernels import Kernel, TensorArg
@@ -66,9 +67,9 @@ def choose_kernels(bound: BoundLayer) -> Choice:
             (one for one in combinations if all(one[name] == present[name] for name in names & set(present))), None
         )
         if match is None:
-            stated = " | ".join(_show(one) for one in combinations)
+            stated = " | ".join(show_dtypes(one) for one in combinations)
             reasons.append(
-                f"{kernel.name} takes {stated}, here are {_show({n: present[n] for n in present if n in names})}"
+                f"{kernel.name} takes {stated}, here are {show_dtypes({n: present[n] for n in present if n in names})}"
             )
             continue
         guard = trace_predicate(kernel, layer.signature, tensors, bound.parameters.attributes, layer=layer.name)
@@ -136,9 +137,3 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
         for (symbol, rule), digests in by_launch.items():
             kernels.append(KernelCode(kernel.name, symbol, rule, digests, guard))
     return PluginSpec.of(bound, kernels=tuple(kernels), images=images)
-
-
-def _show(dtypes: Mapping[str, DType]) -> str:
-    if len(set(dtypes.values())) == 1:
-        return next(iter(dtypes.values())).value
-    return "(" + ", ".join(f"{name} {dtype.value}" for name, dtype in dtypes.items()) + ")"

@@ -9,18 +9,22 @@ from layerport.errors import UsageError
 
 RTX_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 FLAVOURS = ("rtx", "tensorrt", "portable")
+TORCH = "torch"  # no engine: the target of a conversion for the Torch operator on a GPU
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A flavour (`rtx`, `tensorrt`, `portable`) and the GPU architectures an engine is for, in ascending order."""
+    """A flavour (`rtx`, `tensorrt`, `portable`) and the GPU architectures an engine is for, in ascending order.
+
+    `torch` and one architecture stand for a GPU on which the Torch operator runs a kernel; no engine is built for it.
+    """
 
     flavour: str
     architectures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.flavour not in FLAVOURS:
+        if self.flavour not in (*FLAVOURS, TORCH):
             raise UsageError(
                 f"target flavour {self.flavour!r} is not known",
                 f"use one of {', '.join(FLAVOURS)}, for example rtx:sm_89,sm_120",
@@ -53,8 +57,13 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """A target from its text, `flavour[:sm_NN,sm_NN]`.  Raises UsageError."""
+        """The target of an engine from its text, `flavour[:sm_NN,sm_NN]`.  Raises UsageError."""
         flavour, _, rest = text.partition(":")
+        if flavour.strip() == TORCH:
+            raise UsageError(
+                f"target {text} is no engine",
+                f"use one of {', '.join(FLAVOURS)}; Torch runs the layers without a build",
+            )
         return cls(flavour.strip(), tuple(name.strip() for name in rest.split(",") if name.strip()))
 
     def __str__(self) -> str:

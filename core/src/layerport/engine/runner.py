@@ -1,6 +1,6 @@
 """Runs the kernels of one plugin spec: picks one by shape, evaluates its geometry, launches it.
 
-The TensorRT plugin and the Torch CUDA operator both launch through this class.  Imports no framework.
+Like the Torch CUDA operator, it launches through `launcher`.  Imports no framework.
 """
 
 from __future__ import annotations

@@ -1,0 +1,372 @@
+"""A layer's Torch operator on CUDA tensors: the kernel that fits, on Torch's current stream, else the reference.
+
+All that depends on dtypes and sizes is done once for each combination and kept as a plan; a further call with the same
+ones takes the addresses, allocates the outputs and launches.  Not run on a GPU by us yet: tests give it a stand-in for
+`Cuda` and run the kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from layerport.adapters.torch_dtypes import to_dtype
+from layerport.compilation import Compilation, build_kernels
+from layerport.conversion import from_standard, to_standard
+from layerport.dispatch import Dispatch, Selection, select
+from layerport.dtypes import DType
+from layerport.errors import UsageError
+from layerport.kernels import Kernel, TensorArg
+from layerport.launcher import Launcher, require_driver
+from layerport.parameters import Parameters
+from layerport.signature import MISSING, Attribute, Kind
+from layerport.targets import Target
+from layerport.triton_source import TritonSource
+
+if TYPE_CHECKING:
+    from layerport.layers import Layer
+    from layerport.packs import Packs
+
+_MOST_PLANS = 4096  # of one layer: a model that never repeats a shape must not grow for ever
+_NEW: Any = object()
+_torch: Any = torch._C
+# Looked up once: these are in every call.
+_Tensor = torch.Tensor
+_identity = operator.attrgetter("shape", "dtype", "device")
+
+
+class Cuda:
+    """What the operator asks of Torch's CUDA half and of the driver.  Tests give a stand-in."""
+
+    def __init__(self) -> None:
+        self.driver = require_driver()
+        # Without the checks of torch.cuda: these are in every call.
+        self.stream: Callable[[int], int] = _torch._cuda_getCurrentRawStream
+        self.current: Callable[[], int] = _torch._cuda_getDevice
+        # What compiled Torch models allocate with: a third of the time of torch.empty.  (shape, strides, dtype) on the
+        # current device.
+        self.empty: Callable[..., torch.Tensor] = _torch._dynamo.guards._empty_strided_cuda
+        self._entered = threading.local()
+
+    def architecture(self, index: int) -> str:
+        """The architecture of a GPU as `sm_NN`."""
+        return "sm_{}{}".format(*torch.cuda.get_device_capability(index))
+
+    def on(self, index: int) -> AbstractContextManager[Any]:
+        """Make a GPU the current one."""
+        return torch.cuda.device(index)
+
+    def enter(self, index: int) -> None:
+        """Make sure that this thread has a CUDA context: one that only takes memory from Torch's cache has none."""
+        done: set[int] = self._entered.__dict__.setdefault("gpus", set())
+        if index not in done:
+            _, context = self.driver.cuCtxGetCurrent()
+            if not int(context):
+                _, context = self.driver.cuDevicePrimaryCtxRetain(self.driver.cuDeviceGet(index)[1])
+                self.driver.cuCtxSetCurrent(context)
+            done.add(index)
+
+
+cuda: Callable[[], Cuda] = functools.cache(Cuda)
+
+
+@functools.cache
+def installed_packs() -> Packs:
+    """The packs whose conversions the operators use, loaded when the first one is needed."""
+    from layerport import packs
+
+    return packs.load()
+
+
+class CudaOperator:
+    """The implementation of a layer's operator for CUDA tensors.
+
+    fallback: what runs where no kernel fits.  environment: gives the `Cuda`, when the first kernel is needed.
+    """
+
+    def __init__(self, layer: Layer, fallback: Callable[..., Any], environment: Callable[[], Any] = cuda) -> None:
+        self.layer = layer
+        self._fallback = fallback
+        self._environment = environment
+        arguments = layer.signature.arguments
+        self._defaults = tuple(None if one.default is MISSING else one.default for one in arguments)
+        self._tensors = [(place, one.name) for place, one in enumerate(arguments) if one.kind is not Kind.ATTRIBUTE]
+        self._attributes = [(place, one) for place, one in enumerate(arguments) if one.kind is Kind.ATTRIBUTE]
+        self._params = [(place, one.name) for place, one in enumerate(arguments) if one.kind is Kind.PARAM]
+        self._plans: dict[Any, LaunchPlan | None] = {}  # None: the reference
+        self._launchers: dict[Any, Launcher] = {}
+        self._converts: bool | None = None if self._params else False
+        self._converted: Any = WeakTensorKeyDictionary()
+
+    def __call__(self, *args: Any) -> Any:
+        given = args
+        if len(args) < len(self._defaults):  # the dispatcher leaves away trailing arguments that have their default
+            args = args + self._defaults[len(args) :]
+        if self._converts is not False:
+            args = self._convert(args)
+        key = tuple(
+            [
+                _identity(one) if isinstance(one, _Tensor) else tuple(one) if isinstance(one, list) else one
+                for one in args
+            ]
+        )
+        plan = self._plans.get(key, _NEW)
+        if plan is _NEW:
+            plan = self._plan(given, args)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return self._fallback(*given) if plan is None else plan(args)
+
+    def explain(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dispatch:
+        """As `dispatch.explain_dispatch`."""
+        given = self._bound(args, kwargs)
+        device = self._device(given)
+        args = given
+        if device.type == "cuda" and self._converts is not False:
+            args = self._convert(given)
+        call, fault = self._call(given, args)
+        chosen = self._select(call) if call is not None else Selection(None, {}, (fault,))
+        name = chosen.kernel.name if chosen.kernel is not None else None
+        if device.type == "cuda":
+            return Dispatch(self.layer.name, str(device), name, chosen.reasons)
+        there = f"on a GPU it would be kernel {name}" if name else "on a GPU it would be the reference as well"
+        reasons = (f"kernels run on CUDA tensors only; {there}", *chosen.reasons)
+        return Dispatch(self.layer.name, str(device), None, reasons)
+
+    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        names = [argument.name for argument in self.layer.signature.arguments]
+        values = dict(zip(names, args, strict=False)) | dict(kwargs)
+        needed = [argument.name for argument in self.layer.signature.arguments if argument.required]
+        wrong = [f"{name} is missing" for name in needed if name not in values]
+        wrong += [f"{name} is not an argument" for name in kwargs if name not in names]
+        wrong += [f"{len(args)} arguments are given"] if len(args) > len(names) else []
+        if wrong:
+            raise UsageError(f"layer {self.layer.name} takes {', '.join(names)}", "call it as the layer", faults=wrong)
+        return tuple(values.get(name, default) for name, default in zip(names, self._defaults, strict=True))
+
+    def _device(self, args: Sequence[Any]) -> torch.device:
+        """The one device of the call.  Raises UsageError where there are several."""
+        devices = {name: args[place].device for place, name in self._tensors if isinstance(args[place], torch.Tensor)}
+        if len(set(devices.values())) > 1:
+            raise UsageError(
+                f"layer {self.layer.name}: its tensors are on different devices",
+                "move them to one, with .to(device)",
+                faults=[f"{name} is on {device}" for name, device in devices.items()],
+            )
+        return next(iter(devices.values()), torch.device("cpu"))
+
+    def _plan(self, given: Sequence[Any], args: Sequence[Any]) -> LaunchPlan | None:
+        index = self._device(given).index or 0
+        padded = tuple(given) + self._defaults[len(given) :]
+        call, _ = self._call(padded, args)
+        chosen = self._select(call) if call is not None else None
+        if call is None or chosen is None or chosen.kernel is None:
+            return None
+        environment = self._environment()
+        launcher = self._launcher(chosen.kernel, chosen.dtypes, call, environment, index)
+        return LaunchPlan(self, launcher, call, environment, index)
+
+    def _call(self, given: Sequence[Any], args: Sequence[Any]) -> tuple[_Call | None, str]:
+        """What rules and predicates see of a call; or None and why the reference does not tell the outputs' sizes.
+
+        given: the arguments of the call, which the reference takes; args: the same with converted parameters.
+        The reference runs without data, so its own checks of shapes are made before a kernel trusts them.
+        """
+        values = {one.name: value for one, value in zip(self.layer.signature.arguments, given, strict=True)}
+        without_data = {
+            name: torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in values.items()
+        }
+        try:
+            answer = self.layer.reference(**without_data)
+            outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+            tensors = {name: _tensor_arg(name, args[place]) for place, name in self._tensors}
+            tensors |= {
+                name: _tensor_arg(name, output)
+                for name, output in zip(self.layer.signature.output_names, outputs, strict=True)
+            }
+        except Exception as error:
+            return None, f"its reference does not say what it returns here: {type(error).__name__}: {error}"
+        attributes = self.layer.signature.bind_attributes(
+            {one.name: given[place] for place, one in self._attributes}, path=self.layer.name
+        )
+        return _Call(tensors, attributes, [(tuple(one.shape), one.dtype) for one in outputs]), ""
+
+    def _select(self, call: _Call) -> Selection:
+        return select(self.layer, call.tensors, call.attributes)
+
+    def _launcher(
+        self, kernel: Kernel, dtypes: Mapping[str, DType], call: _Call, environment: Any, index: int
+    ) -> Launcher:
+        """The kernel, loaded.  One launch rule serves all sizes, but for Triton, where sizes decide the constants."""
+        architecture = environment.architecture(index)
+        tensors = call.tensors
+        if not isinstance(kernel.source, TritonSource):
+            fixed = {name for _, name in self._params}
+            tensors = {
+                name: one if one is None or name in fixed else TensorArg.symbolic(name, one.dtype, one.ndim)
+                for name, one in tensors.items()
+            }
+        sizes = tuple(one and (one.dtype, *map(str, one.shape)) for one in tensors.values())
+        key = (id(kernel), sizes, tuple(map(_hashable, call.attributes.values())), architecture)
+        found = self._launchers.get(key)
+        if found is None:
+            (built,) = build_kernels(
+                [
+                    Compilation(
+                        kernel,
+                        self.layer.signature,
+                        dtypes,
+                        call.attributes,
+                        architecture,
+                        self.layer.name,
+                        tensors,
+                    )
+                ]
+            )
+            found = self._launchers[key] = Launcher(
+                built.cubin.image,
+                built.cubin.symbol,
+                built.rule,
+                label=f"layer {self.layer.name}, kernel {kernel.name}",
+                driver=environment.driver,
+            )
+        return found
+
+    def _convert(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments with the parameters as the kernel wants them, converted once for each state of a parameter."""
+        if self._converts is None:
+            self._converts = self._has_conversion()
+        present = [(place, name) for place, name in self._params if args[place] is not None]
+        if not self._converts or not present:
+            return args
+        first = args[present[0][0]]
+        state = tuple((id(args[place]), _version(args[place]), args[place].data_ptr()) for place, _ in present)
+        state += tuple(_hashable(args[place]) for place, _ in self._attributes)
+        known = self._converted.get(first)
+        if known is None or known[0] != state:
+            # The others are held, so that no new tensor takes the identity of one that is gone.
+            known = (state, self._ask_pack(args, present), [args[place] for place, _ in present[1:]])
+            self._converted[first] = known
+        replaced = list(args)
+        for place, tensor in known[1].items():
+            replaced[place] = tensor
+        return tuple(replaced)
+
+    def _has_conversion(self) -> bool:
+        packs = installed_packs()
+        if not any(layer is self.layer for layer in packs.layers):
+            return False
+        return "layerport_convert_parameters" in packs.owner(self.layer).hooks
+
+    def _ask_pack(self, args: Sequence[Any], present: Sequence[tuple[int, str]]) -> dict[int, torch.Tensor]:
+        """The parameters that the layer's pack changes, by place."""
+        device = args[present[0][0]].device
+        standard = {name: to_standard(args[place].detach(), path=name).array for place, name in present}
+        attributes = self.layer.signature.bind_attributes(
+            {one.name: args[place] for place, one in self._attributes}, path=self.layer.name
+        )
+        parameters = Parameters(standard, attributes)
+        target = Target("torch", (self._environment().architecture(device.index or 0),))
+        answer = installed_packs().convert_parameters(self.layer, parameters, target)
+        return {
+            place: from_standard(answer[name], "torch").to(device)
+            for place, name in present
+            if answer[name] is not parameters[name]
+        }
+
+
+class _Call:
+    """One call as launch rules see it, and the shapes and Torch dtypes of its outputs."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorArg | None],
+        attributes: Mapping[str, Attribute],
+        outputs: list[tuple[tuple[int, ...], torch.dtype]],
+    ) -> None:
+        self.tensors = tensors
+        self.attributes = attributes
+        self.outputs = outputs
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {
+            f"{name}.{axis}": int(size)
+            for name, one in self.tensors.items()
+            if one is not None
+            for axis, size in enumerate(one.shape)
+        }
+
+
+class LaunchPlan:
+    """A launch of which only the tensors and the stream are open.  Called with all arguments of the operator."""
+
+    def __init__(self, operator: CudaOperator, launcher: Launcher, call: _Call, environment: Any, index: int) -> None:
+        self._launch = launcher.prepare(call.sizes).launch
+        self._environment, self._index = environment, index
+        alignments = launcher.rule.alignments
+        self._inputs = [
+            (place, name, alignments.get(name, 1) - 1)
+            for place, name in operator._tensors
+            if call.tensors[name] is not None
+        ]
+        self._outputs = [
+            (name, shape, _dense_strides(shape), dtype)
+            for name, (shape, dtype) in zip(operator.layer.signature.output_names, call.outputs, strict=True)
+        ]
+
+    def __call__(self, args: Sequence[Any]) -> Any:
+        environment, index = self._environment, self._index
+        if environment.current() != index:
+            with environment.on(index):
+                return self(args)
+        environment.enter(index)
+        pointers: dict[str, int] = {}
+        copies = []  # freed after the launch: Torch's allocator gives their memory to later work of the stream only
+        for place, name, mask in self._inputs:
+            tensor = args[place]
+            if not tensor.is_contiguous():
+                copies.append(tensor := tensor.contiguous())
+            address = tensor.data_ptr()
+            if address & mask:
+                copies.append(tensor := tensor.clone())
+                address = tensor.data_ptr()
+            pointers[name] = address
+        outputs, empty = [], environment.empty
+        for name, shape, strides, dtype in self._outputs:
+            output = empty(shape, strides, dtype)
+            pointers[name] = output.data_ptr()
+            outputs.append(output)
+        self._launch(pointers, environment.stream(index))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _tensor_arg(name: str, tensor: torch.Tensor | None) -> TensorArg | None:
+    return None if tensor is None else TensorArg(name, to_dtype(tensor.dtype), tuple(map(int, tensor.shape)))
+
+
+def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

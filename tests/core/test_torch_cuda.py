@@ -1,0 +1,372 @@
+"""The operator on CUDA tensors, without a GPU: the launches run on the CPU by the host harness (`host_driver`).
+
+What stands in for Torch's CUDA half is `HostCuda` below: CPU memory, one stream.  That the same holds on a GPU only
+`benchmarks/gpu` can show.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import layerport as lp
+from host_driver import HostLaunchDriver
+from launch_doubles import LaunchDriver
+from layerport import packs
+from layerport.adapters import torch_cuda
+from layerport.adapters.torch_cuda import CudaOperator, LaunchPlan
+from layerport.errors import PackError, UsageError
+from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM
+from layerport_builtin_layers.silu_mul.case import CASE as SILU_MUL
+from triton_setup import FUNCTIONS
+
+STREAM = 77
+SCALE = """
+template <typename T>
+__global__ void scale(const T* x, const T* weight, T* y, long long n, long long c, float factor) {
+    long long i = blockIdx.x * 256ll + threadIdx.x;
+    if (i < n) y[i] = T(float(x[i]) * float(weight[i % c]) * factor);
+}
+"""
+
+
+def scaled(name: str) -> lp.Layer:
+    """A layer with one kernel for float32 and rows of at least 3."""
+
+    @lp.layer(f"lp_cuda::{name}")
+    def scale(x: Tensor, weight: lp.Param, factor: float = 2.0) -> Tensor:
+        if weight.shape != x.shape[-1:]:
+            raise ValueError(f"weight {list(weight.shape)} does not fit x {list(x.shape)}")
+        return x * weight * factor
+
+    @scale.kernel(lp.cuda(SCALE, "scale<{x}>"), dtypes=("float32",), when=lambda x: x.shape[-1] >= 3)
+    def launch(x: Any, weight: Any, y: Any, factor: float) -> lp.Launch:
+        n = x.numel()
+        return lp.Launch(grid=lp.cdiv(n, 256), block=256, args=(x, weight, y, n, x.shape[-1], factor))
+
+    return scale
+
+
+class HostCuda:
+    """Stands in for `torch_cuda.Cuda`: the CPU's memory, one device, one stream."""
+
+    def __init__(self, driver: Any, architecture: str = "sm_90") -> None:
+        self.driver, self._architecture = driver, architecture
+        self.device = 0
+        self.entered: list[int] = []
+
+    def architecture(self, index: int) -> str:
+        return self._architecture
+
+    def stream(self, index: int) -> int:
+        return STREAM + index
+
+    def current(self) -> int:
+        return self.device
+
+    @contextmanager
+    def on(self, index: int) -> Iterator[None]:
+        before, self.device = self.device, index
+        yield
+        self.device = before
+
+    def enter(self, index: int) -> None:
+        self.entered.append(index)
+
+    def empty(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        made = torch.empty_strided(shape, strides, dtype=dtype)
+        assert made.is_contiguous()
+        made.reshape(-1).view(torch.uint8).fill_(0xFF) if made.numel() and made.ndim else None
+        self.know(made)
+        return made
+
+    def know(self, tensor: Tensor) -> Tensor:
+        if isinstance(self.driver, HostLaunchDriver):
+            self.driver.know(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        return tensor
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
+    """A stand-in for a GPU that runs the kernels, and knows the copies that an operator makes of its inputs."""
+    driver = HostLaunchDriver()
+    environment = HostCuda(driver)
+    build, contiguous, clone = torch_cuda.build_kernels, Tensor.contiguous, Tensor.clone
+
+    def learn(compilations: Any) -> Any:
+        built = build(compilations)
+        for compilation, one in zip(compilations, built, strict=True):
+            driver.learn(compilation, one)
+        return built
+
+    monkeypatch.setattr(torch_cuda, "build_kernels", learn)
+    monkeypatch.setattr(torch_cuda, "installed_packs", lambda: packs.Packs(()))
+    monkeypatch.setattr(Tensor, "contiguous", lambda self: environment.know(contiguous(self)))
+    monkeypatch.setattr(Tensor, "clone", lambda self: environment.know(clone(self)))
+    return environment
+
+
+def refuse(*args: Any) -> Any:
+    raise AssertionError("the reference ran")
+
+
+def operator(layer: lp.Layer, cuda: HostCuda, fallback: Any = refuse) -> CudaOperator:
+    return CudaOperator(layer, fallback, lambda: cuda)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for layer_case in (RMS_NORM, SILU_MUL)
+        for case in layer_case.cases()
+        if all(sizes is None or torch.Size(sizes).numel() < 20_000 for sizes in case.shape.shapes.values())
+    ],
+    ids=lambda case: case.id,
+)
+def test_numbers_of_the_built_in_layers(case: Any, cuda: HostCuda) -> None:
+    tensors = case.tensors()
+    for tensor in tensors.values():
+        if tensor is not None:
+            cuda.know(tensor)
+    if lp.explain_dispatch(case.layer, *case.arguments(tensors)).reasons[0].endswith("the reference as well"):
+        pytest.skip("no kernel takes this dtype")
+    got = operator(case.layer, cuda)(*case.arguments(tensors))
+    case.check(got, case.expected(tensors))
+
+
+def test_a_second_call_only_launches_and_a_new_shape_loads_nothing(cuda: HostCuda) -> None:
+    layer = scaled("twice")
+    run = operator(layer, cuda)
+    weight = cuda.know(torch.arange(5.0))
+    for rows in (4, 4, 9):
+        x = cuda.know(torch.randn(rows, 5))
+        torch.testing.assert_close(run(x, weight), x * weight * 2.0)
+    assert len(run._plans) == 2
+    assert len(cuda.driver.libraries) == 1
+    assert [launch[2:4] for launch in cuda.driver.launches] == [(0, STREAM)] * 3
+    torch.testing.assert_close(run(x, weight, 0.5), x * weight * 0.5)
+    assert len(cuda.driver.libraries) == 2  # attributes are constants of a launch rule
+
+
+def test_views_are_copied_where_the_kernel_needs_dense_memory(cuda: HostCuda) -> None:
+    run = operator(scaled("views"), cuda)
+    weight = cuda.know(torch.arange(4.0))
+    wide = torch.randn(4, 6)
+    torch.testing.assert_close(run(wide.t(), weight), wide.t() * weight * 2.0)
+    misaligned = cuda.know(torch.randn(41)[1:].reshape(10, 4))
+    assert misaligned.data_ptr() % 16 == 4
+    torch.testing.assert_close(run(misaligned, weight), misaligned * weight * 2.0)
+
+
+def test_nothing_is_launched_for_an_empty_tensor(cuda: HostCuda) -> None:
+    got = operator(scaled("empty"), cuda)(torch.empty(0, 4), cuda.know(torch.ones(4)))
+    assert got.shape == (0, 4)
+    assert not cuda.driver.launches
+
+
+def test_the_reference_runs_where_no_kernel_fits(cuda: HostCuda) -> None:
+    layer = scaled("fallback")
+    run = operator(layer, cuda, layer.reference)
+    for x, weight in ((torch.ones(2, 4).double(), torch.ones(4).double()), (torch.ones(5, 2), torch.ones(2))):
+        torch.testing.assert_close(run(x, weight), x * 2)
+    assert not cuda.driver.launches
+    assert set(run._plans.values()) == {None}
+
+
+def test_the_checks_of_the_reference_come_before_a_launch(cuda: HostCuda) -> None:
+    layer = scaled("checked")
+    run = operator(layer, cuda, layer.reference)
+    with pytest.raises(ValueError, match=r"weight \[3\] does not fit x \[2, 4\]"):
+        run(torch.ones(2, 4), torch.ones(3))
+    assert not cuda.driver.launches
+
+
+def test_tensors_on_two_devices_are_refused(cuda: HostCuda) -> None:
+    with pytest.raises(UsageError, match=r"lp_cuda::devices: its tensors are on different devices") as caught:
+        operator(scaled("devices"), cuda)(torch.ones(2, 4), torch.ones(4, device="meta"))
+    assert caught.value.faults == ("x is on cpu", "weight is on meta")
+
+
+def test_another_gpu_is_made_current_for_the_launch(cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = operator(scaled("second_gpu"), cuda)
+    monkeypatch.setattr(run, "_device", lambda args: torch.device("cuda", 1))
+    x = cuda.know(torch.ones(2, 4))
+    torch.testing.assert_close(run(x, cuda.know(torch.ones(4))), x * 2)
+    assert cuda.entered == [1]
+    assert cuda.driver.launches[0][3] == STREAM + 1
+    assert cuda.device == 0
+
+
+def test_a_new_thread_gets_a_context() -> None:
+    class Driver:
+        set: list[int] = []
+
+        def cuCtxGetCurrent(self) -> Any:
+            return 0, 0
+
+        def cuDeviceGet(self, index: int) -> Any:
+            return 0, index
+
+        def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
+            return 0, 500 + device
+
+        def cuCtxSetCurrent(self, context: int) -> Any:
+            self.set.append(context)
+            return (0,)
+
+    cuda = object.__new__(torch_cuda.Cuda)
+    cuda.driver, cuda._entered = Driver(), threading.local()
+    cuda.enter(1)
+    cuda.enter(1)
+    worker = threading.Thread(target=cuda.enter, args=(1,))
+    worker.start()
+    worker.join()
+    assert Driver.set == [501, 501]
+
+
+def through_the_dispatcher(layer: lp.Layer, cuda: HostCuda) -> Any:
+    """The layer's operator with its CUDA implementation under the CPU's key, so that Torch calls it as it would."""
+    library = torch.library.Library(layer.namespace, "FRAGMENT")
+    library.impl(layer.short_name, operator(layer, cuda), "CPU")
+    return library
+
+
+def test_torch_calls_it_with_gradients_and_defaults(cuda: HostCuda) -> None:
+    layer = scaled("dispatched")
+    library = through_the_dispatcher(layer, cuda)
+    try:
+        x = cuda.know(torch.randn(3, 4)).requires_grad_()
+        weight = cuda.know(torch.randn(4)).requires_grad_()
+        got = layer(x, weight)
+        assert len(cuda.driver.launches) == 1
+        torch.testing.assert_close(got, x * weight * 2.0)
+        got.sum().backward()
+        torch.testing.assert_close(x.grad, (weight * 2.0).detach().expand(3, 4))
+        module = layer.module(weight=weight.detach(), factor=3.0)
+        cuda.know(module.weight)
+        with torch.inference_mode():
+            torch.testing.assert_close(module(x), x * weight * 3.0)
+        assert len(cuda.driver.launches) == 2
+    finally:
+        library._destroy()
+
+
+def test_a_triton_kernel_gets_addresses_that_it_was_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launches are recorded only: Triton's machine code runs on a GPU and nowhere else."""
+    pytest.importorskip("triton")
+    source = lp.triton(f"{FUNCTIONS}:without_mask", constexprs={"BLOCK": 64})
+
+    @lp.layer("lp_cuda::aligned")
+    def aligned(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @aligned.kernel(source, dtypes=("float32",))
+    def launch(x: Any, y: Any) -> lp.Launch:
+        return lp.Launch(grid=lp.cdiv(x.numel(), 64), args=(x, y, x.numel()))
+
+    environment = HostCuda(LaunchDriver("sm_90"))
+    build = torch_cuda.build_kernels
+
+    def built(compilations: Any) -> Any:
+        (kernel,) = build(compilations)
+        assert kernel.rule.alignments["x"] == 16
+        environment.driver.sizes = kernel.cubin.parameter_sizes
+        return (kernel,)
+
+    monkeypatch.setattr(torch_cuda, "build_kernels", built)
+    run = operator(aligned, environment)
+    x = torch.randn(1001)[1:]
+    assert x.data_ptr() % 16
+    run(x)
+    ((_, _, _, _, arguments),) = environment.driver.launches
+    assert arguments[0] % 16 == 0
+    assert arguments[0] != x.data_ptr()
+
+
+class Reversing:
+    """A pack whose kernel wants the weight backwards."""
+
+    def __init__(self, layer: lp.Layer) -> None:
+        self.layer = layer
+        self.targets: list[str] = []
+
+    @lp.hookimpl
+    def layerport_layers(self) -> tuple[lp.Layer, ...]:
+        return (self.layer,)
+
+    @lp.hookimpl
+    def layerport_convert_parameters(self, layer: lp.Layer, parameters: lp.Parameters, target: lp.Target) -> Any:
+        self.targets.append(str(target))
+        return parameters.replace(weight=parameters["weight"][::-1].copy())
+
+
+def test_parameters_are_converted_once_for_each_state(cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = scaled("converted")
+    pack = Reversing(layer)
+    loaded = packs.load(pack, environ={"LAYERPORT_DISABLE_PACKS": "builtin"})
+    monkeypatch.setattr(torch_cuda, "installed_packs", lambda: loaded)
+    run = operator(layer, cuda)
+    x, weight = cuda.know(torch.randn(2, 5)), torch.nn.Parameter(torch.arange(5.0))
+    real = torch_cuda.from_standard
+    monkeypatch.setattr(torch_cuda, "from_standard", lambda array, kind: cuda.know(real(array, kind)))
+    for _ in range(2):
+        torch.testing.assert_close(run(x, weight), x * weight.detach().flip(0) * 2.0)
+    assert pack.targets == ["torch:sm_90"]
+    with torch.no_grad():
+        weight.mul_(3.0)
+    torch.testing.assert_close(run(x, weight), x * weight.detach().flip(0) * 2.0)
+    assert pack.targets == ["torch:sm_90"] * 2
+
+
+def test_the_torch_target_is_no_engine() -> None:
+    with pytest.raises(UsageError, match=r"target torch:sm_90 is no engine"):
+        lp.Target.parse("torch:sm_90")
+    with pytest.raises(UsageError, match=r"target torch:sm_90 is no engine"):
+        lp.build(torch.nn.Identity(), "nowhere.lp", target=lp.Target("torch", ("sm_90",)))
+
+
+def test_explain_says_which_and_why() -> None:
+    layer = scaled("explained")
+    said = lp.explain_dispatch(layer, torch.ones(2, 4), weight=torch.ones(4))
+    assert (said.layer, said.device, said.kernel) == ("lp_cuda::explained", "cpu", None)
+    assert said.reasons == ("kernels run on CUDA tensors only; on a GPU it would be kernel explained_0",)
+    short = lp.explain_dispatch(layer, torch.ones(4, 2), torch.ones(2))
+    assert short.reasons[1] == "explained_0: its predicate is false for x [4, 2], weight [2], output [4, 2]"
+    wide = lp.explain_dispatch(layer, torch.ones(2, 4).double(), torch.ones(4).double())
+    assert wide.reasons[1] == "explained_0 takes float32, here are float64"
+    assert "runs the reference" in str(wide)
+    unfit = lp.explain_dispatch(layer, torch.ones(2, 4), torch.ones(3))
+    assert "weight [3] does not fit x [2, 4]" in unfit.reasons[1]
+    with pytest.raises(UsageError) as caught:
+        lp.explain_dispatch(layer, torch.ones(2, 4), scale=1)
+    assert caught.value.faults == ("weight is missing", "scale is not an argument")
+
+
+def test_a_fault_of_the_pack_is_an_error_and_no_fallback(cuda: HostCuda) -> None:
+    @lp.layer("lp_cuda::faulty")
+    def faulty(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @faulty.kernel(lp.cuda(SCALE, "scale<{x}>"), dtypes=("float32",))
+    def launch(x: Any, y: Any) -> lp.Launch:
+        return lp.Launch(grid=1, block=256, args=(x, y))
+
+    with pytest.raises(PackError, match=r"layer lp_cuda::faulty, kernel faulty_0: .* passes 2 arguments"):
+        operator(faulty, cuda)(torch.ones(3))
+
+
+def test_plans_do_not_grow_without_end(cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_cuda, "_MOST_PLANS", 2)
+    run = operator(scaled("many"), cuda)
+    weight = cuda.know(torch.ones(4))
+    for rows in range(1, 6):
+        run(cuda.know(torch.ones(rows, 4)), weight)
+    assert 1 <= len(run._plans) <= 2
+    assert all(isinstance(plan, LaunchPlan) for plan in run._plans.values())
