@@ -45,15 +45,22 @@ class Dispatch:
         return "\n  ".join((f"{self.layer} on {self.device} runs {what}", *self.reasons))
 
 
-def select(layer: Layer, tensors: Mapping[str, TensorArg | None], attributes: Mapping[str, Attribute]) -> Selection:
+def select(
+    layer: Layer,
+    tensors: Mapping[str, TensorArg | None],
+    attributes: Mapping[str, Attribute],
+    *,
+    only: str | None = None,
+) -> Selection:
     """The first kernel of the layer that takes these tensors.
 
     tensors: every tensor argument and output by the layer's names, sizes as numbers, None for an absent one.
+    only: the name of the one kernel that may be chosen.
     Raises PackError for a predicate or dtype table that is at fault.
     """
     present = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
     reasons = []
-    for kernel in layer.kernels:
+    for kernel in (one for one in layer.kernels if only is None or one.name == only):
         combinations = kernel.combinations(layer.signature)
         match = next((one for one in combinations if all(one[name] == present[name] for name in present)), None)
         if match is None:

@@ -120,7 +120,8 @@ def layerport_convert_parameters(layer: Layer, parameters: Parameters, target: T
     """Return the parameters in the dtype, layout and packing that the kernel wants, or None for as they are.
 
     layer: one of the pack's own layers.  parameters: in the standard form; `parameters.replace(name=array)`
-    makes the changed ones.  target: what the engine is built for.  Only the pack that owns it is asked.
+    makes the changed ones.  target: what the engine is built for, or `torch` and
+    the GPU where the Torch operator runs a kernel.  Only the pack that owns it is asked.
 
     Example::
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerport.adapters.torch_dtypes import to_dtype
-from layerport.compilation import Compilation, build_kernels
+from layerport.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.conversion import from_standard, to_standard
 from layerport.dispatch import Dispatch, Selection, select
 from layerport.dtypes import DType
@@ -89,10 +89,19 @@ class CudaOperator:
     """The implementation of a layer's operator for CUDA tensors.
 
     fallback: what runs where no kernel fits.  environment: gives the `Cuda`, when the first kernel is needed.
+    only: the name of the one kernel that may run, for checks of each.
     """
 
-    def __init__(self, layer: Layer, fallback: Callable[..., Any], environment: Callable[[], Any] = cuda) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        fallback: Callable[..., Any],
+        environment: Callable[[], Any] = cuda,
+        *,
+        only: str | None = None,
+    ) -> None:
         self.layer = layer
+        self._only = only
         self._fallback = fallback
         self._environment = environment
         arguments = layer.signature.arguments
@@ -140,6 +149,19 @@ class CudaOperator:
         there = f"on a GPU it would be kernel {name}" if name else "on a GPU it would be the reference as well"
         reasons = (f"kernels run on CUDA tensors only; {there}", *chosen.reasons)
         return Dispatch(self.layer.name, str(device), None, reasons)
+
+    def compile(self, architecture: str, *args: Any) -> BuiltKernel | None:
+        """Compile the kernel that a call with such tensors (of device "meta", say) runs on a GPU; None for none.
+
+        It is in the disk cache then, where a machine with that GPU finds it.  Parameters are taken as they are.
+        """
+        padded = args + self._defaults[len(args) :]
+        call, _ = self._call(padded, padded)
+        chosen = self._select(call) if call is not None else None
+        if call is None or chosen is None or chosen.kernel is None:
+            return None
+        kernel = chosen.kernel
+        return self._build(kernel, chosen.dtypes, call.attributes, architecture, self._traced(kernel, call))
 
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         names = [argument.name for argument in self.layer.signature.arguments]
@@ -203,37 +225,19 @@ class CudaOperator:
         return _Call(tensors, attributes, [(tuple(one.shape), one.dtype) for one in outputs]), ""
 
     def _select(self, call: _Call) -> Selection:
-        return select(self.layer, call.tensors, call.attributes)
+        return select(self.layer, call.tensors, call.attributes, only=self._only)
 
     def _launcher(
         self, kernel: Kernel, dtypes: Mapping[str, DType], call: _Call, environment: Any, index: int
     ) -> Launcher:
-        """The kernel, loaded.  One launch rule serves all sizes, but for Triton, where sizes decide the constants."""
+        """The kernel, loaded."""
         architecture = environment.architecture(index)
-        tensors = call.tensors
-        if not isinstance(kernel.source, TritonSource):
-            fixed = {name for _, name in self._params}
-            tensors = {
-                name: one if one is None or name in fixed else TensorArg.symbolic(name, one.dtype, one.ndim)
-                for name, one in tensors.items()
-            }
+        tensors = self._traced(kernel, call)
         sizes = tuple(one and (one.dtype, *map(str, one.shape)) for one in tensors.values())
         key = (id(kernel), sizes, tuple(map(_hashable, call.attributes.values())), architecture)
         found = self._launchers.get(key)
         if found is None:
-            (built,) = build_kernels(
-                [
-                    Compilation(
-                        kernel,
-                        self.layer.signature,
-                        dtypes,
-                        call.attributes,
-                        architecture,
-                        self.layer.name,
-                        tensors,
-                    )
-                ]
-            )
+            built = self._build(kernel, dtypes, call.attributes, architecture, tensors)
             found = self._launchers[key] = Launcher(
                 built.cubin.image,
                 built.cubin.symbol,
@@ -242,6 +246,29 @@ class CudaOperator:
                 driver=environment.driver,
             )
         return found
+
+    def _traced(self, kernel: Kernel, call: _Call) -> Mapping[str, TensorArg | None]:
+        """What a launch rule is made of: it serves all sizes, but for Triton, where sizes decide the constants."""
+        if isinstance(kernel.source, TritonSource):
+            return call.tensors
+        fixed = {name for _, name in self._params}
+        return {
+            name: one if one is None or name in fixed else TensorArg.symbolic(name, one.dtype, one.ndim)
+            for name, one in call.tensors.items()
+        }
+
+    def _build(
+        self,
+        kernel: Kernel,
+        dtypes: Mapping[str, DType],
+        attributes: Mapping[str, Attribute],
+        architecture: str,
+        tensors: Mapping[str, TensorArg | None],
+    ) -> BuiltKernel:
+        (built,) = build_kernels(
+            [Compilation(kernel, self.layer.signature, dtypes, attributes, architecture, self.layer.name, tensors)]
+        )
+        return built
 
     def _convert(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with the parameters as the kernel wants them, converted once for each state of a parameter."""

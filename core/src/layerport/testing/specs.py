@@ -1,0 +1,39 @@
+"""The plugin spec that a build makes of a layer, from tensors alone: for tests and benchmarks of plugins."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from layerport.adapters.torch_dtypes import to_dtype
+from layerport.adapters.torch_shapes import TensorShape, derive
+from layerport.layers import Layer, Place
+from layerport.plugins_from_kernels import plugin_from_kernels
+from layerport.signature import Kind
+from layerport.targets import Target
+
+if TYPE_CHECKING:
+    from layerport.plugin_spec import PluginSpec
+
+
+def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
+    """The spec for inputs like these, every axis of an input but the last dynamic; None where no kernel fits.
+
+    args: tensors and attributes in the layer's order, all of them.
+    """
+    values = {one.name: value for one, value in zip(layer.signature.arguments, args, strict=True)}
+    inputs = {one.name for one in layer.signature.arguments if one.kind is Kind.INPUT}
+    shapes: dict[str, TensorShape | None] = {}
+    for argument in layer.signature.tensors:
+        tensor = values[argument.name]
+        if tensor is None:
+            shapes[argument.name] = None
+            continue
+        dims: tuple[int | str, ...] = tuple(int(size) for size in tensor.shape)
+        if argument.name in inputs:
+            dims = (*(f"axis_{axis}_of_{len(dims)}" for axis in range(len(dims) - 1)), *dims[-1:])
+        shapes[argument.name] = TensorShape(to_dtype(tensor.dtype), dims)
+    given = {name: value for name, value in values.items() if name not in inputs and value is not None}
+    bound = layer.bind(**given)
+    derivation = derive(layer.reference, shapes, bound.parameters.attributes, layer=layer.name)
+    return plugin_from_kernels(layer, dataclasses.replace(bound, place=Place(shapes, derivation, "")), target)
