@@ -1,12 +1,20 @@
 """Registers, spills and shared memory of every kernel of every installed pack, read from its cubins.  Needs no GPU.
 
-Attributes have their defaults; a kernel that cannot be compiled so is listed with the reason.
+Attributes have their defaults; a kernel that cannot be compiled so is listed with the reason.  Where `cuobjdump` is
+there (on PATH, or in Triton's wheel), the loads and stores of global memory in the machine code are counted, and among
+them those of 16 bytes.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
 from typing import Any
 
 from measuring import arguments, environment, print_table
@@ -75,15 +83,40 @@ def read_all(entries: list[dict[str, Any]]) -> None:
     for (entry, name, one), cubin in zip(wanted, cubins, strict=True):
         figures = entry.setdefault("architectures", {})
         try:
-            resources = (cubin or compile_all([one])[0]).resources
-            figures[name] = {key: getattr(resources, key) for key in KEYS}
+            cubin = cubin or compile_all([one])[0]
+            figures[name] = {key: getattr(cubin.resources, key) for key in KEYS} | accesses(cubin.image)
         except LayerportError as error:
             figures[name] = {"failure": str(error)}
+
+
+def cuobjdump() -> str | None:
+    """The disassembler: of the CUDA toolkit, or of Triton's wheel."""
+    found = util.find_spec("triton")
+    shipped = Path(found.origin).parent / "backends/nvidia/bin/cuobjdump" if found and found.origin else None
+    return shutil.which("cuobjdump") or (str(shipped) if shipped and shipped.is_file() else None)
+
+
+def accesses(image: bytes) -> dict[str, int]:
+    """How many instructions load from and store to global memory, all and those of 16 bytes; nothing if unknown."""
+    tool = cuobjdump()
+    if tool is None:
+        return {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        text = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    counts = {}
+    for what, code in (("loads", "LDG"), ("stores", "STG")):
+        found = re.findall(rf"\b{code}(?:\.[A-Z0-9_]+)*", text)
+        counts[what] = len(found)
+        counts[f"{what}_of_16_bytes"] = sum(".128" in one for one in found)
+    return counts
 
 
 def show_table(entries: list[dict[str, Any]], architectures: tuple[str, ...]) -> None:
     print(
         "kernel resources: registers per thread / bytes of stack and spills per thread / bytes of static shared memory"
+        " / loads of 16 bytes, of all / stores of 16 bytes, of all"
     )
     print_table(
         [
@@ -108,7 +141,12 @@ def show_table(entries: list[dict[str, Any]], architectures: tuple[str, ...]) ->
 
 
 def cell(figures: Mapping[str, Any]) -> str:
-    return "failed" if "failure" in figures else " / ".join(str(figures[key]) for key in KEYS[:3])
+    if "failure" in figures:
+        return "failed"
+    parts = [str(figures[key]) for key in KEYS[:3]]
+    if "loads" in figures:
+        parts += [f"{figures[f'{what}_of_16_bytes']} of {figures[what]}" for what in ("loads", "stores")]
+    return " / ".join(parts)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from packs.installer import Site, make_site
+
+# No test fails because a machine is slow.
+settings.register_profile("layerport", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("layerport")
 
 
 @pytest.fixture

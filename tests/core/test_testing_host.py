@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport.errors import PackError
 from layerport.kernels import TensorArg
 from layerport.testing import run_kernel
 
@@ -425,3 +426,69 @@ def test_without_a_compiler_the_repair_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_torch_tensors_are_taken_too() -> None:
     layer = layer_of(kernel("y[threadIdx.x] = x[threadIdx.x];"), block=4)
     assert np.array_equal(run_kernel(layer, torch.arange(4.0)), np.arange(4, dtype=np.float32))
+
+
+POSITIVES = """
+__global__ void positives(const float* x, long long* y, long long* count, int n) {
+    if (threadIdx.x != 0) return;
+    long long found = 0;
+    for (int i = 0; i < n; i++) if (x[i] > 0) y[found++] = i;
+    SIZE;
+}
+"""
+
+
+def positives(name: str, size: str) -> lp.Layer:
+    @lp.layer(f"lp_host::{name}")
+    def layer(x: Tensor) -> Tensor:
+        return (x > 0).nonzero().flatten()
+
+    @layer.kernel(lp.cuda(POSITIVES.replace("SIZE", size), "positives"), dtypes=({"x": "float32", "*": "int64"},))
+    def launch(x: Any, y: Any, count: Any) -> lp.Launch:
+        return lp.Launch(grid=1, block=32, args=(x, y, count, x.shape[0]))
+
+    return layer
+
+
+@pytest.mark.parametrize("values", [[1.0, -1, 0, 2, 3], [-1.0], [1.0, 2]])
+def test_outputs_of_a_size_that_depends_on_data(values: list[float]) -> None:
+    x = np.array(values, np.float32)
+    np.testing.assert_array_equal(run_kernel(positives("positives", "*count = found"), x), np.flatnonzero(x > 0))
+
+
+@pytest.mark.parametrize(
+    ("size", "fault"),
+    [("*count = n + 1", "u0 is 4, allowed are 0 to 3"), ("*count = -2", "u0 is -2"), ("", "u0 is -1")],
+)
+def test_a_size_that_cannot_be_is_an_error(size: str, fault: str) -> None:
+    with pytest.raises(PackError, match="writes no possible size") as caught:
+        run_kernel(positives("wrong_sizes", size), np.array([1, -1, 2], np.float32))
+    assert caught.value.faults[0].startswith(fault)
+
+
+def test_a_size_larger_than_what_is_written() -> None:
+    with pytest.raises(PackError, match="unwritten"):
+        run_kernel(positives("too_large", "*count = n"), np.array([1, -1, 2], np.float32))
+
+
+def test_shared_memory_of_the_namespace_is_poisoned_for_each_block() -> None:
+    source = """
+__shared__ float kept;
+__global__ void remember(const float* x, float* y) {
+    if (blockIdx.x == 0) kept = x[0];
+    y[blockIdx.x] = kept;
+}
+"""
+
+    @lp.layer("lp_host::remembers")
+    def remembers(x: Tensor) -> Tensor:
+        return x[:1].expand(x.shape).clone()
+
+    @remembers.kernel(lp.cuda(source, "remember"), dtypes=("float32",))
+    def launch(x: Any, y: Any) -> lp.Launch:
+        return lp.Launch(grid=x.shape[0], block=1, args=(x, y))
+
+    for order in ("forward", "backward", 3):
+        got = run_kernel(remembers, np.ones(3, np.float32), order=order)
+        assert got[0] == 1
+        assert not (got[1:] == 1).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +193,10 @@ def test_a_function_made_in_a_function_cannot_be_found_by_the_interpreter() -> N
 def test_a_run_that_does_not_end_is_ended_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.ones(10, np.float32)
     layer = layer_of("copy", launch=passing("x", "y", 10))
+    run_kernel(layer, x)
+    triton_interpreter._worker().process.send_signal(signal.SIGSTOP)  # or it may be done before anyone looks
     with monkeypatch.context() as patch:
-        patch.setattr(triton_interpreter, "_RUN_LIMIT", 0.0)
+        patch.setattr(triton_interpreter, "_RUN_LIMIT", 0.2)
         with pytest.raises(PackError, match=r"kernel copy did not end within 0 s"):
             run_kernel(layer, x)
     assert np.array_equal(run_kernel(layer, x), x)

@@ -6,6 +6,7 @@ stray access stops that process and not the tests.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +26,12 @@ from layerport.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg
 from layerport.layers import Layer
 from layerport.signature import MISSING, Kind
 from layerport.testing.host_compiler import HostProgram, compile_for_host
+from layerport.testing.host_outputs import data_dependent, greatest_sizes, output_arrays
 from layerport.testing.triton_interpreter import TritonJob
 from layerport.tracing import specialise, trace, trace_predicate
+
+if TYPE_CHECKING:
+    from layerport.adapters.torch_shapes import Derivation
 
 _ORDERS = {"forward": 0, "backward": 1}
 _RANDOM = 2
@@ -53,6 +58,7 @@ def run_kernel(
     kernel: the name of one kernel; without it the first that fits.
     offset: bytes by which every pointer misses the alignment of a device allocation.
 
+    Where sizes depend on data, the outputs have the sizes that the kernel wrote.
     Raises PackError if the kernel reads or writes out of bounds, writes an input, leaves an output unwritten, or
     waits forever; UsageError if no kernel takes these arguments.
     """
@@ -64,8 +70,7 @@ def run_kernel(
     geometry = rule.resolve(call.sizes, label=label)
     outputs = call.empty_outputs(_POISONS[0])
     if geometry is not None:
-        dtypes = {name: tensor.dtype for name, tensor in call.tensors.items() if tensor is not None}
-        match = next(one for one in chosen.combinations(layer.signature) if _fits(one, dtypes))
+        match = next(one for one in chosen.combinations(layer.signature) if _fits(one, call.dtypes))
         job: _Job | TritonJob
         if isinstance(chosen.source, CudaSource):
             entry = chosen.entry(layer.signature, match, call.attributes)
@@ -74,10 +79,10 @@ def run_kernel(
         else:
             made = specialise(chosen, layer.signature, tensors, call.attributes, layer=layer.name)
             job = TritonJob(chosen.source, made, rule, geometry, order, offset, label)
-        outputs = job.run(call.arrays, outputs)
+        outputs = call.cut(job.run(call.arrays, outputs), label)
         if any(_poisoned(array, _POISONS[0]).any() for array in outputs.values()):
             # A result may look like the poison; an element that keeps two different poisons was never written.
-            again = job.run(call.arrays, call.empty_outputs(_POISONS[1]))
+            again = call.cut(job.run(call.arrays, call.empty_outputs(_POISONS[1])), label)
             _check_written(outputs, again, label)
     elif any(array.size for array in outputs.values()):
         raise PackError(
@@ -102,6 +107,7 @@ class _Call:
     attributes: dict[str, Any]
     tensors: dict[str, TensorArg | None]
     output_arrays: dict[str, tuple[tuple[int, ...], DType]]
+    derivation: Derivation | None
 
     @classmethod
     def of(cls, layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any]) -> _Call:
@@ -120,10 +126,50 @@ class _Call:
             known = TensorArg(argument.name, symbolic.dtype, tuple(int(size) for size in array.shape))
             tensors[argument.name] = known if argument.kind is Kind.PARAM else symbolic
         attributes = layer.signature.bind_attributes(values, path=layer.name)
-        outputs = _output_arrays(layer, arrays, attributes)
-        for name, (shape, dtype) in outputs.items():
-            tensors[name] = TensorArg.symbolic(name, dtype, len(shape))
-        return cls(layer, arrays, dict(attributes), tensors, outputs)
+        derivation = data_dependent(layer, arrays, attributes)
+        if derivation is None:
+            outputs = output_arrays(layer, arrays, attributes)
+            for name, (shape, dtype) in outputs.items():
+                tensors[name] = TensorArg.symbolic(name, dtype, len(shape))
+            return cls(layer, arrays, dict(attributes), tensors, outputs, None)
+        # As in a plugin: memory for the greatest size, and the kernel writes how much of it is used.
+        outputs = {}
+        most = greatest_sizes(layer, derivation)
+        for name, rule in zip(layer.signature.output_names, derivation.outputs, strict=True):
+            outputs[name] = (tuple(dim.evaluate(most) for dim in rule.dims), rule.dtype)
+            tensors[name] = TensorArg(name, rule.dtype, rule.dims)
+        for size in derivation.size_symbols:
+            outputs[size.name] = ((), DType.INT64)
+            tensors[size.name] = TensorArg(size.name, DType.INT64, ())
+        return cls(layer, arrays, dict(attributes), tensors, outputs, derivation)
+
+    def cut(self, written: dict[str, Array], label: str) -> dict[str, Array]:
+        """The outputs with the sizes that the kernel wrote, without those sizes themselves."""
+        if self.derivation is None:
+            return written
+        most = greatest_sizes(self.layer, self.derivation)
+        sizes = {name: int(written[name]) for name in most}
+        if wrong := [
+            f"{name} is {size}, allowed are 0 to {most[name]}"
+            for name, size in sizes.items()
+            if not 0 <= size <= most[name]
+        ]:
+            raise PackError(
+                f"{label} writes no possible size",
+                "write each size once, from one thread; unwritten, it is arbitrary",
+                faults=wrong,
+            )
+        answer = {}
+        for name, rule in zip(self.layer.signature.output_names, self.derivation.outputs, strict=True):
+            shape = tuple(dim.evaluate(sizes) for dim in rule.dims)
+            answer[name] = written[name].reshape(-1)[: math.prod(shape)].reshape(shape)
+        return answer
+
+    @property
+    def dtypes(self) -> dict[str, DType]:
+        """The dtypes of the layer's tensors and outputs that are there."""
+        sizes = {one.name for one in self.derivation.size_symbols} if self.derivation else set()
+        return {name: one.dtype for name, one in self.tensors.items() if one is not None and name not in sizes}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -169,34 +215,13 @@ def _values(layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any]) -> di
     return values
 
 
-def _output_arrays(
-    layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]
-) -> dict[str, tuple[tuple[int, ...], DType]]:
-    """Shapes and dtypes of the outputs, from the reference."""
-    import torch
-
-    from layerport.adapters.torch_dtypes import to_dtype
-    from layerport.conversion import from_standard
-
-    values = {argument.name: None for argument in layer.signature.tensors} | {
-        name: from_standard(array, "torch") for name, array in arrays.items()
-    }
-    with torch.inference_mode():
-        answer = layer.reference(**values, **attributes)
-    made = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
-    return {
-        name: (tuple(tensor.shape), to_dtype(tensor.dtype))
-        for name, tensor in zip(layer.signature.output_names, made, strict=True)
-    }
-
-
 def _fits(combination: Mapping[str, DType], dtypes: Mapping[str, DType]) -> bool:
     return all(combination.get(name) == dtype for name, dtype in dtypes.items())
 
 
 def _choose(call: _Call, wanted: str | None) -> Kernel:
     layer = call.layer
-    dtypes = {name: tensor.dtype for name, tensor in call.tensors.items() if tensor is not None}
+    dtypes = call.dtypes
     given = ", ".join(f"{name}: {dtype.value}" for name, dtype in dtypes.items())
     reasons = []
     for kernel in layer.kernels:

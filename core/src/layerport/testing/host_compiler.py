@@ -30,6 +30,7 @@ _DYNAMIC_SHARED = re.compile(
     rf"extern\s+(?:{_ALIGNMENT}\s*)*__shared__\s+(?:{_ALIGNMENT}\s*)*(?P<type>[\w:<>,\s]+?)\s*\b(?P<name>\w+)\s*\[\s*\]\s*;"
 )
 _ALIGNED_SHARED = re.compile(rf"__shared__\s+(?P<alignment>{_ALIGNMENT})")
+_SHARED_NAME = re.compile(r"__shared__\s[^;{}()=\[]*?\b(?P<name>\w+)\s*[;\[]")
 _UNSUPPORTED = re.compile(r"layerport-unsupported: (?P<what>[^\n\"]+)")
 _PLAIN_VARIANT = "give the tests a plain variant of it under #ifdef LAYERPORT_HOST"
 _COMPILE_LIMIT = 300.0
@@ -58,7 +59,7 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
     headers = local_headers(text, folder, include)
     key = cache_key(
         {
-            "format": 1,
+            "format": 2,
             "program": program,
             "flags": flags,
             "headers": headers,
@@ -177,7 +178,7 @@ def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], lab
         done = _call_compiler([*flags, *_folders(include), str(source), str(library), "-o", str(binary)], label)
         if done.returncode != 0:
             raise _compile_error(done.stderr, label)
-        return HostProgram(binary.read_bytes(), _statics(binary))
+        return HostProgram(binary.read_bytes(), _statics(binary, program))
 
 
 def _compile_error(log: str, label: str) -> Exception:
@@ -193,8 +194,10 @@ def _compile_error(log: str, label: str) -> Exception:
     )
 
 
-def _statics(binary: Path) -> tuple[tuple[int, int], ...]:
-    """Where the statics of the kernel's functions lie: in CUDA such a static is a `__shared__` variable."""
+def _statics(binary: Path, program: str) -> tuple[tuple[int, int], ...]:
+    """Where `__shared__` variables lie: statics of the kernel's functions, and those outside of functions by name."""
+    outside = [match["name"] for match in _SHARED_NAME.finditer(program)]
+    named = re.compile("_ZN?L?(?:.*L)?(?:" + "|".join(f"{len(name)}{name}" for name in outside) + ")E?")
     try:
         table = subprocess.run(
             ["objdump", "-t", str(binary)], capture_output=True, text=True, check=True, env=_environment()
@@ -214,6 +217,10 @@ def _statics(binary: Path) -> tuple[tuple[int, int], ...]:
         if symbol == "layerport_anchor":
             anchor = int(address, 16)
         local = symbol.startswith("_ZZ") and not re.match(r"_ZZN?K?(St|9cuda_host)", symbol)
-        if local and section.startswith((".bss", ".data")) and not section.startswith(".data.rel.ro"):
+        if (
+            (local or (outside and named.fullmatch(symbol)))
+            and section.startswith((".bss", ".data"))
+            and not section.startswith(".data.rel.ro")
+        ):
             found.append((int(address, 16), int(size, 16)))
     return tuple(sorted((address - anchor, size) for address, size in found))

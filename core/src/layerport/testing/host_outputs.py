@@ -1,0 +1,69 @@
+"""Shapes and dtypes of the outputs that a kernel is to write in a test, from the layer's reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerport.dtypes import DType
+from layerport.errors import UsageError
+from layerport.kernels import CudaSource
+from layerport.layers import Layer
+
+if TYPE_CHECKING:
+    from layerport.adapters.torch_shapes import Derivation
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def output_arrays(
+    layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]
+) -> dict[str, tuple[tuple[int, ...], DType]]:
+    """Shapes and dtypes of the outputs, from the reference."""
+    import torch
+
+    from layerport.adapters.torch_dtypes import to_dtype
+    from layerport.conversion import from_standard
+
+    values = {argument.name: None for argument in layer.signature.tensors} | {
+        name: from_standard(array, "torch") for name, array in arrays.items()
+    }
+    with torch.inference_mode():
+        answer = layer.reference(**values, **attributes)
+    made = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+    return {
+        name: (tuple(tensor.shape), to_dtype(tensor.dtype))
+        for name, tensor in zip(layer.signature.output_names, made, strict=True)
+    }
+
+
+def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> Derivation | None:
+    """The output rules where a size depends on data, which shows in a kernel that takes more than the outputs."""
+    from layerport.adapters.torch_shapes import TensorShape, derive
+
+    known = {argument.name for argument in layer.signature.arguments}
+    outputs = len(layer.signature.output_names)
+    if not any(
+        len(set(kernel.parameters) - known) > outputs
+        for kernel in layer.kernels
+        if isinstance(kernel.source, CudaSource)
+    ):
+        return None
+    shapes: dict[str, TensorShape | None] = {argument.name: None for argument in layer.signature.tensors}
+    shapes |= {
+        name: TensorShape(DType.from_numpy(one.dtype), tuple(map(int, one.shape))) for name, one in arrays.items()
+    }
+    return derive(layer.reference, shapes, attributes, layer=layer.name, rule=layer.shapes_override)
+
+
+def greatest_sizes(layer: Layer, derivation: Derivation) -> dict[str, int]:
+    """The greatest value of each size that depends on data."""
+    bounds = {size.name: size.upper_bound for size in derivation.size_symbols}
+    if unbounded := [name for name, bound in bounds.items() if bound is None]:
+        raise UsageError(
+            f"layer {layer.name}: no greatest value is known for its size {', '.join(unbounded)}",
+            "state it with torch._check(size <= bound) in the reference, or with a shape_rule",
+        )
+    return {name: bound.evaluate({}) for name, bound in bounds.items() if bound is not None}
