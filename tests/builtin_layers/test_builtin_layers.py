@@ -166,3 +166,19 @@ def test_output_rules_follow_from_anonymous_dims() -> None:
     derivation = derive(rms_norm.reference, tensors, {"eps": 1e-6}, layer=rms_norm.name)
     assert [str(rule) for rule in derivation.outputs] == ["float16[x.0, x.1, 64]"]
     assert (derivation.fixed, derivation.constraints) == ({}, ())
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_120"])
+def test_kernels_do_not_spill_and_move_16_bytes_at_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import kernel_resources
+
+    if kernel_resources.cuobjdump() is None:
+        pytest.skip("no cuobjdump on PATH or in Triton's wheel")
+    entries = [entry for case in LAYER_CASES for entry in kernel_resources.entries_of(case.layer, (architecture,))]
+    kernel_resources.read_all(entries)
+    assert len(entries) == 18
+    for entry in entries:
+        figures = entry["architectures"][architecture]
+        assert figures["local_bytes"] == 0, entry
+        assert figures["loads_of_16_bytes"] >= 2 and figures["stores_of_16_bytes"] >= 1, entry

@@ -258,6 +258,16 @@ def test_torch_calls_it_with_gradients_and_defaults(cuda: HostCuda) -> None:
         library._destroy()
 
 
+def test_trailing_arguments_that_the_dispatcher_leaves_away(cuda: HostCuda) -> None:
+    library = through_the_dispatcher(RMS_NORM.layer, cuda)
+    try:
+        x = cuda.know(torch.randn(3, 64))
+        torch.testing.assert_close(RMS_NORM.layer(x), RMS_NORM.layer.reference(x))
+        assert len(cuda.driver.launches) == 1
+    finally:
+        library._destroy()
+
+
 def test_a_triton_kernel_gets_addresses_that_it_was_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launches are recorded only: Triton's machine code runs on a GPU and nowhere else."""
     pytest.importorskip("triton")

@@ -186,8 +186,8 @@ class CudaOperator:
         return next(iter(devices.values()), torch.device("cpu"))
 
     def _plan(self, given: Sequence[Any], args: Sequence[Any]) -> LaunchPlan | None:
-        index = self._device(given).index or 0
         padded = tuple(given) + self._defaults[len(given) :]
+        index = self._device(padded).index or 0
         call, _ = self._call(padded, args)
         chosen = self._select(call) if call is not None else None
         if call is None or chosen is None or chosen.kernel is None:
