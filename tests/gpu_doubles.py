@@ -47,6 +47,7 @@ class HostDriver:
         self.graphs: dict[int, list[Work]] = {}
         self.captured: dict[int, list[Work]] = {}
         self.contexts = 0
+        self.gpus = 1
         self.depth = 0
         self.calls: list[str] = []
         self._next = 1000
@@ -86,7 +87,10 @@ class HostDriver:
     # The driver's own functions, as far as a session calls them.
 
     def cuDeviceGet(self, number: int) -> Any:
-        return (Status.CUDA_SUCCESS, number) if number == 0 else (Status.CUDA_ERROR_INVALID_VALUE, None)
+        return (Status.CUDA_SUCCESS, number) if number < self.gpus else (Status.CUDA_ERROR_INVALID_VALUE, None)
+
+    def cuDeviceGetCount(self) -> Any:
+        return Status.CUDA_SUCCESS, self.gpus
 
     def cuDeviceGetName(self, size: int, device: int) -> Any:
         return Status.CUDA_SUCCESS, b"Double GPU\0\0\0"

@@ -66,7 +66,7 @@ def opened(
         }
         trt = tensorrt_double(lambda module: FakeEngine(driver, module, **values), own_graphs=own_graphs)
         monkeypatch.setattr(flavours, "load", lambda name: trt)
-        one = Opened(lp.load(engine_bundle.path, device="cuda", **options), trt, driver)
+        one = Opened(lp.load(engine_bundle.path, **{"device": "cuda", **options}), trt, driver)
         made.append(one)
         return one
 
@@ -476,3 +476,20 @@ def test_every_name_that_a_session_asks_of_tensorrt_exists(double: type, real: s
         assert name.startswith("_") or hasattr(getattr(trt, real), name), name
     assert trt.Runtime(trt.Logger()).engine_host_code_allowed is False
     assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy")
+
+
+def test_the_gpu_of_a_number(engine_bundle: Built, opened: Callable[..., Opened], driver: HostDriver) -> None:
+    driver.gpus = 2
+    one = opened(device="cuda:1")
+    assert "on GPU 1 (Double GPU, sm_89)" in one.session.why
+    x = sample(3, seed=3)
+    np.testing.assert_array_equal(one.session(x=x)["output"], expected(engine_bundle, x))
+
+
+def test_a_gpu_that_is_not_there(opened: Callable[..., Opened]) -> None:
+    with pytest.raises(BuildError) as caught:
+        opened(device="cuda:3")
+    assert "there is no GPU 3" in caught.value.fault
+    assert caught.value.repair == "this machine has 1, numbered from 0"
+    with pytest.raises(UsageError, match="device 'cuda:x' is not known"):
+        opened(device="cuda:x")

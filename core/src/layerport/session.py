@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from layerport.dims import Port
 from layerport.errors import BuildError, LayerportError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
+_NUMBERED = re.compile(r"cuda:(\d{1,3})")
 
 
 class Runner(Protocol):
@@ -41,7 +43,8 @@ class Runner(Protocol):
 def load(path: str | Path, *, device: str = "auto", cuda_graph: bool = False, contexts: int = 2) -> Session:
     """Open a bundle to run it.
 
-    device: "cpu" runs the portable model in ONNX Runtime, "cuda" the engine, "auto" the engine where one can run here.
+    device: "cpu" runs the portable model in ONNX Runtime, "cuda" the engine on GPU 0, "cuda:1" on GPU 1, and "auto" the
+    engine where one can run here.
     cuda_graph: replay each shape of the engine as a CUDA graph.  contexts: how many threads may run the engine at once.
     Raises UsageError for a folder that is no bundle, BuildError for a damaged one and where "cuda" cannot be had.
     """
@@ -49,14 +52,14 @@ def load(path: str | Path, *, device: str = "auto", cuda_graph: bool = False, co
 
 
 class Session:
-    """Runs a bundle: its engine on GPU 0, or its portable model in ONNX Runtime; `why` says which and why.
+    """Runs a bundle: its engine on a GPU, or its portable model in ONNX Runtime; `why` says which and why.
 
     Several threads may use one session.  `close`, or leaving the `with` block, gives everything back.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "auto", cuda_graph: bool = False, contexts: int = 2) -> None:
-        if device not in DEVICES:
-            raise UsageError(f"device {device!r} is not known", f"use one of {', '.join(DEVICES)}")
+        if device not in DEVICES and not _NUMBERED.fullmatch(device):
+            raise UsageError(f"device {device!r} is not known", f"use one of {', '.join(DEVICES)}, or cuda:1")
         if contexts < 1:
             raise UsageError(f"a session needs at least 1 context, got {contexts}", "leave contexts out")
         self.bundle = bundle
@@ -113,12 +116,13 @@ def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int) -> Run
         return PortableRunner(bundle, "device cpu was asked for")
     from layerport.engine.engine_session import DamagedPlan, open_engine
 
+    numbered = _NUMBERED.fullmatch(device)
     try:
-        return open_engine(bundle, cuda_graph=cuda_graph, contexts=contexts)
+        return open_engine(bundle, gpu=int(numbered[1]) if numbered else 0, cuda_graph=cuda_graph, contexts=contexts)
     except DamagedPlan:
         raise
     except LayerportError as error:
-        if device == "cuda":
+        if device != "auto":
             raise BuildError(
                 f"no engine of {bundle.folder} runs here: {error.fault}", error.repair, faults=error.faults
             ) from error

@@ -167,7 +167,9 @@ def decomposed(bundle: Bundle, engine: EngineRunner, cuda_graph: bool) -> Iterat
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerport-bench-")))
         data = build_decomposed(bundle, engine.plan.file, folder).read_bytes()
         plan = replace(engine.plan, layers=(), classes=frozenset())
-        runner = EngineRunner(bundle, plan, data, Gpu(engine.gpu.driver), cuda_graph=cuda_graph, contexts=1)
+        runner = EngineRunner(
+            bundle, plan, data, Gpu(engine.gpu.driver, engine.gpu.number), cuda_graph=cuda_graph, contexts=1
+        )
         stack.callback(runner.close)
         yield runner
 

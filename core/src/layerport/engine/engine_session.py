@@ -25,21 +25,21 @@ _LOG_LIMIT = 200
 _loggers: dict[str, Any] = {}
 
 
-def open_engine(bundle: Bundle, *, cuda_graph: bool = False, contexts: int = 2) -> EngineRunner:
-    """The engine of a bundle on GPU 0.
+def open_engine(bundle: Bundle, *, gpu: int = 0, cuda_graph: bool = False, contexts: int = 2) -> EngineRunner:
+    """The engine of a bundle on the GPU of this number.
 
     Raises LayerportError that says why none runs here: no engine, no driver, no fitting plan, a missing pack, or what
     TensorRT said.  Damage of the plan's file is a `Damaged` error.
     """
     if not bundle.manifest["targets"]:
         raise no_plan(bundle)
-    gpu = Gpu()
-    plan = plan_for(bundle, gpu.architecture)
+    device = Gpu(number=gpu)
+    plan = plan_for(bundle, device.architecture)
     try:
         data = bundle.file(plan.file).read_bytes()
     except BuildError as error:
         raise DamagedPlan(error.fault, error.repair) from error
-    return EngineRunner(bundle, plan, data, gpu, cuda_graph=cuda_graph, contexts=contexts)
+    return EngineRunner(bundle, plan, data, device, cuda_graph=cuda_graph, contexts=contexts)
 
 
 class DamagedPlan(BuildError):

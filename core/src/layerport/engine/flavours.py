@@ -95,7 +95,7 @@ def on_this_machine(target: Target) -> Target:
 
 
 def native_architecture() -> str | None:
-    """The architecture of GPU 0 as `sm_NN`; None without a driver or GPU."""
+    """The architecture of the current context's GPU, else of GPU 0, as `sm_NN`; None without a driver or GPU."""
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -103,9 +103,11 @@ def native_architecture() -> str | None:
     try:
         if driver.cuInit(0)[0] != driver.CUresult.CUDA_SUCCESS:
             return None
+        status, device = driver.cuCtxGetDevice()
+        device = device if status == driver.CUresult.CUDA_SUCCESS else 0
         attribute = driver.CUdevice_attribute
-        major = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 0)
-        minor = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0)
+        major = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
+        minor = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
     except RuntimeError:  # cuda-bindings raises this where it finds no driver library
         return None
     if major[0] != driver.CUresult.CUDA_SUCCESS or minor[0] != driver.CUresult.CUDA_SUCCESS:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from layerport.errors import BuildError
+from layerport.errors import BuildError, UsageError
 from layerport.launcher import require_driver
 
 _FREE_STREAM = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
@@ -20,13 +20,17 @@ _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 class Gpu:
     """The GPU of a number.  driver: the module `cuda.bindings.driver`, or a double of it in tests.
 
-    Raises LayerportError where there is no driver or GPU.  `close` gives the context back once no memory of it is left.
+    Raises LayerportError where there is no driver or no such GPU.  `close` gives the context back once no memory of it is
+    left.
     """
 
     def __init__(self, driver: Any = None, number: int = 0) -> None:
         self.driver = require_driver() if driver is None else driver
         self.number = number
-        self._device = self.call("cuDeviceGet", number)
+        status, self._device = self.driver.cuDeviceGet(number)
+        if status != self.driver.CUresult.CUDA_SUCCESS:
+            count = int(self.call("cuDeviceGetCount"))
+            raise UsageError(f"there is no GPU {number}", f"this machine has {count}, numbered from 0")
         self._context: Any = None
         self._blocks = 0
         self._closed = False
