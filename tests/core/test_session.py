@@ -73,7 +73,7 @@ def test_devices(engine_bundle: Built) -> None:
     assert why == "ONNX Runtime on the CPU runs the portable model: device cpu was asked for"
     with pytest.raises(UsageError) as caught:
         lp.load(engine_bundle.path, device="gpu")
-    assert str(caught.value) == "device 'gpu' is not known\n  to repair: use one of auto, cpu, cuda"
+    assert str(caught.value) == "device 'gpu' is not known\n  to repair: use one of auto, cpu, cuda, or cuda:1"
 
 
 def test_a_closed_session(engine_bundle: Built) -> None:

@@ -20,8 +20,8 @@ _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 class Gpu:
     """The GPU of a number.  driver: the module `cuda.bindings.driver`, or a double of it in tests.
 
-    Raises LayerportError where there is no driver or no such GPU.  `close` gives the context back once no memory of it is
-    left.
+    Raises LayerportError where there is no driver or no such GPU.  `close` gives the context back once no memory
+    of it is left.
     """
 
     def __init__(self, driver: Any = None, number: int = 0) -> None:
