@@ -31,6 +31,7 @@ def bytes_of(values: Any) -> int:
 
 def rivals_of(layer: Any) -> dict[str, Call]:
     """What the layer is compared with: eager, compiled, and what others offer for the same, where it is installed."""
+    torch.compiler.reset()  # each size is compiled for itself, however many there were
     rivals: dict[str, Call] = {"eager": layer.reference, "torch.compile": torch.compile(layer.reference, dynamic=False)}
     if layer.name.endswith("::rms_norm"):
         rivals["torch rms_norm"] = lambda x, weight, eps: torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)

@@ -164,3 +164,19 @@ def test_the_table_says_what_was_missed(gpu: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("fault", "wrong"), [(None, False), ("skipped: not enough memory", False), ("nan", True)])
 def test_only_what_is_wrong_fails(gpu: Any, fault: str | None, wrong: bool) -> None:
     assert gpu.run.failed(result(gpu, fault)) is wrong
+
+
+def test_a_large_case_is_compared_in_parts(gpu: Any) -> None:
+    case = LayerCase(
+        layer=scaled("parts"),
+        shapes=(CaseShape("large", {"x": (10, 4), "weight": (4,)}, gpu_only=True),),
+        dtypes=("float32",),
+        tolerances={"float32": Tolerance(1e-6, 1e-6)},
+    )
+    (one,) = case.cases(gpu_only=True)
+    tensors = one.tensors()
+    got = case.layer.reference(*one.arguments(tensors))
+    gpu.checks.compare(one, got, tensors, most=12)
+    got[9, 3] += 1
+    with pytest.raises(AssertionError, match=r"1 of 4 elements are wrong; the worst is \[0, 3\]"):
+        gpu.checks.compare(one, got, tensors, most=12)
