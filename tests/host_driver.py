@@ -17,10 +17,11 @@ from gpu_doubles import Status
 from launch_doubles import LaunchDriver
 from layerport.adapters.cubin import Cubin
 from layerport.compilation import BuiltKernel, Compilation
+from layerport.host import RUN_LIMIT
+from layerport.host.compiler import compile_for_host
+from layerport.host.cuda_runs import CudaJob
 from layerport.kernels import CudaSource
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg
-from layerport.testing.host import _Job
-from layerport.testing.host_compiler import compile_for_host
 
 
 class HostLaunchDriver(LaunchDriver):
@@ -84,7 +85,9 @@ class HostLaunchDriver(LaunchDriver):
         }
         offset = max((address % 16 for address in pointers.values()), default=0)
         launched = LaunchRule(rule.grid, rule.block, rule.shared, tuple(args))
-        job = _Job(compile_for_host(source, entry, label=entry), launched, geometry, "forward", offset, entry)
+        job = CudaJob(
+            compile_for_host(source, entry, label=entry), launched, geometry, "forward", offset, entry, RUN_LIMIT
+        )
         # All are outputs: who may write where is run_kernel's to check.
         for name, result in job.run({}, buffers).items():
             if result.size:

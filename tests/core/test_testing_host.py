@@ -414,12 +414,12 @@ def fault_of_call(call: Callable[[], Any]) -> str:
 
 
 def test_without_a_compiler_the_repair_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from layerport.testing import host_compiler
+    from layerport.host import compiler
 
-    host_compiler._compiler.cache_clear()
+    compiler._compiler.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(lp.UsageError, match="no C\\+\\+ compiler is here") as caught:
-        host_compiler._compiler()
+        compiler._compiler()
     assert "CXX" in str(caught.value)
 
 

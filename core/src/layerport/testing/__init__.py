@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerport.testing.cases import Case, CaseShape, LayerCase, Tolerance
-    from layerport.testing.host import kernel_for, run_kernel
+    from layerport.testing.kernel_runs import kernel_for, run_kernel
 
 _HOMES = {"Case": "cases", "CaseShape": "cases", "LayerCase": "cases", "Tolerance": "cases"}
-_HOMES |= {"kernel_for": "host", "run_kernel": "host"}
+_HOMES |= {"kernel_for": "kernel_runs", "run_kernel": "kernel_runs"}
 __all__ = ["Case", "CaseShape", "LayerCase", "Tolerance", "kernel_for", "run_kernel"]
 
 

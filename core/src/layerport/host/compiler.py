@@ -1,6 +1,6 @@
 """Compiles a CUDA C++ kernel with the system's C++ compiler into a program that runs it on the CPU.
 
-The header `cuda_host/cuda_host.h` gives the source its threads, barriers and intrinsics.  Used by `host` only.
+The header `cuda_host/cuda_host.h` gives the source its threads, barriers and intrinsics.  Used by `execution` only.
 """
 
 from __future__ import annotations

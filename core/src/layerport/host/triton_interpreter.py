@@ -1,6 +1,6 @@
 """Runs a layer's Triton kernel on the CPU under Triton's interpreter, through the layer's own launch rule.
 
-For tests: what `host.run_kernel` does with a Triton kernel.  Triton reads at import whether it interprets, so this
+What `execution` does with a Triton kernel.  Triton reads at import whether it interprets, so this
 happens in a process of its own (`triton_worker.py`), which stays for the next run.  Every access of the kernel is
 checked against the bounds of its tensors.
 """
@@ -29,11 +29,11 @@ import numpy as np
 from layerport.adapters.triton_functions import place_of, require_triton
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
+from layerport.host import time_up
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg
 from layerport.triton_source import Specialisation, TritonSource
 
 _WORKER = Path(__file__).with_name("triton_worker.py")
-_RUN_LIMIT = 300.0
 _ALIGNMENT = 256
 _GAP = 1 << 16
 _CUT = ("TRITON_", "PYTHONWARNINGS")
@@ -52,6 +52,7 @@ class TritonJob:
     order: str | int
     offset: int
     label: str
+    time_limit: float
 
     def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs that the kernel writes.  Raises PackError for what it must not do."""
@@ -84,7 +85,7 @@ class TritonJob:
         with tempfile.TemporaryDirectory(prefix="layerport-triton-") as folder:
             Path(folder, "request.json").write_text(json.dumps(request))
             Path(folder, "memory.bin").write_bytes(memory)
-            answer = _serve(folder, self.label)
+            answer = _serve(folder, self.label, self.time_limit)
             memory = Path(folder, "memory.bin").read_bytes()
         if not answer["ok"]:
             where = f"{file}:{answer['line']}" if answer["line"] else f"{self.source.name} of {file or place.module}"
@@ -139,17 +140,17 @@ def _lay_out(buffers: Mapping[str, Array], offset: int) -> tuple[bytes, dict[str
     return bytes(memory), starts
 
 
-def _serve(folder: str, label: str) -> dict[str, Any]:
+def _serve(folder: str, label: str, limit: float) -> dict[str, Any]:
     """Have the worker run what lies in a folder, and give its answer."""
     with _lock:
         worker = _worker()
-        told = worker.ask(folder)
+        told = worker.ask(folder, limit)
         printed = worker.printed()
         if told is not True:
             _worker.cache_clear()
             worker.end()
             if told is None:
-                raise PackError(f"{label} did not end within {_RUN_LIMIT:.0f} s", "look for a loop that never ends")
+                raise time_up(label, limit)
             raise PackError(
                 f"{label}: the interpreter's process ended with {worker.process.returncode}",
                 "python -c 'import triton' shows whether Triton loads at all",
@@ -182,11 +183,11 @@ class _Worker:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
 
-    def ask(self, folder: str) -> bool | None:
+    def ask(self, folder: str, limit: float) -> bool | None:
         """True when the answer is there, False when the process ended, None when the time is over."""
         assert self.process.stdout is not None
         self._say(folder)
-        ready, _, _ = select.select([self.process.stdout], [], [], _RUN_LIMIT)
+        ready, _, _ = select.select([self.process.stdout], [], [], limit)
         if not ready:
             return None
         return self.process.stdout.readline() == "done\n"

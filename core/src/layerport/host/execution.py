@@ -1,0 +1,144 @@
+"""Runs a kernel on the CPU and checks that it writes every element of its outputs, and nothing else.
+
+The check of a build and `layerport.testing.run_kernel` use it, each with a launch rule of its own: that of the plugin
+spec, and the one traced from the author's function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layerport import host
+from layerport.dtypes import DType
+from layerport.errors import PackError
+from layerport.expressions import Expr
+from layerport.host.compiler import compile_for_host
+from layerport.host.cuda_runs import CudaJob
+from layerport.host.triton_interpreter import TritonJob
+from layerport.kernels import CudaSource, Kernel, TensorArg
+from layerport.launch_rules import Geometry, LaunchRule
+from layerport.layers import Layer
+from layerport.tracing import specialise
+
+_POISONS = (0xFF, 0x7B)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a kernel writes: dtype and dims of each output, the greatest value of each size that depends on data.
+
+    dims: expressions over `sizes` and the data-dependent sizes, which the kernel writes as int64 after the outputs.
+    """
+
+    dims: Mapping[str, tuple[DType, Sequence[Expr | int]]]
+    most: Mapping[str, int]
+    sizes: Mapping[str, int]
+
+    def empty(self, poison: int) -> dict[str, Array]:
+        """Memory for all of them, every byte the poison."""
+        env = {**self.sizes, **self.most}
+        shapes = {name: (_numbers(dims, env), dtype) for name, (dtype, dims) in self.dims.items()}
+        shapes |= dict.fromkeys(self.most, ((), DType.INT64))
+        made = {}
+        for name, (shape, dtype) in shapes.items():
+            array = np.empty(shape, dtype.to_numpy())
+            array.reshape(-1).view(np.uint8)[...] = poison
+            made[name] = array
+        return made
+
+    def cut(self, written: Mapping[str, Array], label: str) -> dict[str, Array]:
+        """The outputs with the sizes that the kernel wrote, without those sizes themselves.  Raises PackError."""
+        if not self.most:
+            return dict(written)
+        sizes = {name: int(written[name]) for name in self.most}
+        if wrong := [
+            f"{name} is {size}, allowed are 0 to {self.most[name]}"
+            for name, size in sizes.items()
+            if not 0 <= size <= self.most[name]
+        ]:
+            raise PackError(
+                f"{label} writes no possible size",
+                "write each size once, from one thread; unwritten, it is arbitrary",
+                faults=wrong,
+            )
+        answer = {}
+        for name, (_, dims) in self.dims.items():
+            shape = _numbers(dims, {**self.sizes, **sizes})
+            answer[name] = written[name].reshape(-1)[: math.prod(shape)].reshape(shape)
+        return answer
+
+
+def make_job(
+    layer: Layer,
+    kernel: Kernel,
+    rule: LaunchRule,
+    geometry: Geometry,
+    tensors: Mapping[str, TensorArg | None],
+    attributes: Mapping[str, Any],
+    *,
+    order: str | int = "forward",
+    offset: int = 0,
+    sanitize: bool = False,
+    time_limit: float | None = None,
+) -> CudaJob | TritonJob:
+    """A run of a kernel that is ready to go, compiled where it is CUDA C++.
+
+    tensors: every tensor argument and output by the layer's names; known sizes where it is a Triton kernel.
+    Raises as `compile_for_host`, and PackError for constexprs that are at fault.
+    """
+    label = f"layer {layer.name}, kernel {kernel.name}"
+    limit = host.RUN_LIMIT if time_limit is None else time_limit
+    if isinstance(kernel.source, CudaSource):
+        names = {*(argument.name for argument in layer.signature.tensors), *layer.signature.output_names}
+        present = {name: one.dtype for name, one in tensors.items() if one is not None and name in names}
+        match = next(one for one in kernel.combinations(layer.signature) if fits(one, present))
+        entry = kernel.entry(layer.signature, match, attributes)
+        program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
+        return CudaJob(program, rule, geometry, order, offset, label, limit)
+    made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
+    return TritonJob(kernel.source, made, rule, geometry, order, offset, label, limit)
+
+
+def fits(combination: Mapping[str, DType], dtypes: Mapping[str, DType]) -> bool:
+    """Whether tensors of these dtypes are what a kernel's combination states."""
+    return all(combination.get(name) == dtype for name, dtype in dtypes.items())
+
+
+def execute(job: CudaJob | TritonJob, inputs: Mapping[str, Array], outputs: Outputs) -> dict[str, Array]:
+    """The outputs by name.  Raises PackError for what a kernel must not do, TimeUp where it does not end."""
+    written = outputs.cut(job.run(inputs, outputs.empty(_POISONS[0])), job.label)
+    if any(_poisoned(array, _POISONS[0]).any() for array in written.values()):
+        # A result may look like the poison; an element that keeps two different poisons was never written.
+        again = outputs.cut(job.run(inputs, outputs.empty(_POISONS[1])), job.label)
+        _check_written(written, again, job.label)
+    return written
+
+
+def _numbers(dims: Sequence[Expr | int], env: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dim.evaluate(env) if isinstance(dim, Expr) else dim for dim in dims)
+
+
+def _poisoned(array: Array, poison: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each element whether all of its bytes are the poison."""
+    raw = array.reshape(-1).view(np.uint8).reshape(array.size, array.itemsize)
+    return np.asarray((raw == poison).all(axis=1)).reshape(array.shape)
+
+
+def _check_written(first: Mapping[str, Array], second: Mapping[str, Array], label: str) -> None:
+    faults = []
+    for name, array in first.items():
+        unwritten = _poisoned(array, _POISONS[0]) & _poisoned(second[name], _POISONS[1])
+        if unwritten.any():
+            place = tuple(int(index) for index in np.argwhere(unwritten)[0])
+            faults.append(f"{name}: {int(unwritten.sum())} of {array.size} elements, the first at {list(place)}")
+    if faults:
+        raise PackError(
+            f"{label} leaves elements of its outputs unwritten", "check the grid and the kernel's tail", faults=faults
+        )

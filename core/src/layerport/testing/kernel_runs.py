@@ -1,0 +1,227 @@
+"""Runs a layer's kernel on the CPU, through the layer's own launch rule, and checks that it behaves.
+
+For tests: `run_kernel` is reached through `layerport.testing`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerport.conversion import to_standard
+from layerport.dtypes import DType
+from layerport.errors import PackError, UsageError
+from layerport.host.execution import Outputs, execute, fits, make_job
+from layerport.kernels import CudaSource, Kernel, TensorArg
+from layerport.layers import Layer
+from layerport.parameters import Parameters
+from layerport.signature import MISSING, Kind
+from layerport.targets import Target
+from layerport.testing.host_outputs import data_dependent, greatest_sizes, output_arrays
+from layerport.tracing import trace, trace_predicate
+
+if TYPE_CHECKING:
+    from layerport.adapters.torch_shapes import Derivation
+    from layerport.packs import Packs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def run_kernel(
+    layer: Layer,
+    *args: Any,
+    order: str | int = "forward",
+    sanitize: bool = False,
+    kernel: str | None = None,
+    offset: int = 0,
+    target: str | Target = "rtx:sm_89",
+    pack: object = None,
+    **named: Any,
+) -> Any:
+    """What the layer's kernel computes, as NumPy arrays: one, or a tuple for several outputs.
+
+    args, named: arrays of any framework and attributes, in the layer's order or by name; None for an absent tensor.
+    Parameters are in the standard form, as the reference takes them; the pack's own conversion is applied to them.
+    order: in which the threads of a block (and the blocks) run: "forward", "backward", or a seed for a random one.
+    sanitize: build with the address sanitiser; a Triton kernel's accesses are checked anyway.
+    kernel: the name of one kernel; without it the first that fits.
+    offset: bytes by which every pointer misses the alignment of a device allocation.
+    target: what the parameters are converted for.  pack: the pack whose conversion is applied, as in `layerport.build`;
+    without it the one that provides the layer: the module of its reference, or an installed pack.
+
+    Where sizes depend on data, the outputs have the sizes that the kernel wrote.
+    Raises PackError if the kernel reads or writes out of bounds, writes an input, leaves an output unwritten, or
+    waits forever; UsageError if no kernel takes these arguments.
+    """
+    call = _Call.of(layer, args, named, target if isinstance(target, Target) else Target.parse(target), pack)
+    chosen = _choose(call, kernel)
+    label = f"layer {layer.name}, kernel {chosen.name}"
+    tensors = call.tensors if isinstance(chosen.source, CudaSource) else call.known_tensors()
+    rule = trace(chosen, layer.signature, tensors, call.attributes, layer=layer.name)
+    geometry = rule.resolve(call.sizes, label=label)
+    outputs = call.outputs.empty(0)
+    if geometry is not None:
+        job = make_job(
+            layer, chosen, rule, geometry, tensors, call.attributes, order=order, offset=offset, sanitize=sanitize
+        )
+        outputs = execute(job, call.arrays, call.outputs)
+    elif any(array.size for array in outputs.values()):
+        raise PackError(
+            f"{label}: its launch rule gives an empty grid, but the outputs are not empty",
+            "correct the launch rule",
+        )
+    answer = tuple(outputs.values())
+    return answer[0] if len(answer) == 1 else answer
+
+
+def kernel_for(layer: Layer, *args: Any, **named: Any) -> str:
+    """The name of the kernel that these arguments get.  Raises UsageError if none takes them."""
+    return _choose(_Call.of(layer, args, named, Target.parse("rtx:sm_89"), None), None).name
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of one call, sorted: arrays as the kernel takes them, attributes, shapes, outputs."""
+
+    layer: Layer
+    arrays: dict[str, Array]
+    attributes: dict[str, Any]
+    tensors: dict[str, TensorArg | None]
+    outputs: Outputs
+
+    @classmethod
+    def of(cls, layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any], target: Target, pack: object) -> _Call:
+        values = _values(layer, args, named)
+        given = {
+            argument.name: to_standard(value, path=argument.name).array
+            for argument in layer.signature.tensors
+            if (value := values.pop(argument.name)) is not None
+        }
+        attributes = dict(layer.signature.bind_attributes(values, path=layer.name))
+        arrays = _converted(layer, given, attributes, target, pack)
+        tensors: dict[str, TensorArg | None] = {}
+        for argument in layer.signature.tensors:
+            array = arrays.get(argument.name)
+            if array is None:
+                tensors[argument.name] = None
+                continue
+            # As in a plugin: sizes of parameters are numbers, those of inputs symbols.
+            symbolic = TensorArg.symbolic(argument.name, DType.from_numpy(array.dtype), array.ndim)
+            known = TensorArg(argument.name, symbolic.dtype, tuple(int(size) for size in array.shape))
+            tensors[argument.name] = known if argument.kind is Kind.PARAM else symbolic
+        derivation = data_dependent(layer, given, attributes)
+        if derivation is None:
+            shapes = output_arrays(layer, given, attributes)
+            for name, (shape, dtype) in shapes.items():
+                tensors[name] = TensorArg.symbolic(name, dtype, len(shape))
+            outputs = Outputs({name: (dtype, shape) for name, (shape, dtype) in shapes.items()}, {}, {})
+        else:
+            # As in a plugin: memory for the greatest size, and the kernel writes how much of it is used.
+            outputs = _of_greatest(layer, derivation)
+            for name, rule in zip(layer.signature.output_names, derivation.outputs, strict=True):
+                tensors[name] = TensorArg(name, rule.dtype, rule.dims)
+            for name in outputs.most:
+                tensors[name] = TensorArg(name, DType.INT64, ())
+        return cls(layer, arrays, attributes, tensors, outputs)
+
+    @property
+    def dtypes(self) -> dict[str, DType]:
+        """The dtypes of the layer's tensors and outputs that are there."""
+        return {
+            name: one.dtype for name, one in self.tensors.items() if one is not None and name not in self.outputs.most
+        }
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        shapes |= {name: array.shape for name, array in self.outputs.empty(0).items()}
+        return {f"{name}.{axis}": int(size) for name, shape in shapes.items() for axis, size in enumerate(shape)}
+
+    def known_tensors(self) -> dict[str, TensorArg | None]:
+        """The tensors with numbers for all sizes, which the constexprs of a Triton kernel may depend on."""
+        sizes = self.sizes
+        return {
+            name: tensor
+            and TensorArg(name, tensor.dtype, tuple(sizes[f"{name}.{axis}"] for axis in range(tensor.ndim)))
+            for name, tensor in self.tensors.items()
+        }
+
+
+def _of_greatest(layer: Layer, derivation: Derivation) -> Outputs:
+    dims = {
+        name: (rule.dtype, rule.dims)
+        for name, rule in zip(layer.signature.output_names, derivation.outputs, strict=True)
+    }
+    return Outputs(dims, greatest_sizes(layer, derivation), {})
+
+
+def _converted(
+    layer: Layer, arrays: dict[str, Array], attributes: Mapping[str, Any], target: Target, pack: object
+) -> dict[str, Array]:
+    """The arrays with the parameters as the pack converts them for its kernels."""
+    names = {argument.name for argument in layer.signature.params} & set(arrays)
+    packs = _packs_of(layer, pack) if names else None
+    if packs is None:
+        return arrays
+    standard = Parameters({name: arrays[name] for name in arrays if name in names}, attributes)
+    return arrays | dict(packs.convert_parameters(layer, standard, target, path="run_kernel").items())
+
+
+def _packs_of(layer: Layer, pack: object) -> Packs | None:
+    """Packs among which one provides this very layer; None where nobody does, so that nothing is converted."""
+    from layerport.adapters.torch_cuda import installed_packs
+    from layerport.packs import load
+
+    if pack is not None:
+        return load(pack)
+    home = sys.modules.get(layer.reference.__module__)
+    if home is not None and callable(getattr(home, "layerport_layers", None)):
+        found = load(home)
+    else:
+        found = installed_packs()
+    return found if any(one is layer for one in found.layers) else None
+
+
+def _values(layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    names = [argument.name for argument in layer.signature.arguments]
+    if len(args) > len(names):
+        raise UsageError(
+            f"layer {layer.name} takes {len(names)} arguments, got {len(args)}", f"they are {', '.join(names)}"
+        )
+    values = dict(zip(names, args, strict=False))
+    if wrong := sorted(set(named) & set(values) | set(named) - set(names)):
+        raise UsageError(
+            f"layer {layer.name}: {', '.join(wrong)} given twice or not an argument", f"they are {', '.join(names)}"
+        )
+    values |= named
+    for argument in layer.signature.arguments:
+        if argument.name not in values:
+            if argument.default is MISSING and not argument.optional:
+                raise UsageError(f"layer {layer.name}: argument {argument.name} is missing", "give it a value")
+            values[argument.name] = None if argument.default is MISSING else argument.default
+    return values
+
+
+def _choose(call: _Call, wanted: str | None) -> Kernel:
+    layer = call.layer
+    dtypes = call.dtypes
+    given = ", ".join(f"{name}: {dtype.value}" for name, dtype in dtypes.items())
+    reasons = []
+    for kernel in layer.kernels:
+        if wanted is not None and kernel.name != wanted:
+            continue
+        if not any(fits(one, dtypes) for one in kernel.combinations(layer.signature)):
+            reasons.append(f"{kernel.name} does not take {given}")
+            continue
+        guard = trace_predicate(kernel, layer.signature, call.tensors, call.attributes, layer=layer.name)
+        if guard is None or guard.evaluate(call.sizes):
+            return kernel
+        reasons.append(f"{kernel.name}: its predicate {guard} is false for these sizes")
+    names = ", ".join(kernel.name for kernel in layer.kernels) or "none"
+    raise UsageError(
+        f"layer {layer.name} has no kernel {wanted or 'for these arguments'}", f"its kernels: {names}", faults=reasons
+    )
