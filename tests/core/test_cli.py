@@ -75,7 +75,7 @@ def test_inspect(engine_bundle: Built) -> None:
 def test_verify_says_yes_and_no(engine_bundle: Built, tmp_path: Path) -> None:
     assert answer("verify", engine_bundle.path)["passed"] is True
     shown = run("verify", engine_bundle.path)
-    assert "verify: passed" in shown.stdout
+    assert "portable model: passed" in shown.stdout
     other = engine_bundle.copy(tmp_path / "other.lp")
     samples = Parameters.load(other / bundles.SAMPLES)
     wrong = samples.replace(**{"output.output": samples["output.output"] + np.float32(0.01)})

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from layerport.verification import Verification, compare
+from layerport.comparison import compare
+from layerport.verification import Verification
 
 
 def array(*values: float, dtype: str = "float32") -> np.ndarray:
@@ -55,6 +56,7 @@ def test_infinities_and_nan_in_the_same_place_agree() -> None:
     want = array(float("inf"), float("nan"), 1)
     check = compare("y", want.copy(), want)
     assert (check.passed, check.max_abs, check.max_rel) == (True, 0.0, 0.0)
+    assert (check.nan, check.infinite, check.answer) == (1, 1, "pass where finite; 1 NaN and 1 infinite in both")
     for got in (array(float("-inf"), float("nan"), 1), array(float("inf"), 1, 1), array(float("inf"), 1, float("nan"))):
         check = compare("y", got, want)
         assert not check.passed and check.max_abs == float("inf")
@@ -80,6 +82,50 @@ def test_nothing_to_compare() -> None:
     check = compare("y", empty, empty)
     assert (check.passed, check.max_abs, check.cosine) == (True, 0.0, 1.0)
     assert not Verification((), "here").passed
+
+
+def test_nothing_finite_is_no_pass() -> None:
+    for value in (float("nan"), float("inf")):
+        check = compare("y", array(value, value), array(value, value))
+        assert not check.passed
+        assert check.answer == "FAIL: every value is NaN or infinite, so nothing was compared"
+
+
+def test_whole_numbers_beyond_what_float64_tells_apart() -> None:
+    want = np.array([2**53, 7], np.int64)
+    check = compare("y", want + np.array([1, 0]), want)
+    assert not check.passed and check.max_abs == 1.0
+    assert check.answer == "FAIL: 1 of 2 values differ"
+    assert not compare("y", np.array([2**64 - 2], np.uint64), np.array([2**64 - 1], np.uint64)).passed
+
+
+@pytest.mark.parametrize("size", [2e-5, 1.0, 1e12, 2e-12])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tolerances_go_with_the_magnitude(size: float, dtype: str) -> None:
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    want = (np.linspace(0.5, 1.5, 50) * size).astype(kind)
+    assert compare("y", want.copy(), want).passed
+    assert not compare("y", np.zeros_like(want), want).passed
+    assert not compare("y", (want.astype(np.float64) * 1.2).astype(kind), want).passed
+    assert not compare("y", want[::-1].copy(), want).passed
+
+
+def test_a_mask_of_huge_values_allows_nothing_elsewhere() -> None:
+    want = np.array([1.0, 2.0, 3.0, np.finfo(np.float32).min], np.float32)
+    assert compare("y", want.copy(), want).passed
+    assert not compare("y", want + array(0, 0.5, 0, 0), want).passed
+
+
+def test_a_low_cosine_fails_whatever_tolerance_the_caller_gives() -> None:
+    check = compare("y", array(0, 0, 0), array(1e-3, 2e-3, 1e-3), atol=1.0)
+    assert not check.passed and check.answer == "FAIL: the cosine is 0.0000, at least 0.99 is wanted"
+
+
+def test_float8_has_a_tolerance_of_its_own() -> None:
+    want = np.array([1.0, 2.0, 4.0, 0.5], ml_dtypes.float8_e4m3fn)
+    near = np.array([1.125, 2.0, 4.5, 0.5], ml_dtypes.float8_e4m3fn)  # a unit in the last place
+    far = np.array([1.25, 2.0, 5.0, 0.5], ml_dtypes.float8_e4m3fn)
+    assert compare("y", near, want).passed and not compare("y", far, want).passed
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))

@@ -102,19 +102,27 @@ def many(
 
 MANY = """
 __global__ void many(const float* x, const float* w, const float* bias, const float* shift, float* y, bool* p,
-                     int n, int c, float factor, int limit) {
+                     int n, int c, float factor, int times, bool adds, bool flip, float total, float more,
+                     bool limited, int limit) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
-  y[i] = x[i] * w[i % c] * factor + (bias ? bias[i % c] : 0.f) + (shift ? shift[i] : 0.f);
-  p[i] = y[i] > 0;
+  float v = x[i] * w[i % c] * factor;
+  for (int k = 0; k < times; ++k) v = adds ? v + 1.f : v * 0.5f;
+  if (flip) v = -v;
+  v = (v + (bias ? bias[i % c] : 0.f) + (shift ? shift[i] : 0.f)) * total + more;
+  if (limited && v > limit) v = (float)limit;
+  y[i] = v;
+  p[i] = v > 0;
 }
 """
 
 
 @many.kernel(lp.cuda(MANY, "many"), dtypes=({"positive": "bool", "*": "float32"},))
-def launch_many(x, weight, bias, shift, y, positive, factor, limit):
+def launch_many(x, weight, bias, shift, y, positive, factor, times, mode, flip, steps, weights, flags, names, limit):
     n = x.numel()
-    args = (x, weight, bias, shift, y, positive, n, x.shape[-1], factor, -1 if limit is None else limit)
+    total, more = float(sum(steps) + sum(weights)), (1.0 if flags[0] else 0.0) + len(names or ())
+    settings = (factor, times, mode == "add", flip, total, more, limit is not None, limit or 0)
+    args = (x, weight, bias, shift, y, positive, n, x.shape[-1], *settings)
     return lp.Launch(grid=lp.cdiv(n, 256), block=256, args=args)
 
 

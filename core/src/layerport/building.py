@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,13 @@ from layerport.dims import parse_ranges
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
 from layerport.engine.options import EngineOptions
+from layerport.errors import LayerportError, VerifyError
 from layerport.pack_discovery import STRICT_VARIABLE, switched_on
 from layerport.targets import Target
 
 if TYPE_CHECKING:
     from layerport.front.pipeline import Prepared
+    from layerport.packs import Packs
     from layerport.verification import Verification
 
 Progress = Callable[[str, dict[str, Any] | None], None]
@@ -97,9 +100,10 @@ def build(
     packs: packs to use besides the installed ones (module, object or file path).
     strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
     options: what TensorRT shall do, by name, such as {"workspace": 1 << 30}; `layerport build --help` lists them.
-    progress: called with the stage's name, and TensorRT's progress events meanwhile.
+    progress: called with the stage's name, and with notes and TensorRT's progress events meanwhile.
 
-    Nothing is left at `out` when it raises: UsageError, PackError or BuildError.
+    Nothing is left at `out` when it raises: UsageError, PackError, BuildError, or VerifyError where a kernel gives
+    something else than its layer's reference.  The error's `report` holds what became of each layer by then.
     """
     tell = progress or (lambda stage, event: None)
     chosen, reason = _target(target)
@@ -112,7 +116,7 @@ def build(
     report = BuildReport(out, chosen, reason)
     engine = chosen.flavour != "portable"
     # Started now, TensorRT loads while Torch exports.
-    with BuildProcess(chosen.flavour) if engine else nullcontext() as process:
+    with _told(report), BuildProcess(chosen.flavour) if engine else nullcontext() as process:
         clock = _Clock(report.seconds, tell)
         clock.start("load")
         from layerport import packs as pack_host
@@ -149,6 +153,8 @@ def build(
             report.layers, report.claims = prepared.layers, prepared.claims
             report.warnings += prepared.warnings
             manifest = prepared.manifest
+            for note in _decomposed(report.layers):
+                tell("compile", {"event": "note", "text": note})
             if engine:
                 assert process is not None
                 clock.start("engine")
@@ -157,13 +163,50 @@ def build(
             clock.start("verify")
             written = bundles.write_manifest(folder, manifest)
             if verify:
-                from layerport.session import Session
-                from layerport.verification import verify as check
-
-                with Session(written) as session:
-                    report.verification = check(session)
+                report.verification = _verify(written, loaded)
+                _require_right_kernels(report.verification)
             clock.stop()
     return report
+
+
+def _verify(bundle: bundles.Bundle, packs: Packs) -> Verification:
+    from layerport.session import Session
+    from layerport.verification import verify
+
+    with Session(bundle) as session:
+        return verify(session, packs=packs)
+
+
+def _require_right_kernels(verification: Verification) -> None:
+    if wrong := verification.wrong_kernels:
+        raise VerifyError(
+            f"{len(wrong)} kernel{'s give' if len(wrong) > 1 else ' gives'} something else than the reference",
+            "correct the kernel, its launch rule or the pack's conversion; "
+            "--decompose LAYER builds without the kernel, --no-verify builds all the same",
+            faults=[
+                f"{one.layer}, kernel {one.kernel}, node {one.nodes[0]}"
+                f"{f' and {len(one.nodes) - 1} like it' if len(one.nodes) > 1 else ''}: {one}"
+                for one in wrong
+            ],
+        )
+
+
+def _decomposed(layers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Each layer that gets no plugin though an engine is built, with the reason, said before that takes its time."""
+    for (layer, reason), count in Counter(
+        (one["layer"], one["reason"]) for one in layers if one["realised"] == "decomposed"
+    ).items():
+        yield f"{layer}: {count} node{'s' if count > 1 else ''} without a plugin: {reason}"
+
+
+@contextmanager
+def _told(report: BuildReport) -> Iterator[None]:
+    """Let an error carry what became of each layer by then."""
+    try:
+        yield
+    except LayerportError as error:
+        error.report = report
+        raise
 
 
 def _engine(

@@ -103,14 +103,19 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
 
     engine_options = split_options(texts)
     with progress.shown(enabled=not as_json) as tell:
-        report = building.build(
-            source,
-            out,
-            verify=not no_verify,
-            options=engine_options,
-            progress=tell,
-            **options,
-        )
+        try:
+            report = building.build(
+                source,
+                out,
+                verify=not no_verify,
+                options=engine_options,
+                progress=tell,
+                **options,
+            )
+        except LayerportError as error:
+            if isinstance(error.report, building.BuildReport) and error.report.layers:
+                reports.print_layers(error.report, file=sys.stderr)
+            raise
     if as_json:
         _print_json(report.to_json())
     else:
@@ -123,14 +128,24 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance; default by dtype.")
 @click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance; default by dtype.")
+@click.option("--no-kernels", is_flag=True, help="Do not run the plugins' kernels, which needs Torch and the packs.")
+@pack_option
 @json_option
 @exits
-def verify(bundle: str, device: str, atol: float | None, rtol: float | None, as_json: bool) -> int:
-    """Run BUNDLE on its samples and compare with Torch's outputs."""
+def verify(
+    bundle: str,
+    device: str,
+    atol: float | None,
+    rtol: float | None,
+    no_kernels: bool,
+    packs: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Compare BUNDLE with Torch on its samples, and its plugins' kernels with their references."""
     from layerport import verification
     from layerport.commands import reports
 
-    result = verification.verify(bundle, device=device, atol=atol, rtol=rtol)
+    result = verification.verify(bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs)
     if as_json:
         _print_json(result.to_json())
     else:

@@ -10,9 +10,11 @@ class LayerportError(Exception):
 
     fault: what is wrong, with the values that show it.  repair: what to do about it.
     faults: several faults of one thing, listed below the first line.
+    report: where a build failed, the `BuildReport` of what it had done by then.
     """
 
     exit_code = 4
+    report: object = None
 
     def __init__(self, fault: str, repair: str | None = None, *, faults: Sequence[str] = ()) -> None:
         self.fault = fault

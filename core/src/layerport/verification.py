@@ -1,112 +1,127 @@
-"""Compares what a bundle computes with what Torch computed when it was built.  Imports NumPy only."""
+"""Compares what a bundle computes with what Torch computed when it was built, and its kernels with their references.
+
+Three things are checked one by one, and none stands for another: the portable model, each plugin's kernels, the engine.
+Torch and the packs are imported only where a bundle has plugins, whose kernels are then run.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerport.comparison import OutputCheck, compare, refused
+from layerport.errors import UsageError
+from layerport.kernel_checks import NOT_RUN, WRONG, KernelCheck, check_kernels
 from layerport.session import Session, load
 
 if TYPE_CHECKING:
     import numpy as np
 
-# (absolute, relative) by dtype; an element passes when |got - want| <= absolute + relative * |want|.
-TOLERANCES = {"float64": (1e-9, 1e-7), "float32": (1e-4, 1e-3), "float16": (1e-2, 1e-2), "bfloat16": (5e-2, 5e-2)}
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """How far one output is from Torch's: largest absolute and relative error, cosine, and whether it passes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    max_abs: float
-    max_rel: float
-    cosine: float
-    passed: bool
-    fault: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The check as a program reads it; a figure that is infinite is null."""
-        figures = {name: getattr(self, name) for name in ("max_abs", "max_rel", "cosine")}
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        return {**self.__dict__, "shape": list(self.shape), **finite}
+    from layerport.packs import Packs
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The checks of all outputs; device says what ran, note what it does not show, on_gpu whether it was the engine."""
+    """What was checked of a bundle.
+
+    outputs: of the portable model, or of the engine where on_gpu is set, against Torch.  device: what ran, and why.
+    note: what that does not show.  kernels: what running each plugin's kernels showed.
+    has_engine: whether the bundle holds a plan at all.
+    """
 
     outputs: tuple[OutputCheck, ...]
     device: str
     note: str | None = None
     on_gpu: bool = False
+    kernels: tuple[KernelCheck, ...] = ()
+    has_engine: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether every output passed."""
+        """Whether every output passed and no kernel is wrong; what did not run has not passed, nor failed."""
+        return bool(self.outputs) and all(one.passed for one in self.outputs) and not self.wrong_kernels
+
+    @property
+    def wrong_kernels(self) -> tuple[KernelCheck, ...]:
+        """The kernels that gave something else than their references."""
+        return tuple(one for one in self.kernels if one.answer == WRONG)
+
+    @property
+    def engine(self) -> str:
+        """What became of the engine: "passed", "failed", "not run", or "none" in a portable bundle."""
+        if not self.on_gpu:
+            return NOT_RUN if self.has_engine else "none"
+        return "passed" if self._outputs_pass else "failed"
+
+    @property
+    def portable(self) -> str:
+        """What became of the portable model: "passed", "failed", or "not run" where the engine ran."""
+        if self.on_gpu:
+            return NOT_RUN
+        return "passed" if self._outputs_pass else "failed"
+
+    @property
+    def _outputs_pass(self) -> bool:
         return bool(self.outputs) and all(one.passed for one in self.outputs)
 
     def to_json(self) -> dict[str, Any]:
         """The verification as a program reads it."""
         return {
             "passed": self.passed,
+            "portable": self.portable,
+            "engine": self.engine,
             "device": self.device,
             "note": self.note,
             "on_gpu": self.on_gpu,
             "outputs": [one.to_json() for one in self.outputs],
+            "kernels": [one.to_json() for one in self.kernels],
         }
 
 
 def verify(
-    bundle: str | Path | Session, *, device: str = "auto", atol: float | None = None, rtol: float | None = None
+    bundle: str | Path | Session,
+    *,
+    device: str = "auto",
+    atol: float | None = None,
+    rtol: float | None = None,
+    kernels: bool = True,
+    packs: Iterable[object] | Packs = (),
 ) -> Verification:
-    """Run a bundle on its stored samples and compare with Torch's outputs.
+    """Compare a bundle's outputs for its samples with Torch's, and each plugin's kernels with their references.
 
-    atol, rtol: None takes the tolerance of each output's dtype.  Raises as `load` does; a mismatch is an answer.
+    atol, rtol: absolute and relative tolerance; None takes those of each output's dtype, which grow with the output's
+    magnitude.  kernels: whether to run the plugins' kernels, which needs Torch and the packs of the layers.
+    packs: packs to use besides the installed ones, as in `layerport.build`.
+    Raises as `load` does, and UsageError for a bundle without samples; a mismatch is an answer.
     """
     if not isinstance(bundle, Session):
         with load(bundle, device=device) as session:
-            return verify(session, atol=atol, rtol=rtol)
-    session = bundle
-    inputs, expected = session.bundle.samples()
-    got = session.run(inputs)
-    checks = [compare(name, got.get(name), want, atol=atol, rtol=rtol) for name, want in expected.items()]
-    return Verification(tuple(checks), session.why, session.precision_note, session.on_gpu)
+            return verify(session, atol=atol, rtol=rtol, kernels=kernels, packs=packs)
+    opened = bundle.bundle
+    inputs, expected = opened.samples()
+    got = bundle.run(inputs)
+    names = [port.name for port in opened.outputs]
+    checks = [
+        compare(name, got.get(name), expected[name], atol=atol, rtol=rtol)
+        if name in expected
+        else _without_sample(name, got.get(name))
+        for name in dict.fromkeys([*names, *expected])
+    ]
+    if not checks:
+        raise UsageError(f"{opened.folder} has no outputs to compare", "build the bundle again")
+    found: tuple[KernelCheck, ...] = ()
+    if kernels:
+        from layerport.packs import Packs as Loaded
+
+        found = check_kernels(opened, packs) if isinstance(packs, Loaded) else check_kernels(opened, extra=tuple(packs))
+    return Verification(
+        tuple(checks), bundle.why, bundle.precision_note, bundle.on_gpu, found, bool(opened.manifest["targets"])
+    )
 
 
-def compare(
-    name: str,
-    got: np.ndarray[Any, Any] | None,
-    want: np.ndarray[Any, Any],
-    *,
-    atol: float | None = None,
-    rtol: float | None = None,
-) -> OutputCheck:
-    """Compare one output with Torch's, in float64; equal infinities and NaN in the same place agree."""
+def _without_sample(name: str, got: np.ndarray[Any, Any] | None) -> OutputCheck:
     import numpy as np
 
-    dtype = want.dtype.name
-    shape = tuple(want.shape)
-    if got is None or got.shape != want.shape or got.dtype != want.dtype:
-        found = "nothing" if got is None else f"{got.dtype.name}{list(got.shape)}"
-        fault = f"expected {dtype}{list(shape)}, got {found}"
-        return OutputCheck(name, dtype, shape, float("inf"), float("inf"), 0.0, False, fault)
-    absolute, relative = TOLERANCES.get(dtype, (0.0, 0.0))
-    absolute = absolute if atol is None else atol
-    relative = relative if rtol is None else rtol
-    left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
-    same = (left == right) | (np.isnan(left) & np.isnan(right))
-    with np.errstate(all="ignore"):
-        difference = np.where(same, 0.0, np.abs(left - right))
-        ratio = np.where(same, 0.0, difference / np.maximum(np.abs(right), np.finfo(np.float64).tiny))
-    # An infinity allows infinite error by the formula, so it has to be met exactly.
-    passed = bool(np.all(same | (np.isfinite(right) & (difference <= absolute + relative * np.abs(right)))))
-    max_abs = float(np.where(np.isnan(difference), np.inf, difference).max(initial=0.0))
-    max_rel = float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0))
-    norms = float(np.linalg.norm(left) * np.linalg.norm(right))
-    cosine = float(left @ right) / norms if norms and np.isfinite(norms) else (1.0 if same.all() else 0.0)
-    return OutputCheck(name, dtype, shape, max_abs, max_rel, cosine, passed)
+    return refused(name, np.empty(0) if got is None else got, "the samples lack this output, so nothing was compared")

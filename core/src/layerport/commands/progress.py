@@ -15,7 +15,7 @@ STAGES = {
     "compile": "compiling kernels",
     "write": "writing the portable model",
     "engine": "building the TensorRT engine",
-    "verify": "comparing with Torch",
+    "verify": "comparing with Torch, running the kernels",
 }
 
 Tell = Callable[[str, dict[str, Any] | None], None]
@@ -41,6 +41,8 @@ def _plain() -> Iterator[Tell]:
     def tell(stage: str, event: dict[str, Any] | None) -> None:
         if event is None:
             print(f"[{time.monotonic() - since:5.1f} s] {STAGES[stage]}", file=sys.stderr, flush=True)
+        elif event["event"] == "note":
+            print(f"note: {event['text']}", file=sys.stderr, flush=True)
 
     yield tell
 
@@ -67,6 +69,8 @@ def _live() -> Iterator[Tell]:
             if task is not None:
                 bar.remove_task(task)
             task = bar.add_task(STAGES[stage], total=None)
+        elif event["event"] == "note":
+            bar.console.print(f"note: {event['text']}", markup=False, highlight=False)
         elif task is not None and event["event"] == "phase" and event["parent"] is None:
             totals[event["phase"]] = event["steps"]
             bar.update(task, total=event["steps"], completed=0)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from layerport.commands.tables import print_table
 
 if TYPE_CHECKING:
     from layerport.building import BuildReport
+    from layerport.kernel_checks import KernelCheck
     from layerport.verification import Verification
 
 
@@ -24,22 +25,40 @@ def counts(layers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
 
 def print_build(report: BuildReport) -> None:
     """The summary of a build: target, what became of each layer and why, the claims that did not hold, the figures."""
-    print(f"target {report.target} ({report.target_reason})")
-    _print_layers(report.layers)
-    _print_refused(report.claims)
-    for warning in report.warnings:
-        print(f"note: {warning}")
+    print_layers(report)
     if report.plan_bytes is not None:
         ran = report.verification is not None and report.verification.on_gpu
-        print(f"engine: {report.plan_bytes / 2**20:.1f} MiB" + ("" if ran else "; no GPU has run it in this build"))
+        print(f"plan: {report.plan_bytes / 2**20:.1f} MiB" + ("" if ran else "; no GPU has run it in this build"))
     if report.verification is not None:
         print_verification(report.verification)
     seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
     print(f"wrote {report.path} ({seconds})")
 
 
+def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
+    """The target, what became of each layer and why, and the claims that did not hold."""
+    print(f"target {report.target} ({report.target_reason})", file=file)
+    _print_layers(report.layers, _kernel_answers(report), file=file)
+    _print_refused(report.claims, file=file)
+    for warning in report.warnings:
+        print(f"note: {warning}", file=file)
+
+
+def _kernel_answers(report: BuildReport) -> dict[str, str] | None:
+    """What is known of the kernels of each plugin node, None before anything was checked."""
+    from layerport.kernel_checks import worst
+
+    if report.verification is None:
+        return None
+    by_node: dict[str, list[KernelCheck]] = {}
+    for check in report.verification.kernels:
+        for node in check.nodes:
+            by_node.setdefault(node, []).append(check)
+    return {node: str(worst(checks)) for node, checks in by_node.items()}
+
+
 def print_verification(result: Verification) -> None:
-    """The figures of each output and the answer."""
+    """The figures of each output, then what is shown of the portable model, of the kernels and of the engine."""
     print_table(
         ["output", "type", "max abs", "max rel", "cosine", "answer"],
         [
@@ -49,14 +68,31 @@ def print_verification(result: Verification) -> None:
                 f"{one.max_abs:.3g}",
                 f"{one.max_rel:.3g}",
                 f"{one.cosine:.9f}",
-                "pass" if one.passed else f"FAIL{': ' + one.fault if one.fault else ''}",
+                one.answer,
             ]
             for one in result.outputs
         ],
     )
-    print(f"verify: {'passed' if result.passed else 'FAILED'} ({result.device})")
+    print(f"portable model: {_shouted(result.portable)}" + ("" if result.on_gpu else f" ({result.device})"))
+    _print_kernels(result.kernels)
+    if result.engine != "none":
+        print(f"engine: {_shouted(result.engine)}" + (f" ({result.device})" if result.on_gpu else ""))
     if result.note:
         print(f"note: {result.note}")
+
+
+def _shouted(answer: str) -> str:
+    return answer.upper() if answer == "failed" else answer
+
+
+def _print_kernels(checks: Sequence[KernelCheck]) -> None:
+    right = [one for one in checks if one.answer == "right"]
+    if checks:
+        worst = f", max error {max(one.max_error or 0.0 for one in right):.1e}" if right else ""
+        print(f"kernels: {len(right)} of {len(checks)} right{worst}")
+    for one in checks:
+        if one.answer != "right":
+            print(f"kernel {one.kernel or '(none)'} of {one.layer}, {len(one.nodes)} nodes: {one}")
 
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
@@ -90,28 +126,33 @@ def print_inspection(summary: Mapping[str, Any]) -> None:
     )
 
 
-def _print_layers(layers: list[dict[str, Any]]) -> None:
+def _print_layers(
+    layers: list[dict[str, Any]], kernels: Mapping[str, str] | None = None, *, file: TextIO | None = None
+) -> None:
     groups: dict[tuple[str, ...], int] = {}
     for one in layers:
         pack = f"{one['pack']} {one['pack_version'] or ''}".strip()
-        key = (one["layer"], str(one["version"]), pack, one["realised"], one["reason"])
+        checked = () if kernels is None else (kernels.get(one["node"], ""),)
+        key = (one["layer"], str(one["version"]), pack, one["realised"], one["reason"], *checked)
         groups[key] = groups.get(key, 0) + 1
     if not groups:
-        print("the model has no layer of an installed pack")
+        print("the model has no layer of an installed pack", file=file)
         return
     print_table(
-        ["layer", "version", "pack", "realised", "nodes", "why"],
-        [[*key[:4], str(number), key[4]] for key, number in groups.items()],
+        ["layer", "version", "pack", "realised", "nodes", "why", *(() if kernels is None else ("kernel",))],
+        [[*key[:4], str(number), *key[4:]] for key, number in groups.items()],
+        file=file,
     )
     for layer, reason in dict.fromkeys(
         (one["layer"], why) for one in layers for why in one.get("kernels_left_out", ())
     ):
-        print(f"kernel left out of {layer}: {reason}")
+        print(f"kernel left out of {layer}: {reason}", file=file)
 
 
-def _print_refused(claims: list[dict[str, Any]]) -> None:
+def _print_refused(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
     left = [one for one in claims if one["status"] != "claimed"]
     for one in left[:20]:
-        print(f"left as it is: {one['module'] or '(root)'} ({one['class']}): {one['status']}: {one['reason']}")
+        line = f"left as it is: {one['module'] or '(root)'} ({one['class']}): {one['status']}: {one['reason']}"
+        print(line, file=file)
     if len(left) > 20:
-        print(f"left as they are: {len(left) - 20} more; `layerport inspect --json` lists them")
+        print(f"left as they are: {len(left) - 20} more; `layerport inspect --json` lists them", file=file)

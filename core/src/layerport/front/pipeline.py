@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +25,8 @@ from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
 from layerport.front.samples import torch_samples, write_samples
 from layerport.front.sources import Source
+from layerport.kernel_sources import source_digest
+from layerport.kernels import Kernel
 from layerport.packs import Packs
 from layerport.plugin_spec import to_bytes
 from layerport.targets import Target
@@ -103,7 +105,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     bodies.attach(exported.model, nodes)
     start("compile")
     realisations, plugins = realise(nodes, bodies, packs, wishes.target, dims, wishes.decompose)
-    layers = [_layer_entry(one, packs) for one in realisations]
+    digests = _source_digests(realisations)
+    layers = [_layer_entry(one, packs, digests) for one in realisations]
     start("write")
     reference = _samples(source, exported, dims, outputs, folder, wishes)
     write_portable(exported.model, folder)
@@ -167,7 +170,19 @@ def _samples(
     return {"reference": "onnx.reference", "version": _version("onnx")}
 
 
-def _layer_entry(one: Realisation, packs: Packs) -> dict[str, Any]:
+def _source_digests(realisations: Iterable[Realisation]) -> dict[Kernel, str | None]:
+    """What identifies the source of each kernel that a plugin holds."""
+    held = {
+        kernel
+        for one in realisations
+        if one.spec is not None
+        for kernel in one.node.layer.kernels
+        if any(code.name == kernel.name for code in one.spec.kernels)
+    }
+    return {kernel: source_digest(kernel) for kernel in held}
+
+
+def _layer_entry(one: Realisation, packs: Packs, digests: Mapping[Kernel, str | None]) -> dict[str, Any]:
     info = packs.owner(one.node.layer).info
     return {
         "node": one.node.name,
@@ -183,6 +198,9 @@ def _layer_entry(one: Realisation, packs: Packs) -> dict[str, Any]:
         "plugin": one.spec.key if one.spec else None,
         "plugin_class": one.spec.plugin_class if one.spec else None,
         "kernels": list(dict.fromkeys(kernel.name for kernel in one.spec.kernels)) if one.spec else [],
+        "kernel_sources": {kernel.name: digests[kernel] for kernel in one.node.layer.kernels if kernel in digests}
+        if one.spec
+        else {},
         "kernels_left_out": list(one.left_out),
     }
 

@@ -1,0 +1,216 @@
+"""How far an array is from another one, and whether that is close enough.  Imports NumPy only, when it is used.
+
+Verification compares a bundle's outputs with Torch's by it, the check of a kernel its outputs with the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# (share of the tensor's magnitude, share of the element) by dtype; an element passes when
+# |got - want| <= first * magnitude + second * |want|.  Whole numbers and bools have to be equal.
+TOLERANCES = {
+    "float64": (1e-9, 1e-7),
+    "float32": (1e-4, 1e-3),
+    "float16": (1e-2, 1e-2),
+    "bfloat16": (5e-2, 5e-2),
+    # One unit in the last place: three bits of mantissa, two bits.
+    "float8_e4m3fn": (0.02, 0.13),
+    "float8_e5m2": (0.04, 0.26),
+}
+KERNEL_TOLERANCES = {
+    **TOLERANCES,
+    "float64": (1e-12, 1e-12),
+    "float32": (1e-4, 1e-4),
+    "float16": (5e-3, 5e-3),
+    "bfloat16": (3e-2, 3e-2),
+}
+LEAST_COSINE = 0.99
+# Values beyond so many medians do not set a tensor's magnitude: a mask of -3e38 would allow any error elsewhere.
+_OUTLIER = 1000.0
+# Sums of float32 round at this; a tensor that is nothing but such remains is compared no closer.
+_FLOOR = {"float64": 1e-15, "float32": 1e-7, "float16": 1e-7, "bfloat16": 1e-7}
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How far one output is from Torch's: largest absolute and relative error, cosine, and whether it passes.
+
+    nan, infinite: how many elements are that in both and were met by the same; nothing is shown by them.
+    fault: why it does not pass, where that is no matter of size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    max_abs: float
+    max_rel: float
+    cosine: float
+    passed: bool
+    fault: str | None = None
+    nan: int = 0
+    infinite: int = 0
+
+    @property
+    def answer(self) -> str:
+        """The answer in words: a plain "pass" only where every element was compared."""
+        if not self.passed:
+            return f"FAIL{': ' + self.fault if self.fault else ''}"
+        counts = [f"{count} {what}" for count, what in ((self.nan, "NaN"), (self.infinite, "infinite")) if count]
+        return f"pass where finite; {' and '.join(counts)} in both" if counts else "pass"
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as a program reads it; a figure that is infinite is null."""
+        figures = {name: getattr(self, name) for name in ("max_abs", "max_rel", "cosine")}
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        return {**self.__dict__, "shape": list(self.shape), **finite}
+
+
+def compare(
+    name: str,
+    got: np.ndarray[Any, Any] | None,
+    want: np.ndarray[Any, Any],
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    tolerances: Mapping[str, tuple[float, float]] = TOLERANCES,
+) -> OutputCheck:
+    """Compare one output with the wanted one, whole numbers and bools exactly, others in float64.
+
+    atol: an absolute tolerance instead of the share of the tensor's magnitude.  rtol: instead of the share of the
+    element.  NaN and infinities must be met by the same, and are counted; a tensor of nothing else does not pass, nor
+    one with a cosine below LEAST_COSINE.
+    """
+    import numpy as np
+
+    dtype = want.dtype.name
+    shape = tuple(want.shape)
+    if got is None or got.shape != want.shape or got.dtype != want.dtype:
+        found = "nothing" if got is None else f"{got.dtype.name}{list(got.shape)}"
+        return refused(name, want, f"expected {dtype}{list(shape)}, got {found}")
+    if want.dtype.kind in "biu":
+        return _compare_exactly(name, got, want)
+    left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    nan, infinite = np.isnan(right), np.isinf(right)
+    same = (left == right) | (np.isnan(left) & nan)
+    finite = ~(nan | infinite)
+    with np.errstate(all="ignore"):
+        difference = np.where(same, 0.0, np.abs(left - right))
+        ratio = np.where(same, 0.0, difference / np.maximum(np.abs(right), np.finfo(np.float64).tiny))
+        allowed = _allowed(right, dtype, atol, rtol, tolerances)
+    # An infinity allows infinite error by the formula, so it has to be met exactly.
+    passed = bool(np.all(same | (finite & (difference <= allowed))))
+    cosine = _cosine(left[finite], right[finite])
+    fault = None
+    if passed and right.size and not finite.any():
+        passed, fault = False, "every value is NaN or infinite, so nothing was compared"
+    elif passed and cosine < LEAST_COSINE and right[finite].any():
+        passed, fault = False, f"the cosine is {cosine:.4f}, at least {LEAST_COSINE} is wanted"
+    return OutputCheck(
+        name,
+        dtype,
+        shape,
+        float(np.where(np.isnan(difference), np.inf, difference).max(initial=0.0)),
+        float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0)),
+        cosine,
+        passed,
+        fault,
+        int(nan.sum()) if passed else 0,
+        int(infinite.sum()) if passed else 0,
+    )
+
+
+def refused(name: str, want: np.ndarray[Any, Any], fault: str) -> OutputCheck:
+    """The check of an output that cannot be compared at all."""
+    return OutputCheck(name, want.dtype.name, tuple(want.shape), math.inf, math.inf, 0.0, False, fault)
+
+
+def errors_within(
+    got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], dtype: str, tolerances: Mapping[str, tuple[float, float]]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """For each element whether it is close enough, and how far it is: |got - want| / (|want| + the magnitude).
+
+    got, want: float64 of one shape.  dtype: of the output as it is stored, which sets the tolerance.
+    """
+    import numpy as np
+
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    with np.errstate(all="ignore"):
+        difference = np.where(same, 0.0, np.abs(got - want))
+        near = same | (np.isfinite(want) & (difference <= _allowed(want, dtype, None, None, tolerances)))
+        far = np.where(same, 0.0, difference / np.maximum(np.abs(want) + magnitude(want), np.finfo(np.float64).tiny))
+    return near, np.where(np.isnan(far), np.inf, far)
+
+
+def magnitude(values: np.ndarray[Any, Any]) -> float:
+    """The mean magnitude of the finite values, each cut at _OUTLIER medians of those that are not 0."""
+    import numpy as np
+
+    sizes = np.abs(values[np.isfinite(values)])
+    present = sizes[sizes > 0]
+    if not present.size:
+        return 0.0
+    return float(np.minimum(sizes, _OUTLIER * float(np.median(present))).mean())
+
+
+def _allowed(
+    want: np.ndarray[Any, Any],
+    dtype: str,
+    atol: float | None,
+    rtol: float | None,
+    tolerances: Mapping[str, tuple[float, float]],
+) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    share, relative = tolerances.get(dtype, (0.0, 0.0))
+    absolute = share * magnitude(want) + max(_FLOOR.get(dtype, 0.0), _least(dtype)) if atol is None else atol
+    allowed: np.ndarray[Any, Any] = absolute + (relative if rtol is None else rtol) * np.abs(want)
+    return allowed
+
+
+def _least(dtype: str) -> float:
+    """The least value of a narrow type: below it nothing can be stored, so nothing can be met any closer."""
+    if dtype not in ("float16", "float8_e4m3fn", "float8_e5m2"):
+        return 0.0
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype).smallest_subnormal)
+
+
+def _compare_exactly(name: str, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> OutputCheck:
+    import numpy as np
+
+    different = (got != want).ravel()
+    left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    # In float64 neighbours beyond 2**53 are equal, so a difference counts as at least 1.
+    difference = np.where(different, np.maximum(np.abs(left - right), 1.0), 0.0)
+    ratio = difference / np.maximum(np.abs(right), 1.0)
+    count = int(different.sum())
+    return OutputCheck(
+        name,
+        want.dtype.name,
+        tuple(want.shape),
+        float(difference.max(initial=0.0)),
+        float(ratio.max(initial=0.0)),
+        _cosine(left, right),
+        count == 0,
+        f"{count} of {want.size} values differ" if count else None,
+    )
+
+
+def _cosine(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
+    import numpy as np
+
+    norms = [float(np.abs(values).max(initial=0.0)) for values in (left, right)]
+    if not all(math.isfinite(norm) for norm in norms):
+        return 0.0
+    if not all(norms):
+        return 1.0 if norms == [0.0, 0.0] else 0.0
+    left, right = left / norms[0], right / norms[1]
+    return float(left @ right) / float(np.linalg.norm(left) * np.linalg.norm(right))
