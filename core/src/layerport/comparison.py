@@ -34,8 +34,8 @@ KERNEL_TOLERANCES = {
 LEAST_COSINE = 0.99
 # Values beyond so many medians do not set a tensor's magnitude: a mask of -3e38 would allow any error elsewhere.
 _OUTLIER = 1000.0
-# Sums of float32 round at this; a tensor that is nothing but such remains is compared no closer.
-_FLOOR = {"float64": 1e-15, "float32": 1e-7, "float16": 1e-7, "bfloat16": 1e-7}
+# What may be there where nothing but zeros is wanted: the remains of a difference of rounded values around 1.
+_REMAINS = {"float64": 1e-15, "float32": 1e-7, "float16": 1e-7, "bfloat16": 1e-7}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ def _allowed(
     import numpy as np
 
     share, relative = tolerances.get(dtype, (0.0, 0.0))
-    absolute = share * magnitude(want) + max(_FLOOR.get(dtype, 0.0), _least(dtype)) if atol is None else atol
+    size = magnitude(want)
+    absolute = (share * size if size else _REMAINS.get(dtype, 0.0)) + _least(dtype) if atol is None else atol
     allowed: np.ndarray[Any, Any] = absolute + (relative if rtol is None else rtol) * np.abs(want)
     return allowed
 

@@ -144,7 +144,9 @@ def _distinct(plugins: PluginSet, standard: Mapping[str, str | None]) -> list[_P
     groups: dict[Any, list[str]] = {}
     for node, key in plugins.nodes.items():
         converted = plugins.parameters.get(node, {})
-        digests = tuple((name, hashlib.sha256(array).hexdigest()) for name, array in sorted(converted.items()))
+        digests = tuple(
+            (name, hashlib.sha256(array.tobytes()).hexdigest()) for name, array in sorted(converted.items())
+        )
         groups.setdefault((key, digests, standard.get(node) if converted else None), []).append(node)
     return [
         _Plugin(plugins.specs[plugins.nodes[nodes[0]]], tuple(nodes), plugins.parameters.get(nodes[0], {}))
