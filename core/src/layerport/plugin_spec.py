@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 LIMIT = 1 << 30
 _METADATA = "layerport"
+# One byte an element, so that shapes stay; kernels get addresses, whatever TensorRT calls the bytes.
+_CARRIED_AS_BYTES = frozenset({DType.UINT8, DType.FLOAT8_E5M2})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LAYER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}")
 _CLASS = re.compile(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}")
@@ -41,6 +43,11 @@ class Slot:
     dtype: DType
     rank: int
     parameter: bool = False
+
+    @property
+    def carrier(self) -> DType:
+        """The dtype under which TensorRT holds it, the same bytes: int8 for a parameter of a type that it lacks."""
+        return DType.INT8 if self.parameter and self.dtype in _CARRIED_AS_BYTES else self.dtype
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from layerport.adapters.tensorrt_expressions import lower
 from layerport.engine.flavours import native_architecture
 from layerport.engine.runner import KernelRunner
 from layerport.errors import BuildError
-from layerport.plugin_spec import OutputSlot, PluginSet, PluginSpec, Slot, from_bytes, to_bytes
+from layerport.plugin_spec import PluginSet, PluginSpec, from_bytes, to_bytes
 
 KEY_FIELD = "layerport_spec"
 VERSION = "1"
@@ -43,12 +43,12 @@ def plugin_class(trt: Any) -> type[Any]:
             self.num_outputs = len(spec.outputs) + len(spec.sizes)
             # Equal specs hold equal kernels, so what TensorRT measured of one holds for the other.
             self.timing_cache_id = spec.key
-            tensors: tuple[Slot | OutputSlot, ...] = (*spec.inputs, *spec.outputs)
             self._names = (
                 tuple(slot.name for slot in spec.inputs),
                 (*(slot.name for slot in spec.outputs), *(size.name for size in spec.sizes)),
             )
-            self._types = [from_dtype(slot.dtype, trt) for slot in tensors]
+            self._types = [from_dtype(slot.carrier, trt) for slot in spec.inputs]
+            self._types += [from_dtype(slot.dtype, trt) for slot in spec.outputs]
             self._types += [trt.DataType.INT64] * len(spec.sizes)
             self._kernels = list(dict.fromkeys(kernel.name for kernel in spec.kernels))
             self._tactic = tactic
