@@ -86,7 +86,7 @@ def realise(
         if differing:
             changed[node.name] = differing
         reason = "its kernel is built for " + ", ".join(target.architectures)
-        results.append(Realisation(node, PLUGIN, reason, spec, why_not_chosen(bound, spec)))
+        results.append(Realisation(node, PLUGIN, reason, spec, why_not_chosen(bound, spec, target)))
     return results, PluginSet(specs, keys, changed)
 
 
