@@ -46,7 +46,7 @@ IN_FUNCTION = {
     ("engine/plugin.py", "_create"): {"one": "PluginField", "found[]": "PluginField"},
 }
 # Parameters of type Any in the files above that are no objects of TensorRT.
-OURS = {"self", "logger", "slot", "dtype", "array", "request", "value", "foreign", "data", "fields", "model"}
+OURS = {"self", "logger", "slot", "dtype", "array", "request", "value", "foreign", "data", "fields", "model", "writer"}
 
 
 @dataclass(frozen=True)

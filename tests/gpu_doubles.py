@@ -384,7 +384,8 @@ class _Double:
 def tensorrt_double(make: Callable[[Any], FakeEngine | None], *, own_graphs: bool = True) -> Any:
     """TensorRT's module whose runtime deserialises everything to the engine that `make(module)` gives.
 
-    own_graphs: whether it captures CUDA graphs by itself, as rtx does.  The last engine is its `engine`.
+    own_graphs: whether it captures CUDA graphs by itself, as rtx does.  `engine` is the last engine,
+    `plan` its bytes.
     """
     from layerport.engine import flavours
 
@@ -397,6 +398,7 @@ def tensorrt_double(make: Callable[[Any], FakeEngine | None], *, own_graphs: boo
 
         def deserialize_cuda_engine(self, data: bytes) -> Any:
             assert self.engine_host_code_allowed is False
+            double.plan = data
             double.engine = make(double)
             if double.engine is None:
                 self.logger.log(double.ILogger.ERROR, "the double takes no plan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from onnx import TensorProto, helper
 
 from layerport.dtypes import DType
 from layerport.engine.bound_model import bind_model
-from layerport.expressions import Symbol
-from layerport.plugin_spec import OutputSlot, PluginSet, PluginSpec, SizeSlot, Slot
+from layerport.expressions import Const, Symbol
+from layerport.launch_rules import LaunchRule
+from layerport.plugin_spec import KernelCode, OutputSlot, PluginSet, PluginSpec, SizeSlot, Slot
 
 
 def spec(*, inputs: int = 2, sizes: int = 0) -> PluginSpec:
@@ -128,3 +130,44 @@ def test_nodes_inside_a_branch() -> None:
     inside = {attribute.name: attribute.g.node for attribute in choice.attribute}
     assert texts(inside["then_branch"][0])["layerport_spec"] == one.key
     assert [found.op_type for found in inside["else_branch"]] == ["Mul"]
+
+
+def test_nodes_that_nobody_needs_are_left_out() -> None:
+    """Also what only they needed, but not what a branch reads."""
+    one = spec()
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["kept"], ["chosen"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("chosen", TensorProto.FLOAT, ["n"])],
+    )
+    nodes = [
+        node("kept", ["x", "w"], "kept"),
+        node("needed_by_dead", ["x", "w"], "m"),
+        helper.make_node("Dropout", ["m", "", ""], ["dead", ""], name="dead"),
+        helper.make_node("If", ["condition"], ["out"], name="if", then_branch=branch, else_branch=branch),
+    ]
+    source = model(nodes)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "condition"))
+    bound = bind_model(source, PluginSet({one.key: one}, {"kept": one.key, "needed_by_dead": one.key}))
+    assert [found.name for found in bound.graph.node] == ["kept", "if"]
+
+
+def test_the_first_node_that_needs_an_image_keeps_it_for_all() -> None:
+    rule = LaunchRule((Const(1),) * 3, (Const(1),) * 3, Const(0), ())
+    a, b, c = (character * 64 for character in "abc")
+    first = dataclasses.replace(spec(), kernels=(KernelCode("k", "k", rule, {"sm_80": b, "sm_89": a}),))
+    second = dataclasses.replace(spec(), kernels=(KernelCode("k", "k", rule, {"sm_89": b, "sm_120": c}),))
+    plugins = PluginSet(
+        {one.key: one for one in (first, second)},
+        {"1": first.key, "2": first.key, "3": second.key, "4": second.key},
+    )
+    names = ("x", "m1", "m2", "m3", "out")
+    nodes = [node(str(place), [names[place - 1], "w"], names[place]) for place in range(1, 5)]
+
+    def named(**options: bool) -> list[str]:
+        return [texts(one)["layerport_spec"] for one in bind_model(model(nodes), plugins, **options).graph.node]
+
+    one, other = first.key, second.key
+    assert named() == [f"{one} {a} {b}", one, f"{other} {c}", other]
+    assert named(all_keep=True) == [f"{one} {a} {b}"] * 2 + [f"{other} {b} {c}"] * 2

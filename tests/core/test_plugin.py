@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_plugin_spec import spec
+from test_plugin_spec import FIRST, IMAGES, spec
 from test_runner import Recorder
 
 from layerport.engine import plugin as plugins
+from layerport.engine.plan_fields import read_field
 from layerport.errors import BuildError
-from layerport.plugin_spec import PluginSet, from_bytes
+from layerport.plugin_spec import PluginSet, to_bytes
 
 Type = enum.Enum("Type", "FLOAT HALF BF16 INT64 INT32 INT8 BOOL CHAR")
 Format = enum.Enum("Format", "LINEAR CHW32")
@@ -69,12 +70,16 @@ def test_it_takes_exactly_the_types_of_its_spec() -> None:
     assert made.get_valid_tactics() == [1, 2]  # its two kernels, in their order
 
 
-def test_a_plan_holds_the_whole_spec() -> None:
-    made = plugins.plugin_class(stand_in())(spec())
-    (field,) = made.get_fields_to_serialize()
-    assert (field.name, field.type) == (plugins.KEY_FIELD, Type.INT8)
-    read = from_bytes(field.data)
-    assert list(read.specs) == [spec().key] and read.nodes == {}
+def test_a_plan_holds_the_whole_spec_and_the_images_that_this_node_keeps() -> None:
+    one = spec()
+    for kept in ((), IMAGES, [FIRST]):
+        made = plugins.plugin_class(stand_in())(one, kept)
+        for asked in (made, made.clone(), made):
+            (field,) = asked.get_fields_to_serialize()
+            assert (field.name, field.type) == (plugins.KEY_FIELD, Type.INT8)
+            read = read_field(field.data)
+            assert (read.key, read.to_json()) == (one.key, one.to_json())
+            assert dict(read.images) == {digest: IMAGES[digest] for digest in kept}
 
 
 def test_a_run_launches_the_kernel_with_the_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +121,12 @@ def test_a_creator_finds_the_spec_by_key_and_in_a_plan() -> None:
     maker = creator({one.key: one})
     assert [declared.name for declared in maker.field_names] == [plugins.KEY_FIELD]
     # The parser ends a string with a NUL.
-    assert maker.create_plugin("node", field(one.key.encode() + b"\0"), Phase.BUILD).spec is one
-    again = creator().create_plugin("node", field(plugins.to_bytes(PluginSet({one.key: one}, {}))), Phase.RUNTIME)
+    made = maker.create_plugin("node", field(one.key.encode() + b"\0"), Phase.BUILD)
+    assert made.spec is one and not made.kept
+    named = " ".join([one.key, *IMAGES]).encode() + b"\0"
+    assert maker.create_plugin("node", field(named), Phase.BUILD).kept == set(IMAGES)
+    # Plans of before hold a whole set of specs in a field.
+    again = creator().create_plugin("node", field(to_bytes(PluginSet({one.key: one}, {}))), Phase.RUNTIME)
     assert again.spec.key == one.key
 
 

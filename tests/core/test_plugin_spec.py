@@ -74,8 +74,8 @@ def test_what_is_written_comes_back() -> None:
     data = to_bytes(plugins)
     read = from_bytes(data)
     assert read.nodes == plugins.nodes
-    assert {key: one._to_json() for key, one in read.specs.items()} == {
-        key: one._to_json() for key, one in plugins.specs.items()
+    assert {key: one.to_json() for key, one in read.specs.items()} == {
+        key: one.to_json() for key, one in plugins.specs.items()
     }
     one = next(one for one in read.specs.values() if one.kernels)
     assert dict(one.images) == IMAGES

@@ -1,6 +1,7 @@
 """A layer compiled for targets, as pure data: what the engine half needs to make a TensorRT plugin without its pack.
 
-One format serves the bundle (`plugins.safetensors`, all specs of a model) and the plan (one spec in each field).
+The bundle holds all specs of a model in one file, `plugins.safetensors`; a plan holds one spec in each plugin's field
+(`engine/plan_fields.py`).
 It is read from files that nobody vouches for, so reading checks every length, name and type.
 """
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 LIMIT = 1 << 30
 _METADATA = "layerport"
+# One byte an element, so that shapes stay; kernels get addresses, whatever TensorRT calls the bytes.
+_CARRIED_AS_BYTES = frozenset({DType.UINT8, DType.FLOAT8_E5M2})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LAYER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}")
 _CLASS = re.compile(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}")
@@ -41,6 +44,11 @@ class Slot:
     dtype: DType
     rank: int
     parameter: bool = False
+
+    @property
+    def carrier(self) -> DType:
+        """The dtype under which TensorRT holds it, the same bytes: int8 for a parameter of a type that it lacks."""
+        return DType.INT8 if self.parameter and self.dtype in _CARRIED_AS_BYTES else self.dtype
 
 
 @dataclass(frozen=True)
@@ -159,9 +167,15 @@ class PluginSpec:
     @cached_property
     def key(self) -> str:
         """A name for this content: equal specs have equal keys."""
-        return hashlib.sha256(_dump(self._to_json())).hexdigest()[:24]
+        return hashlib.sha256(dump(self.to_json())).hexdigest()[:24]
 
-    def _to_json(self) -> dict[str, Any]:
+    @property
+    def digests(self) -> frozenset[str]:
+        """The digests of all images that its kernels need."""
+        return frozenset(digest for kernel in self.kernels for digest in kernel.images.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the images' bytes."""
         return {
             "layer": self.layer,
             "version": self.version,
@@ -213,11 +227,11 @@ def to_bytes(plugins: PluginSet) -> bytes:
             parameters.setdefault(node, {})[name] = [digest, array.dtype.name, list(array.shape)]
     header = {
         "format": FORMAT,
-        "specs": {key: spec._to_json() for key, spec in plugins.specs.items()},
+        "specs": {key: spec.to_json() for key, spec in plugins.specs.items()},
         "nodes": dict(plugins.nodes),
         "parameters": parameters,
     }
-    return bytes(save(tensors, metadata={_METADATA: _dump(header).decode()}))
+    return bytes(save(tensors, metadata={_METADATA: dump(header).decode()}))
 
 
 def from_bytes(data: bytes) -> PluginSet:
@@ -262,7 +276,7 @@ def _read(data: bytes) -> PluginSet:
                 f"{kind} {digest[:12]} does not have the content it is named after", "build the bundle again"
             )
         (images if kind == "image" else stored)[digest] = raw
-    specs = {key: _spec(value, images) for key, value in header["specs"].items()}
+    specs = {key: spec_from_json(value, images) for key, value in header["specs"].items()}
     for key, spec in specs.items():
         if spec.key != key:
             raise BuildError(f"plugin spec {key} has the content of {spec.key}", "build the bundle again")
@@ -282,7 +296,11 @@ def _read(data: bytes) -> PluginSet:
     return PluginSet(specs, nodes, parameters)
 
 
-def _spec(value: Mapping[str, Any], images: Mapping[str, bytes]) -> PluginSpec:
+def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, complete: bool = True) -> PluginSpec:
+    """The spec that `PluginSpec.to_json` wrote, with those of the images that it names.
+
+    complete: whether all of them must be there.  Raises BuildError, and ValueError or the like for other content.
+    """
     layer = _match(_LAYER, value["layer"])
     kernels = tuple(
         KernelCode(
@@ -298,7 +316,7 @@ def _spec(value: Mapping[str, Any], images: Mapping[str, bytes]) -> PluginSpec:
     )
     wanted = {digest for kernel in kernels for digest in kernel.images.values()}
     missing = sorted(wanted - set(images))
-    if missing:
+    if missing and complete:
         raise BuildError(f"layer {layer}: kernel image {missing[0][:12]} is not there", "build the bundle again")
     plugin_class = value["plugin_class"]
     return PluginSpec(
@@ -315,12 +333,13 @@ def _spec(value: Mapping[str, Any], images: Mapping[str, bytes]) -> PluginSpec:
         sizes=tuple(SizeSlot(_match(_IDENTIFIER, name), parse(bound)) for name, bound in value["sizes"]),
         attributes=dict(value["attributes"]),
         kernels=kernels,
-        images={digest: images[digest] for digest in sorted(wanted)},
+        images={digest: images[digest] for digest in sorted(wanted & set(images))},
         plugin_class=None if plugin_class is None else _match(_CLASS, plugin_class),
     )
 
 
-def _dump(value: Any) -> bytes:
+def dump(value: Any) -> bytes:
+    """JSON text that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True).encode()
 
 

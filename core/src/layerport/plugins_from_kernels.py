@@ -48,10 +48,10 @@ def tensor_arguments(bound: BoundLayer) -> dict[str, TensorArg | None]:
     return tensors
 
 
-def choose_kernels(bound: BoundLayer) -> Choice:
+def choose_kernels(bound: BoundLayer, target: Target) -> Choice:
     """The kernels that may run here, in the layer's order; none where there are shapes that none of them takes.
 
-    One after the first that takes every shape runs only where TensorRT measures it as the faster tactic.
+    One after the first that takes every shape is there only where the target's build may measure it as the faster one.
     """
     from layerport.tracing import trace_predicate
 
@@ -61,6 +61,7 @@ def choose_kernels(bound: BoundLayer) -> Choice:
     names = {argument.name for argument in layer.signature.tensors} | set(layer.signature.output_names)
     chosen: list[tuple[Kernel, Mapping[str, DType], Expr | None]] = []
     reasons = []
+    first: Kernel | None = None  # that takes every shape
     for kernel in layer.kernels:
         combinations = kernel.combinations(layer.signature)
         match = next(
@@ -78,8 +79,12 @@ def choose_kernels(bound: BoundLayer) -> Choice:
                 reasons.append(f"{kernel.name}: its predicate is false for these shapes")
                 continue
             guard = None
+        if first is not None and not target.measures:
+            reasons.append(f"{kernel.name}: {first.name} takes every shape before it, and no GPU compares them")
+            continue
+        first = kernel if guard is None and first is None else first
         chosen.append((kernel, match, guard))
-    if any(guard is None for _, _, guard in chosen):
+    if first is not None:
         return Choice(tuple(chosen), tuple(reasons))
     if chosen:
         reasons.append(
@@ -93,15 +98,15 @@ def why_no_kernel(bound: BoundLayer, target: Target) -> str:
     """Why a layer has no plugin at this place."""
     if not bound.layer.kernels:
         return "the layer has no kernel"
-    return "; ".join(choose_kernels(bound).reasons) or f"its pack gives no plugin for {target}"
+    return "; ".join(choose_kernels(bound, target).reasons) or f"its pack gives no plugin for {target}"
 
 
-def why_not_chosen(bound: BoundLayer, spec: PluginSpec) -> tuple[str, ...]:
+def why_not_chosen(bound: BoundLayer, spec: PluginSpec, target: Target) -> tuple[str, ...]:
     """For each kernel of a layer that its plugin at this place does not hold, the reason."""
     held = {kernel.name for kernel in spec.kernels}
     if spec.plugin_class is not None or held >= {kernel.name for kernel in bound.layer.kernels}:
         return ()
-    return choose_kernels(bound).reasons
+    return choose_kernels(bound, target).reasons
 
 
 def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:
@@ -112,7 +117,7 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
     from layerport.compilation import Compilation, build_kernels
 
     assert bound.place is not None
-    choice = choose_kernels(bound)
+    choice = choose_kernels(bound, target)
     if not choice.kernels:
         return None
     tensors = tensor_arguments(bound)

@@ -70,6 +70,11 @@ class Target:
         return f"{self.flavour}:{','.join(self.architectures)}" if self.architectures else self.flavour
 
     @property
+    def measures(self) -> bool:
+        """Whether a build measures kernels and takes the fastest; one without a GPU takes the first that fits."""
+        return self.flavour == "tensorrt"
+
+    @property
     def plan_name(self) -> str:
         """The file name of the engine in a bundle."""
         return f"{self.flavour}-{'+'.join(self.architectures) or 'native'}.plan"

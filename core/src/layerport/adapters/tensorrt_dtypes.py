@@ -34,6 +34,13 @@ _FIELDS = {
     DType.INT8: "INT8",
     DType.INT4: "INT4",
 }
+# It knows the type, and takes it for no tensor of a plugin.
+_NOT_IN_PLUGINS = {DType.UINT8}
+
+
+def in_plugins(dtype: DType) -> bool:
+    """Whether a plugin's input or output may have this dtype."""
+    return dtype in _NAMES and dtype not in _NOT_IN_PLUGINS
 
 
 def to_dtype(foreign: Any) -> DType:

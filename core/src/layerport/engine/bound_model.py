@@ -1,39 +1,56 @@
-"""The TensorRT-bound copy of a portable model: plugin nodes carry their spec's key, the others are inlined.
+"""The TensorRT-bound copy of a portable model: plugin nodes name their spec, the others are inlined.
+
+A node's name for it is the spec's key, and after it the digests of the images that the node's field in the plan keeps.
 
 Works on ONNX protobuf and leaves external weights where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
 
+from layerport.adapters.onnx_dtypes import from_dtype
 from layerport.engine.plugin import KEY_FIELD, VERSION
-from layerport.plugin_spec import PluginSet
+from layerport.errors import BuildError
+from layerport.plugin_spec import PluginSet, PluginSpec, Slot
 
 
-def bind_model(model: onnx.ModelProto, plugins: PluginSet) -> onnx.ModelProto:
-    """Rewrite the nodes that have a plugin spec and inline every other model-local function, in place."""
+def bind_model(model: onnx.ModelProto, plugins: PluginSet, *, all_keep: bool = False) -> onnx.ModelProto:
+    """Rewrite the nodes that have a plugin spec and inline every other model-local function, in place.
+
+    The first node that needs a kernel's image keeps it in the plan for all others, or with `all_keep` each its own.
+    A parameter of a type that TensorRT lacks comes in as the same bytes under another type: see `Slot.carrier`.
+    Raises BuildError where such a one is no constant.
+    """
     body_names: set[tuple[str, str, str]] = set()
     functions = {(one.domain, one.name, one.overload) for one in model.functions}
-    plugin_nodes = []
     for node in _nodes(model.graph):
-        if node.name in plugins.nodes:
-            plugin_nodes.append(node)
-        elif (node.domain, node.op_type, node.overload) in functions:
-            body_names.add((node.domain, node.op_type, node.overload))
-    kept = [one for one in model.functions if (one.domain, one.name, one.overload) in body_names]
+        identity = (node.domain, node.op_type, node.overload)
+        if node.name not in plugins.nodes and identity in functions:
+            body_names.add(identity)
+    bodies = [one for one in model.functions if (one.domain, one.name, one.overload) in body_names]
     del model.functions[:]
-    model.functions.extend(kept)
-    if kept:
+    model.functions.extend(bodies)
+    if bodies:
         _rename_bodies(model, plugins)
         model = onnx.inliner.inline_local_functions(model)
-        plugin_nodes = [node for node in _nodes(model.graph) if node.name in plugins.nodes]
-    for node in plugin_nodes:
-        _bind(model.graph, node, plugins)
+    _drop_dead(model.graph, set())
+    carriers = _Carriers(model.graph)
+    kept: set[str] = set()
+    for node in [one for one in _nodes(model.graph) if one.name in plugins.nodes]:
+        spec = plugins.specs[plugins.nodes[node.name]]
+        _bind(model.graph, node, spec, plugins.parameters.get(node.name, {}), carriers)
+        key = " ".join([spec.key, *sorted(spec.digests - kept)])
+        for item in (("plugin_namespace", spec.namespace), ("plugin_version", VERSION), (KEY_FIELD, key)):
+            node.attribute.append(onnx.helper.make_attribute(*item))
+        kept |= set() if all_keep else spec.digests
+    carriers.drop_unused()
     return model
 
 
@@ -49,38 +66,108 @@ def _rename_bodies(model: onnx.ModelProto, plugins: PluginSet) -> None:
         function.name += "_body"
 
 
-def _bind(graph: onnx.GraphProto, node: onnx.NodeProto, plugins: PluginSet) -> None:
-    spec = plugins.specs[plugins.nodes[node.name]]
-    for name, array in plugins.parameters.get(node.name, {}).items():
-        place = [slot.name for slot in spec.inputs].index(name)
+def _drop_dead(graph: onnx.GraphProto, wanted: set[str]) -> None:
+    """Take out what no output needs; wanted: values that others need too, to which those of this graph are added.
+
+    A plugin that nobody needs ends TensorRT for RTX 1.7 with a double free.
+    """
+    wanted |= {value.name for value in graph.output}
+    for place in reversed(range(len(graph.node))):
+        node = graph.node[place]
+        if not wanted.intersection(node.output) - {""}:
+            del graph.node[place]
+            continue
+        wanted.update(node.input)
+        for inner in _branches(node):
+            _drop_dead(inner, wanted)
+
+
+class _Carriers:
+    """The constants of a model under other types, each made once."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._made: dict[str, str] = {}
+
+    @cached_property
+    def _constants(self) -> dict[str, onnx.TensorProto]:
+        found = {tensor.name: tensor for inner in _graphs(self._graph) for tensor in inner.initializer}
+        for node in _nodes(self._graph):
+            if node.op_type == "Constant" and node.domain == "":
+                value = [one.t for one in node.attribute if one.name == "value"]
+                found |= dict(zip(node.output, value, strict=False))
+        return found
+
+    def of(self, name: str, slot: Slot, layer: str) -> str:
+        """The name of a constant's bytes under the slot's carrier."""
+        if name not in self._made:
+            if name not in self._constants:
+                raise BuildError(
+                    f"layer {layer}: parameter {slot.name} is {slot.dtype}, which TensorRT takes as a constant only, "
+                    f"and {name} is computed",
+                    f"give the layer its weight as it is, or build with --decompose {layer}",
+                )
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(self._constants[name])
+            if not tensor.external_data and not tensor.HasField("raw_data"):
+                tensor = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor))
+            tensor.name = self._made[name] = f"{name}.{slot.carrier}"
+            tensor.data_type = int(from_dtype(slot.carrier))
+            self._graph.initializer.append(tensor)
+        return self._made[name]
+
+    def drop_unused(self) -> None:
+        """Take out the constants that only their carriers had a use for."""
+        used = {name for node in _nodes(self._graph) for name in node.input}
+        used |= {value.name for inner in _graphs(self._graph) for value in inner.output}
+        for inner in _graphs(self._graph) if self._made else ():
+            kept = [one for one in inner.initializer if one.name not in self._made or one.name in used]
+            del inner.initializer[:]
+            inner.initializer.extend(kept)
+
+
+def _bind(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    spec: PluginSpec,
+    converted: Mapping[str, np.ndarray[Any, Any]],
+    carriers: _Carriers,
+) -> None:
+    """Give a node the inputs and outputs of its plugin, and take its attributes away."""
+    slots = {slot.name: slot for slot in spec.inputs}
+    for name, array in converted.items():
+        place = list(slots).index(name)
         present = [index for index, text in enumerate(node.input) if text]
-        tensor = onnx.TensorProto(
-            name=f"{node.name}.{name}", data_type=_data_type(array), dims=array.shape, raw_data=array.tobytes()
-        )
+        tensor = onnx.numpy_helper.from_array(array, f"{node.name}.{name}")
+        if slots[name].carrier is not slots[name].dtype:
+            tensor.data_type = int(from_dtype(slots[name].carrier))
         graph.initializer.append(tensor)
         node.input[present[place]] = tensor.name
     inputs = [name for name in node.input if name]
+    for place, (name, slot) in enumerate(zip(inputs, spec.inputs, strict=True)):
+        if slot.carrier is not slot.dtype and slot.name not in converted:
+            inputs[place] = carriers.of(name, slot, spec.layer)
     del node.input[:]
     node.input.extend(inputs)
     node.output.extend(f"{node.name}.{size.name}" for size in spec.sizes)
     del node.attribute[:]
     node.overload = ""
-    for key, value in (("plugin_namespace", spec.namespace), ("plugin_version", VERSION), (KEY_FIELD, spec.key)):
-        node.attribute.append(onnx.helper.make_attribute(key, value))
 
 
-def _data_type(array: Any) -> int:
-    from layerport.adapters.onnx_dtypes import from_dtype
-    from layerport.dtypes import DType
+def _branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
-    return int(from_dtype(DType(array.dtype.name)))
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for inner in _branches(node):
+            yield from _graphs(inner)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
-            for inner in attribute.graphs:
-                yield from _nodes(inner)
+    for inner in _graphs(graph):
+        yield from inner.node

@@ -15,7 +15,7 @@ import numpy as np
 from layerport.adapters.cuda_arrays import DeviceArray, DeviceTensor, placement_faults, read_device_tensor
 from layerport.adapters.tensorrt_dtypes import to_dtype
 from layerport.bundle import Bundle
-from layerport.engine import creators, flavours
+from layerport.engine import creators, flavours, images
 from layerport.engine.gpu import Gpu
 from layerport.engine.lanes import Key, Lane, Parts, Pool, Result, Tensor
 from layerport.engine.plans import Plan, no_plan, plan_for
@@ -76,6 +76,7 @@ class EngineRunner:
         self._log = _logger(self._trt)
         self._runtime: Any = None
         self._engine: Any = None
+        self._images: list[images.Image] = []
         self._pool: Pool | None = None
         self._creators = creators.acquire(self._trt, plan.layers, plan.classes)
         try:
@@ -153,6 +154,7 @@ class EngineRunner:
         # In this order: an engine may outlive neither its runtime nor the creators of its plugins.
         self._engine = None
         self._runtime = None
+        self._images = []
         taken, self._creators = self._creators, []
         creators.release(self._trt, taken)
         self.gpu.close()
@@ -163,7 +165,8 @@ class EngineRunner:
         if runtime.engine_host_code_allowed:
             runtime.engine_host_code_allowed = False
         self._runtime = runtime
-        engine = runtime.deserialize_cuda_engine(data)
+        with images.reading() as self._images:
+            engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise self._failure(f"TensorRT cannot open {self.plan.file}", mark)
         return engine

@@ -6,15 +6,16 @@ Used by the build worker, and by a session before it deserialises a plan.  The m
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any
 
 from layerport.adapters.tensorrt_dtypes import from_dtype
 from layerport.adapters.tensorrt_expressions import lower
+from layerport.engine import images, plan_fields
 from layerport.engine.flavours import native_architecture
 from layerport.engine.runner import KernelRunner
 from layerport.errors import BuildError
-from layerport.plugin_spec import OutputSlot, PluginSet, PluginSpec, Slot, from_bytes, to_bytes
+from layerport.plugin_spec import PluginSpec
 
 KEY_FIELD = "layerport_spec"
 VERSION = "1"
@@ -29,26 +30,30 @@ def plugin_class(trt: Any) -> type[Any]:
         Its kernels are its tactics, numbered from 1 in the layer's order.  A tactic is a preference: that kernel runs
         wherever its predicate holds, the first other one that fits elsewhere, so that each is right for every shape.
         A build that cannot measure takes the first tactic, which is the layer's own order.
+
+        kept: the digests of the images that its field in the plan keeps.
         """
 
-        def __init__(self, spec: PluginSpec, tactic: int = 0) -> None:
+        def __init__(self, spec: PluginSpec, kept: Collection[str] = (), tactic: int = 0) -> None:
             trt.IPluginV3.__init__(self)
             trt.IPluginV3OneCore.__init__(self)
             trt.IPluginV3OneBuild.__init__(self)
             trt.IPluginV3OneRuntime.__init__(self)
             self.spec = spec
+            self.kept = frozenset(kept)
+            self._images = images.keep({digest: spec.images[digest] for digest in self.kept})
             self.plugin_namespace = spec.namespace
             self.plugin_name = spec.short_name
             self.plugin_version = VERSION
             self.num_outputs = len(spec.outputs) + len(spec.sizes)
             # Equal specs hold equal kernels, so what TensorRT measured of one holds for the other.
             self.timing_cache_id = spec.key
-            tensors: tuple[Slot | OutputSlot, ...] = (*spec.inputs, *spec.outputs)
             self._names = (
                 tuple(slot.name for slot in spec.inputs),
                 (*(slot.name for slot in spec.outputs), *(size.name for size in spec.sizes)),
             )
-            self._types = [from_dtype(slot.dtype, trt) for slot in tensors]
+            self._types = [from_dtype(slot.carrier, trt) for slot in spec.inputs]
+            self._types += [from_dtype(slot.dtype, trt) for slot in spec.outputs]
             self._types += [trt.DataType.INT64] * len(spec.sizes)
             self._kernels = list(dict.fromkeys(kernel.name for kernel in spec.kernels))
             self._tactic = tactic
@@ -61,7 +66,7 @@ def plugin_class(trt: Any) -> type[Any]:
             return self
 
         def clone(self) -> Any:
-            return KernelPlugin(self.spec, self._tactic)
+            return KernelPlugin(self.spec, self.kept, self._tactic)
 
         def get_output_data_types(self, input_types: Any) -> Any:
             return self._types[len(self.spec.inputs) :]
@@ -99,7 +104,7 @@ def plugin_class(trt: Any) -> type[Any]:
         # What a plan keeps.
 
         def get_fields_to_serialize(self) -> Any:
-            data = to_bytes(PluginSet({self.spec.key: self.spec}, {}))
+            data = plan_fields.write_field(self.spec, self.kept)
             self._field = trt.PluginField(KEY_FIELD, data, trt.PluginFieldType.INT8)
             return trt.PluginFieldCollection([self._field])
 
@@ -123,7 +128,7 @@ def plugin_class(trt: Any) -> type[Any]:
                 device = native_architecture()
                 if device is None:
                     raise BuildError(f"layer {self.spec.layer} cannot run: no CUDA driver or GPU", "run it on a GPU")
-                self._runner = KernelRunner(self.spec, device)
+                self._runner = KernelRunner(images.complete(self.spec), device)
                 self.set_tactic(self._tactic)
             self._runner.set_shapes(
                 {slot.name: tuple(one.dims) for slot, one in zip(self.spec.inputs, inputs, strict=True)}
@@ -176,11 +181,13 @@ def creator_class(trt: Any) -> type[Any]:
                 raise BuildError(f"node {name} names no plugin spec", "build the bundle again")
             data = bytes(found[0].data)
             if phase == trt.TensorRTPhase.BUILD:
-                spec = self._specs[data.rstrip(b"\0").decode()]
+                key, *kept = data.rstrip(b"\0").decode().split()
+                spec = self._specs[key]
             else:
-                spec = next(iter(from_bytes(data).specs.values()))
+                spec = plan_fields.read_field(data)
+                kept = list(spec.images)
             if spec.plugin_class is None:
-                return generic(spec)
+                return generic(spec, kept)
             allowed = self._allow_classes
             if not (allowed if isinstance(allowed, bool) else spec.plugin_class in allowed):
                 raise BuildError(

@@ -11,10 +11,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerport.errors import BuildError
+
+if TYPE_CHECKING:
+    from layerport.engine.options import EngineOptions
+    from layerport.engine.plan_files import WrittenPlan
+    from layerport.plugin_spec import PluginSet
 
 Emit = Callable[[dict[str, Any]], None]
 _PROGRESS_SECONDS = 0.05
@@ -25,13 +31,10 @@ def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> d
 
     request: model, plugins, plan (paths), flavour, architectures, profile (input -> min, opt, max shapes), options
     (as of `EngineOptions.to_json`).
-    Returns the size of the plan, its layers as TensorRT names them and the modules that were loaded.
+    Returns the size and digest of the plan, TensorRT's warnings and the modules that were loaded.
     Raises BuildError with what TensorRT said.
     """
-    import onnx
-
-    from layerport.engine import configuring, flavours, plugin
-    from layerport.engine.bound_model import bind_model
+    from layerport.engine import flavours, plugin
     from layerport.engine.options import EngineOptions
     from layerport.plugin_spec import from_bytes
 
@@ -40,46 +43,92 @@ def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> d
     logger = _logger(trt, emit)
     builder = _builder(trt, logger)
     plugins = from_bytes(Path(request["plugins"]).read_bytes())
-    model = bind_model(onnx.load(request["model"], load_external_data=False), plugins)
     creators = plugin.register_creators(
         trt,
         {plugins.specs[key].layer for key in plugins.nodes.values()},
         plugins.specs,
         allow_classes=bool(request.get("allow_classes")),
     )
-    # Every flavour and version that is supported makes strongly typed networks without being asked.
-    network = builder.create_network()
-    parser = trt.OnnxParser(network, logger)
-    # The weights are files that this project wrote and checked, beside the model.
-    if not parser.parse(model.SerializeToString(), request["model"]):
-        reasons = [_parser_error(parser.get_error(place)) for place in range(parser.num_errors)]
-        raise _failure("TensorRT cannot read the model", reasons, creators, logger)
-    del model
-    config = builder.create_builder_config()
-    if not flavours.FLAVOURS[request["flavour"]].needs_gpu:
-        configuring.set_architectures(trt, config, request["architectures"], logger)
-    timing_cache = configuring.configure(trt, config, options, logger)
-    config.progress_monitor = _monitor(trt, emit)
-    if config.add_optimization_profile(_profile(builder, network, request["profile"])) < 0:
-        raise _failure("TensorRT does not take the ranges of the inputs", logger.errors[-5:], creators, logger)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _failure("TensorRT cannot build the engine", logger.errors[-5:], creators, logger)
-    data = memoryview(plan)
-    path = Path(request["plan"])
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if timing_cache is not None:
-        timing_cache.save()
+    job = _Job(trt, builder, logger, creators, request, plugins, options, emit)
+    # A plan is checked when it is there: TensorRT may have left the very node away that keeps an image for others.
+    written = job.build(all_keep=False) or job.build(all_keep=True)
+    if written is None:
+        raise BuildError(
+            "the plan lacks kernel images that its plugins need",
+            "report this, with the model if you can",
+            faults=job.faults,
+        )
     return {
-        "bytes": data.nbytes,
+        "bytes": written.size,
+        "sha256": written.sha256,
         "plugins": len(plugins.nodes),
         "warnings": logger.warnings[:20],
         "modules": sorted({name.partition(".")[0] for name in sys.modules}),
         "version": str(trt.__version__),
     }
+
+
+@dataclass
+class _Job:
+    """What the ways to build one plan have in common."""
+
+    trt: Any
+    builder: Any
+    logger: Any
+    creators: list[Any]
+    request: Mapping[str, Any]
+    plugins: PluginSet
+    options: EngineOptions
+    emit: Emit
+    faults: list[str] = field(default_factory=list)
+
+    def build(self, *, all_keep: bool) -> WrittenPlan | None:
+        """Write the plan; None where it lacks images.  all_keep: whether each plugin keeps its own, or they share."""
+        import onnx
+
+        from layerport.engine import configuring, flavours
+        from layerport.engine.bound_model import bind_model
+        from layerport.engine.plan_files import write_plan
+
+        trt, builder, logger = self.trt, self.builder, self.logger
+        request, creators = self.request, self.creators
+        model = bind_model(onnx.load(request["model"], load_external_data=False), self.plugins, all_keep=all_keep)
+        # Every flavour and version that is supported makes strongly typed networks without being asked.
+        network = builder.create_network()
+        parser = trt.OnnxParser(network, logger)
+        # The weights are files that this project wrote and checked, beside the model.
+        if not parser.parse(model.SerializeToString(), request["model"]):
+            reasons = [_parser_error(parser.get_error(place)) for place in range(parser.num_errors)]
+            raise _failure("TensorRT cannot read the model", reasons, creators, logger)
+        del model
+        config = builder.create_builder_config()
+        if not flavours.FLAVOURS[request["flavour"]].needs_gpu:
+            configuring.set_architectures(trt, config, request["architectures"], logger)
+        timing_cache = configuring.configure(trt, config, self.options, logger)
+        config.progress_monitor = _monitor(trt, self.emit)
+        if config.add_optimization_profile(_profile(builder, network, request["profile"])) < 0:
+            raise _failure("TensorRT does not take the ranges of the inputs", logger.errors[-5:], creators, logger)
+
+        def make(writer: Any) -> bool:
+            done = bool(builder.build_serialized_network_to_stream(network, config, writer))
+            if not done and writer.failure is None:
+                raise _failure("TensorRT cannot build the engine", logger.errors[-5:], creators, logger)
+            return done
+
+        written = write_plan(trt, Path(request["plan"]), make, lambda plan: self._is_whole(plan, all_keep))
+        if timing_cache is not None:
+            timing_cache.save()
+        return written
+
+    def _is_whole(self, plan: Path, all_keep: bool) -> bool:
+        from layerport.engine.plan_fields import read_plan
+
+        if not any(one.kernels for one in self.plugins.specs.values()):
+            return True
+        fields = read_plan(plan)
+        self.faults = [f"layer {layer}: image {digest[:12]}" for digest, layer in fields.missing.items()]
+        # Where a TensorRT does not store fields as they are, each plugin keeps its own images, which needs no proof.
+        return not fields.missing and (fields.count > 0 or all_keep)
 
 
 def _builder(trt: Any, logger: Any) -> Any:

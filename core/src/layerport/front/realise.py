@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from layerport.adapters.tensorrt_dtypes import in_plugins
 from layerport.dims import DimRange
 from layerport.front.bodies import Bodies, sizes_of
 from layerport.front.nodes import LayerNode
@@ -76,14 +77,28 @@ def realise(
         if spec is None:
             results.append(Realisation(node, DECOMPOSED, why_no_kernel(bound, target)))
             continue
+        if lacking := _types_that_tensorrt_lacks(spec, parameters):
+            results.append(Realisation(node, DECOMPOSED, lacking))
+            continue
         specs[spec.key] = spec
         keys[node.name] = spec.key
         differing = {name: array for name, array in parameters.items() if array is not node.bound.parameters.get(name)}
         if differing:
             changed[node.name] = differing
         reason = "its kernel is built for " + ", ".join(target.architectures)
-        results.append(Realisation(node, PLUGIN, reason, spec, why_not_chosen(bound, spec)))
+        results.append(Realisation(node, PLUGIN, reason, spec, why_not_chosen(bound, spec, target)))
     return results, PluginSet(specs, keys, changed)
+
+
+def _types_that_tensorrt_lacks(spec: PluginSpec, constants: Collection[str]) -> str | None:
+    """Why TensorRT cannot hold the tensors of this plugin; constants may come in under another type."""
+    held = [
+        (f"input {slot.name} is {slot.dtype}", slot.carrier if slot.name in constants else slot.dtype)
+        for slot in spec.inputs
+    ]
+    held += [(f"output {slot.name} is {slot.dtype}", slot.dtype) for slot in spec.outputs]
+    lacking = [text for text, dtype in held if not in_plugins(dtype)]
+    return f"TensorRT has no such tensors for a plugin: {', '.join(lacking)}" if lacking else None
 
 
 def _unfit(node: LayerNode, derivation: Derivation, dims: Mapping[str, DimRange]) -> str | None:

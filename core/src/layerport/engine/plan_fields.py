@@ -1,0 +1,128 @@
+"""The field that a plugin keeps in a plan: its spec, and those of its kernels' images that no other plugin keeps.
+
+TensorRT keeps each field twice.  So an image stands once in a plan, at a plugin that is chosen before the build, and
+the others name it by its digest: see `images` for how they find it.  Specs and images are compressed.
+It is read from files that nobody vouches for.  Fields of older plans, one whole `plugin_spec.to_bytes`, are read too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerport.errors import BuildError
+from layerport.plugin_spec import PluginSpec, dump, from_bytes, spec_from_json
+
+MAGIC = b"layerport-plugin\0\2"
+SPEC_LIMIT = 1 << 22
+IMAGE_LIMIT = 1 << 26
+_HEAD = struct.Struct("<18s12sIIH")  # magic, key, bytes of the spec raw and compressed, number of images
+_IMAGE = struct.Struct("<32sII")  # digest, bytes raw and compressed
+_REPAIR = "build the bundle again; this one is damaged"
+
+
+def write_field(spec: PluginSpec, digests: Collection[str]) -> bytes:
+    """The field of a plugin that keeps the images of these digests.  Equal arguments give equal bytes."""
+    text = dump(spec.to_json())
+    packed = zlib.compress(text, 9)
+    chosen = sorted(digests)
+    images = [zlib.compress(spec.images[digest], 9) for digest in chosen]
+    head = [_HEAD.pack(MAGIC, bytes.fromhex(spec.key), len(text), len(packed), len(images))]
+    head += [
+        _IMAGE.pack(bytes.fromhex(digest), len(spec.images[digest]), len(image))
+        for digest, image in zip(chosen, images, strict=True)
+    ]
+    return b"".join([*head, packed, *images])
+
+
+def read_field(data: bytes) -> PluginSpec:
+    """The spec of a field, with those images that the field keeps.  Raises BuildError where it is damaged."""
+    if not data.startswith(MAGIC):
+        specs = from_bytes(data).specs
+        if len(specs) != 1:
+            raise BuildError(f"a plugin's field holds {len(specs)} specs", _REPAIR)
+        return next(iter(specs.values()))
+    spec, length = _read(data)
+    if length != len(data):
+        raise BuildError(f"a plugin's field has {len(data)} bytes, its head says {length}", _REPAIR)
+    return spec
+
+
+@dataclass(frozen=True)
+class PlanFields:
+    """What the plugins' fields in a plan hold.  count: of fields.  missing: images that none keeps, digest -> layer."""
+
+    count: int
+    missing: Mapping[str, str]
+
+
+def read_plan(plan: Path) -> PlanFields:
+    """The plugins' fields in a plan.  Raises BuildError where one cannot be read."""
+    count, wanted, kept = 0, dict[str, str](), set[str]()
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for spec, _, _ in fields_in(data):
+            count += 1
+            kept |= spec.images.keys()
+            wanted |= dict.fromkeys(spec.digests, spec.layer)
+    return PlanFields(count, {digest: layer for digest, layer in wanted.items() if digest not in kept})
+
+
+def fields_in(data: bytes | mmap.mmap) -> Iterator[tuple[PluginSpec, int, int]]:
+    """Each field in the bytes of a plan: its spec with the images that it keeps, where it begins and ends."""
+    place = data.find(MAGIC)
+    while place >= 0:
+        spec, length = _read(data, place)
+        yield spec, place, place + length
+        place = data.find(MAGIC, place + length)
+
+
+def _read(data: bytes | mmap.mmap, start: int = 0) -> tuple[PluginSpec, int]:
+    """The spec of the field that begins here, and the field's length."""
+    try:
+        return _parse(data, start)
+    except BuildError:
+        raise
+    except Exception as error:
+        raise BuildError(f"a plugin's field cannot be read: {type(error).__name__}: {error}", _REPAIR) from error
+
+
+def _parse(data: bytes | mmap.mmap, start: int) -> tuple[PluginSpec, int]:
+    _, key, raw, packed, count = _HEAD.unpack(data[start : start + _HEAD.size])
+    place = start + _HEAD.size
+    entries = []
+    for _ in range(count):
+        entries.append(_IMAGE.unpack(data[place : place + _IMAGE.size]))
+        place += _IMAGE.size
+    value: Mapping[str, Any] = json.loads(_unpack(data[place : place + packed], packed, raw, SPEC_LIMIT, "spec"))
+    place += packed
+    images = {}
+    for digest, image_raw, image_packed in entries:
+        image = _unpack(data[place : place + image_packed], image_packed, image_raw, IMAGE_LIMIT, "image")
+        place += image_packed
+        if hashlib.sha256(image).digest() != digest:
+            raise BuildError(f"image {digest.hex()[:12]} does not have the content it is named after", _REPAIR)
+        images[digest.hex()] = image
+    spec = spec_from_json(value, images, complete=False)
+    if spec.key != key.hex():
+        raise BuildError(f"plugin spec {key.hex()} has the content of {spec.key}", _REPAIR)
+    return spec, place - start
+
+
+def _unpack(data: bytes, packed: int, raw: int, limit: int, what: str) -> bytes:
+    """The decompressed bytes, never more than the head says."""
+    if raw > limit:
+        raise BuildError(f"a plugin's {what} has {raw} bytes, at most {limit} are read", _REPAIR)
+    if len(data) != packed:
+        raise BuildError(f"a plugin's {what} is cut short: {len(data)} of {packed} bytes are there", _REPAIR)
+    stream = zlib.decompressobj()
+    found = stream.decompress(data, raw + 1)
+    if len(found) != raw or not stream.eof or stream.unused_data:
+        raise BuildError(f"a plugin's {what} does not have the {raw} bytes that its head says", _REPAIR)
+    return found

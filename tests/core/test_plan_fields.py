@@ -1,0 +1,154 @@
+"""A plugin's field in a plan: what is written comes back, and anything else is a BuildError and nothing else."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from test_plugin_spec import FIRST, IMAGES, SECOND, spec
+
+from layerport.engine import plan_fields
+from layerport.engine.plan_fields import MAGIC, read_field, read_plan, write_field
+from layerport.errors import BuildError
+from layerport.plugin_spec import PluginSet, dump, to_bytes
+
+WHOLE = write_field(spec(), IMAGES)
+
+
+def test_what_is_written_comes_back_with_the_images_that_were_kept() -> None:
+    one = spec()
+    for kept in ([], [SECOND], [SECOND, FIRST]):
+        data = write_field(one, kept)
+        read = read_field(data)
+        assert (read.key, read.to_json()) == (one.key, one.to_json())
+        assert dict(read.images) == {digest: IMAGES[digest] for digest in kept}
+        assert write_field(one, reversed(kept)) == data  # type: ignore[arg-type]
+
+
+def test_a_pack_s_own_class_has_no_images() -> None:
+    own = spec(kernels=(), images={}, plugin_class="pack.plugins:Own")
+    read = read_field(write_field(own, ()))
+    assert read.plugin_class == "pack.plugins:Own" and read.digests == frozenset()
+
+
+def test_fields_of_plans_of_before() -> None:
+    one = spec()
+    read = read_field(to_bytes(PluginSet({one.key: one}, {})))
+    assert read.key == one.key and dict(read.images) == IMAGES
+    with pytest.raises(BuildError, match="a plugin's field holds 0 specs"):
+        read_field(to_bytes(PluginSet({}, {})))
+
+
+def head(**changes: Any) -> bytes:
+    """A field of the spec without images, with other numbers in its head."""
+    text = dump(spec().to_json())
+    values = {"key": bytes.fromhex(spec().key), "raw": len(text), "text": zlib.compress(text), "count": 0, **changes}
+    values = {"packed": len(values["text"]), **values}
+    return (
+        struct.pack("<18s12sIIH", MAGIC, values["key"], values["raw"], values["packed"], values["count"])
+        + values["text"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (head(packed=5), "does not have the"),
+        (head(packed=1 << 31), "a plugin's spec is cut short: "),
+        (head(raw=1 << 31), f"a plugin's spec has {1 << 31} bytes, at most {plan_fields.SPEC_LIMIT} are read"),
+        (head(raw=10), "a plugin's spec does not have the 10 bytes that its head says"),
+        (head(raw=100_000), "a plugin's spec does not have the 100000 bytes that its head says"),
+        (head(text=b"no zlib"), "a plugin's field cannot be read: error"),
+        (head(text=zlib.compress(b"[]"), raw=2), "a plugin's field cannot be read: TypeError"),
+        (head(text=zlib.compress(b"{}"), raw=2), "a plugin's field cannot be read: KeyError: 'layer'"),
+        (head(key=b"\0" * 12), f"plugin spec {'0' * 24} has the content of {spec().key}"),
+        (head(count=65535), "a plugin's "),
+        (head() + b"x", f"a plugin's field has {len(head()) + 1} bytes, its head says {len(head())}"),
+        (MAGIC, "a plugin's field cannot be read: error: unpack requires"),
+    ],
+)
+def test_a_head_that_is_not_true(data: bytes, fault: str) -> None:
+    with pytest.raises(BuildError) as caught:
+        read_field(data)
+    assert fault in caught.value.fault and caught.value.repair
+
+
+def test_nothing_is_unpacked_beyond_what_the_head_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = zlib.compress(b" " * (50 << 20), 9)
+    asked: list[int] = []
+    real = zlib.decompressobj
+
+    class Stream:
+        def __init__(self) -> None:
+            self.real = real()
+            self.eof, self.unused_data = False, b""
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            found = self.real.decompress(data, most)
+            asked.append(len(found))
+            return found
+
+    monkeypatch.setattr("layerport.engine.plan_fields.zlib.decompressobj", Stream)
+    with pytest.raises(BuildError):
+        read_field(head(text=bomb, raw=1000))
+    assert asked == [1001]
+
+
+def test_an_image_of_another_content() -> None:
+    one = spec()
+    wrong = spec(images={**IMAGES, FIRST: b"\x7fELF wrong"})
+    data = write_field(wrong, [FIRST])
+    with pytest.raises(BuildError) as caught:
+        read_field(data)
+    assert caught.value.fault == f"image {FIRST[:12]} does not have the content it is named after"
+    assert wrong.key == one.key  # the key speaks of digests; each digest is checked by itself
+
+
+@given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
+@settings(max_examples=300)
+def test_one_changed_byte_is_a_build_error_or_harmless(place: int, change: int) -> None:
+    data = bytearray(WHOLE)
+    data[place] ^= change
+    try:
+        read = read_field(bytes(data))
+    except BuildError as error:
+        assert str(error)
+    else:  # a bit of zlib's own head, which says how hard it tried
+        assert read.to_json() == spec().to_json() and dict(read.images) == IMAGES
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+@settings(max_examples=100)
+def test_a_cut_field_is_a_build_error(length: int) -> None:
+    with pytest.raises(BuildError):
+        read_field(WHOLE[:length])
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=150)
+def test_noise_is_a_build_error(noise: bytes) -> None:
+    for data in (noise, MAGIC + noise, WHOLE + noise + b"."):
+        with pytest.raises(BuildError):
+            read_field(data)
+
+
+def test_what_a_plan_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    one, other = spec(), spec(attributes={})
+    bare, first, second = write_field(one, ()), write_field(other, [FIRST]), write_field(one, [SECOND])
+    for parts, count, missing in (
+        ([bare, first, second], 3, {}),
+        ([bare, first], 2, {SECOND: "pack::layer"}),
+        ([bare, bare], 2, dict.fromkeys(IMAGES, "pack::layer")),
+        ([], 0, {}),
+    ):
+        path.write_bytes(b"plan".join([b"begins", *parts, b"ends"]))
+        assert read_plan(path) == plan_fields.PlanFields(count, missing)
+    path.write_bytes(b"x" + WHOLE[:-3])
+    with pytest.raises(BuildError, match="cut short"):
+        read_plan(path)
