@@ -28,7 +28,7 @@ from layerport.host import compiler
 from layerport.kernel_checks import KernelCheck, check_kernels
 from layerport.targets import Target
 from layerport.testing import run_kernel
-from small_setup import SMALL
+from small_setup import SMALL, TESTS
 
 PACK = '''
 import numpy as np
@@ -358,6 +358,37 @@ def test_a_layer_inside_a_loop_and_an_own_plugin_class_are_not_run() -> None:
     check = KernelCheck("key", "a::b", "k", ("n",), "not run", "its node stands inside a loop or a branch")
     assert str(check) == "not run: its node stands inside a loop or a branch"
     assert kernel_checks.worst([]) is None and kernel_trials.MOST_ELEMENTS > 0
+
+
+TRITON = TESTS / "packs" / "triton_pack.py"
+
+
+class Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 200))
+        self.eps = 1e-5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "answer"),
+    [
+        ("", "", "right on the CPU"),
+        ("columns, eps)", "columns, 1e-7)", "WRONG on the CPU: output[0, "),
+        ("columns, eps)", "columns - 1, eps)", "WRONG on the CPU: layer "),
+        ("(x, weight, y, columns", "(x, x, y, columns", "WRONG on the CPU: output[0, "),
+        ("grid=x.numel() // columns", "grid=1", "WRONG on the CPU: layer "),
+    ],
+)
+def test_a_triton_kernel(tmp_path: Path, old: str, new: str, answer: str) -> None:
+    text = TRITON.read_text().replace("triton_tests::", f"triton_checked_{next(_numbers)}::").replace(old, new)
+    text = text.replace("triton_functions.py", str(TRITON.with_name("triton_functions.py")))
+    made = prepared(tmp_path, text, Rows(), torch.randn(4, 200), dynamic=ROWS)
+    (check,) = check_kernels(*made)
+    assert str(check).startswith(answer), check
 
 
 def test_layers_of_every_kind(tmp_path: Path, small: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs the kernels of a bundle's plugins where there is no GPU, and compares them with their references.
+"""Runs the kernels of a bundle's plugins, on the GPU where there is one, and compares them with their references.
 
 What a build and `layerport verify` say of a plugin: its converted parameters, its launch rule and its code, as the
 plugin spec holds them, on the inputs that its node really has.  Torch and the packs are imported when it runs.
@@ -73,7 +73,9 @@ class _Plugin:
 def check_kernels(
     bundle: Bundle, packs: Packs | None = None, *, extra: Iterable[object] = ()
 ) -> tuple[KernelCheck, ...]:
-    """Run every kernel of every distinct plugin on the CPU and compare with its layer's reference in float64.
+    """Run every kernel of every distinct plugin and compare it with its layer's reference in float64.
+
+    On a GPU that the spec has code for, that code runs; else the pack's source runs on the CPU.
 
     packs: loaded already, else the installed ones and `extra` are loaded.  Kernels run side by side, within
     MOST_SECONDS.  What cannot run is an answer with its reason; a bundle without plugins has no checks.
@@ -87,6 +89,7 @@ def check_kernels(
     if not distinct:
         return ()
     try:
+        from layerport.engine.gpu_kernels import open_gpu_kernels
         from layerport.kernel_runs import Runs
     except ImportError as error:
         return tuple(one for each in distinct for one in _not_run(each, f"{error.name} is not installed"))
@@ -101,7 +104,8 @@ def check_kernels(
         values = node_inputs(bundle.model(), bundle.samples()[0], nodes)
     except LayerportError as error:
         return tuple(one for each in distinct for one in _not_run(each, error.fault))
-    runs = Runs(packs, bundle.dims, time.monotonic() + MOST_SECONDS, RUN_SECONDS)
+    gpu = open_gpu_kernels()
+    runs = Runs(packs, bundle.dims, time.monotonic() + MOST_SECONDS, RUN_SECONDS, gpu)
 
     def check(each: _Plugin) -> list[KernelCheck]:
         node = each.nodes[0]
@@ -115,8 +119,12 @@ def check_kernels(
             for kernel in _launches(each.spec)
         ]
 
-    with ThreadPoolExecutor(2) as pool:  # a run is a process of its own
-        return tuple(one for checks in pool.map(check, distinct) for one in checks)
+    try:
+        with ThreadPoolExecutor(2) as pool:  # a run on the CPU is a process of its own
+            return tuple(one for checks in pool.map(check, distinct) for one in checks)
+    finally:
+        if gpu is not None:
+            gpu.close()
 
 
 def worst(checks: Iterable[KernelCheck]) -> KernelCheck | None:

@@ -16,6 +16,7 @@ from layerport.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.conversion import from_standard, to_standard
 from layerport.dims import DimRange
 from layerport.dtypes import DType
+from layerport.engine.gpu_kernels import GpuJob, GpuKernels
 from layerport.errors import LayerportError, PackError
 from layerport.host import TimeUp
 from layerport.host.execution import Outputs, execute, make_job
@@ -40,10 +41,16 @@ class _NotRun(LayerportError):
 
 
 class Runs:
-    """Runs kernels until a point in time (of the monotonic clock), each run within a number of seconds."""
+    """Runs kernels until a point in time (of the monotonic clock), each run within a number of seconds.
 
-    def __init__(self, packs: Packs, dims: Mapping[str, DimRange], until: float, run_seconds: float) -> None:
+    gpu: where kernels run whose spec has code for it; None where they run on the CPU.
+    """
+
+    def __init__(
+        self, packs: Packs, dims: Mapping[str, DimRange], until: float, run_seconds: float, gpu: GpuKernels | None
+    ) -> None:
         self._packs = packs
+        self._gpu = gpu
         self._dims = dims
         self._until = until
         self._run_seconds = run_seconds
@@ -61,7 +68,9 @@ class Runs:
         values: the inputs of its node.  converted: the parameters that the plugin gets in another form.
         source: the digest of the source that the kernel was compiled from.  Raises LayerportError where it cannot run.
         """
-        layer, kernel = self._kernel(spec, code, source)
+        gpu = self._gpu if self._gpu is not None and self._gpu.takes(spec) else None
+        layer, kernel = self._kernel(spec, code, source, gpu is not None)
+        where = "the GPU" if gpu is not None else "the CPU"
         named = {slot.name: value for slot, value in zip(spec.inputs, values, strict=True)}
         constants = {name: value.array for name, value in named.items() if value.constant}
         moving = {name: value for name, value in named.items() if not value.constant}
@@ -84,15 +93,15 @@ class Runs:
             if trial is trials[0] and _constant(wanted):
                 waiting.append(random_trial(trial))
             try:
-                got = self._run(layer, kernel, spec, code, {**constants, **trial.inputs, **converted})
+                got = self._run(layer, kernel, spec, code, {**constants, **trial.inputs, **converted}, gpu)
             except TimeUp as error:
                 return {"answer": "not run", "reason": f"{error.fault}, which is its budget on the CPU"}
             except PackError as error:
                 reason = "; ".join([error.fault, *error.faults[:3]])
-                return {"answer": "wrong", "reason": f"{reason} (on {trial.what})"}
+                return {"answer": "wrong", "reason": f"{reason} (on {trial.what})", "where": where}
             off, fault, finite = _compare(spec, got, wanted)
             if fault:
-                return {"answer": "wrong", "reason": f"{fault} (on {trial.what})", "max_error": off}
+                return {"answer": "wrong", "reason": f"{fault} (on {trial.what})", "max_error": off, "where": where}
             worst = max(worst, off)
             compared = compared or finite
             done.append(trial.what)
@@ -100,9 +109,9 @@ class Runs:
             return {"answer": "not run", "reason": "the reference fails on the inputs of its node"}
         if not compared:
             return {"answer": "not run", "reason": "the reference gives nothing finite on the inputs of its node"}
-        return {"answer": "right", "max_error": worst, "trials": tuple(done)}
+        return {"answer": "right", "max_error": worst, "trials": tuple(done), "where": where}
 
-    def _kernel(self, spec: PluginSpec, code: KernelCode, source: str | None) -> tuple[Layer, Kernel]:
+    def _kernel(self, spec: PluginSpec, code: KernelCode, source: str | None, on_gpu: bool) -> tuple[Layer, Kernel]:
         """The layer and the kernel in the pack that is loaded, if they are what the bundle was built from."""
         layer = self._packs.layer(spec.layer)
         if layer.version != spec.version:
@@ -110,6 +119,8 @@ class Runs:
         kernel = next((one for one in layer.kernels if one.name == code.name), None)
         if kernel is None:
             raise _NotRun(f"the installed pack has no kernel {code.name}")
+        if on_gpu:  # the bundle's own code runs there
+            return layer, kernel
         if source is None or source_digest(kernel) != source:
             raise _NotRun("the installed pack's kernel is not the source that the bundle was built from")
         dtypes = [*(slot.dtype for slot in spec.inputs), *(slot.dtype for slot in spec.outputs)]
@@ -118,7 +129,13 @@ class Runs:
         return layer, kernel
 
     def _run(
-        self, layer: Layer, kernel: Kernel, spec: PluginSpec, code: KernelCode, arrays: dict[str, Array]
+        self,
+        layer: Layer,
+        kernel: Kernel,
+        spec: PluginSpec,
+        code: KernelCode,
+        arrays: dict[str, Array],
+        gpu: GpuKernels | None,
     ) -> tuple[Array, ...]:
         left = self._until - time.monotonic()
         if left <= 0:
@@ -132,7 +149,7 @@ class Runs:
         )
         tensors = _tensors(layer, spec, arrays, outputs)
         rule = code.launch
-        if not isinstance(kernel.source, CudaSource):
+        if gpu is None and not isinstance(kernel.source, CudaSource):
             rule = _interpreted(trace(kernel, layer.signature, tensors, spec.attributes, layer=layer.name), rule)
         try:
             geometry = rule.resolve(sizes, label=f"layer {layer.name}, kernel {kernel.name}")
@@ -143,6 +160,8 @@ class Runs:
             if any(array.size for array in written.values()):
                 raise PackError("its launch rule gives an empty grid, but the outputs are not empty")
             return tuple(written.values())
+        if gpu is not None:
+            return tuple(execute(GpuJob(gpu, spec, code.name), arrays, outputs).values())
         try:
             job = make_job(
                 layer,

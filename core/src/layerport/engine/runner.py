@@ -103,6 +103,12 @@ class KernelRunner:
             "give the layer a kernel without a predicate, or build with --decompose " + self.spec.layer,
         )
 
+    def close(self) -> None:
+        """Unload the kernels that only this runner has; shared ones go with their last user."""
+        for _, launcher in self._launchers:
+            if hasattr(launcher, "close"):
+                launcher.close()
+
     def _unresolved(self, pointers: Mapping[str, int], stream: int) -> None:
         raise UsageError(f"layer {self.spec.layer} is launched before its shapes are set", "call set_shapes first")
 

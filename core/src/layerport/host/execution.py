@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -111,7 +111,18 @@ def fits(combination: Mapping[str, DType], dtypes: Mapping[str, DType]) -> bool:
     return all(combination.get(name) == dtype for name, dtype in dtypes.items())
 
 
-def execute(job: CudaJob | TritonJob, inputs: Mapping[str, Array], outputs: Outputs) -> dict[str, Array]:
+class Job(Protocol):
+    """One run of a kernel, wherever it runs."""
+
+    @property
+    def label(self) -> str:
+        """The kernel in errors."""
+
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What the kernel leaves in the outputs, which begin with these values.  Raises PackError."""
+
+
+def execute(job: Job, inputs: Mapping[str, Array], outputs: Outputs) -> dict[str, Array]:
     """The outputs by name.  Raises PackError for what a kernel must not do, TimeUp where it does not end."""
     written = outputs.cut(job.run(inputs, outputs.empty(_POISONS[0])), job.label)
     if any(_poisoned(array, _POISONS[0]).any() for array in written.values()):
