@@ -232,6 +232,8 @@ def test_a_forged_manifest(engine_bundle: Built, tmp_path: Path, forgery: str) -
 
 WRONG_TYPES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an unknown dtype": lambda m: m["outputs"][0].update(dtype="float99"),
+    "a size of no dim": lambda m: m["outputs"][0].update(dims=["rows + elsewhere"]),
+    "a size that is no expression": lambda m: m["outputs"][0].update(dims=["rows; rows"]),
     "a dim that is no dim": lambda m: m["inputs"][0].update(dims=[None, {}]),
     "negative dim": lambda m: m["inputs"][0].update(dims=[-1, 16]),
     "no input": lambda m: m.update(inputs=[]),

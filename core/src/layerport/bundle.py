@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from layerport.dims import DimRange, Port
+from layerport.dims import DimRange, Port, follows_from
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 
@@ -144,12 +144,12 @@ class Bundle:
     @cached_property
     def inputs(self) -> tuple[Port, ...]:
         """The inputs of the model."""
-        return tuple(_port(value) for value in self.manifest["inputs"])
+        return tuple(_port(value, self.dims) for value in self.manifest["inputs"])
 
     @cached_property
     def outputs(self) -> tuple[Port, ...]:
         """The outputs of the model."""
-        return tuple(_port(value) for value in self.manifest["outputs"])
+        return tuple(_port(value, self.dims) for value in self.manifest["outputs"])
 
     @cached_property
     def dims(self) -> Mapping[str, DimRange]:
@@ -216,8 +216,11 @@ def _check_shape(bundle: Bundle) -> None:
             raise ValueError("a layer has no name or realisation")
 
 
-def _port(value: Mapping[str, Any]) -> Port:
+def _port(value: Mapping[str, Any], known: Collection[str]) -> Port:
     name, dims = value["name"], tuple(value["dims"])
-    if not isinstance(name, str) or not all(type(dim) is str or (type(dim) is int and dim >= 0) for dim in dims):
-        raise ValueError(f"input or output {name!r} has dims {dims!r:.80}")
+    for dim in dims:
+        if not ((type(dim) is int and dim >= 0) or dim is None or (type(dim) is str and follows_from(dim, known))):
+            raise ValueError(f"input or output {name!r} has dims {dims!r:.80}")
+    if not isinstance(name, str):
+        raise ValueError(f"input or output {name!r} has no name")
     return Port(name, DType(value["dtype"]).value, dims)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from layerport.errors import UsageError
+from layerport.expressions import parse
 
 _RANGE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<min>\d+)\.\.(?:(?P<opt>\d+)\.\.)?(?P<max>\d+)")
 
@@ -36,18 +38,95 @@ class DimRange:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a model: name, dtype (standard name) and dims (a size, or the name of a dynamic dim)."""
+    """An input or output of a model: name, dtype (standard name) and dims.
+
+    A dim is a size, the name of a dynamic dim or an expression over such names, or None where nothing is known of it.
+    """
 
     name: str
     dtype: str
-    dims: tuple[int | str, ...]
+    dims: tuple[int | str | None, ...]
+
+    def shape(self, sizes: Mapping[str, int]) -> list[int]:
+        """The shape for these sizes of the dynamic dims; UsageError where a dim does not follow from them."""
+        shape = []
+        for axis, dim in enumerate(self.dims):
+            if dim is None:
+                raise UsageError(f"{self.name}: axis {axis} has no known size", "give it a name in the model")
+            shape.append(dim if isinstance(dim, int) else parse(dim).evaluate(sizes))
+        return shape
 
     def to_json(self) -> dict[str, Any]:
         """The port as the manifest holds it."""
         return {"name": self.name, "dtype": self.dtype, "dims": list(self.dims)}
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
+        return f"{self.name}: {self.dtype}[{', '.join('?' if dim is None else str(dim) for dim in self.dims)}]"
+
+
+def follows_from(size: str | None, dims: Collection[str]) -> bool:
+    """Whether a size is an expression over these dims."""
+    if size is None:
+        return False
+    try:
+        return parse(size).symbols() <= set(dims)
+    except UsageError:
+        return False
+
+
+class Sizes:
+    """The sizes of a model's dynamic dims as the shapes of its inputs show them, gathered port by port.
+
+    faults: what contradicts the ports or the ranges.
+    """
+
+    def __init__(self, dims: Mapping[str, DimRange]) -> None:
+        self._dims = dims
+        self._found: dict[str, tuple[int, str]] = {}
+        self._compound: list[tuple[Port, str, int]] = []
+        self.faults: list[str] = []
+
+    def add(self, port: Port, shape: Sequence[int], got: str) -> None:
+        """Read one input's shape, of the port's rank.  got: the input in words."""
+        for axis, (dim, size) in enumerate(zip(port.dims, shape, strict=True)):
+            if isinstance(dim, int) and size != dim:
+                self.faults.append(f"{port.name}: axis {axis} must be {dim}, got {got}")
+            elif isinstance(dim, str) and dim in self._dims:
+                self._set(dim, size, port)
+            elif isinstance(dim, str):
+                self._compound.append((port, dim, size))
+
+    def values(self) -> dict[str, int]:
+        """Each dim that is known by now, sizes such as 2*n solved for n."""
+        for port, dim, size in self._compound:
+            expression = _parsed(dim)
+            unknown = expression.symbols() - self._found.keys()
+            if len(unknown) == 1:
+                (name,) = unknown
+                sizes = {known: value for known, (value, _) in self._found.items()}
+                start, step = (expression.evaluate({**sizes, name: value}) for value in (0, 1))
+                step -= start
+                if step > 0 and (size - start) % step == 0:
+                    self._set(name, (size - start) // step, port)
+                else:
+                    self.faults.append(f"{port.name}: dim {dim} cannot be {size}")
+            elif not unknown:
+                sizes = {known: value for known, (value, _) in self._found.items()}
+                if (wanted := expression.evaluate(sizes)) != size:
+                    self.faults.append(f"{port.name}: dim {dim} must be {wanted}, got {size}")
+        self._compound.clear()
+        return {name: value for name, (value, _) in self._found.items()}
+
+    def _set(self, name: str, size: int, port: Port) -> None:
+        limits = self._dims[name]
+        if size < limits.min or (limits.max is not None and size > limits.max):
+            self.faults.append(f"{port.name}: dim {name} must be {limits.min}..{limits.max or 'any'}, got {size}")
+        known = self._found.setdefault(name, (size, port.name))
+        if known[0] != size:
+            self.faults.append(f"{port.name}: dim {name} is {size} here and {known[0]} in {known[1]}")
+
+
+_parsed = lru_cache(maxsize=1024)(parse)
 
 
 def parse_ranges(texts: Iterable[str]) -> dict[str, tuple[int, int | None, int]]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from layerport.bundle import Bundle
-from layerport.dims import Port
+from layerport.dims import Sizes
 from layerport.errors import BuildError, LayerportError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -135,27 +135,15 @@ def check_inputs(bundle: Bundle, arrays: Mapping[str, Any]) -> list[str]:
     ports = {port.name: port for port in bundle.inputs}
     faults = [f"{name}: missing" for name in ports if name not in arrays]
     faults += [f"{name}: the model has no such input" for name in arrays if name not in ports]
-    sizes: dict[str, tuple[int, str]] = {}
+    sizes = Sizes(bundle.dims)
     for name, port in ports.items():
-        if name in arrays:
-            faults += _port_faults(port, arrays[name], bundle, sizes)
-    return faults
-
-
-def _port_faults(port: Port, array: Any, bundle: Bundle, sizes: dict[str, tuple[int, str]]) -> list[str]:
-    got = f"{array.dtype.name}{list(array.shape)}"
-    if array.dtype.name != port.dtype or array.ndim != len(port.dims):
-        return [f"{port.name}: expected {port.dtype}[{', '.join(map(str, port.dims))}], got {got}"]
-    faults = []
-    for axis, (dim, size) in enumerate(zip(port.dims, array.shape, strict=True)):
-        if isinstance(dim, int):
-            if size != dim:
-                faults.append(f"{port.name}: axis {axis} must be {dim}, got {got}")
+        if name not in arrays:
             continue
-        limits = bundle.dims.get(dim)
-        if limits is not None and (size < limits.min or (limits.max is not None and size > limits.max)):
-            faults.append(f"{port.name}: dim {dim} must be {limits.min}..{limits.max or 'any'}, got {size}")
-        known = sizes.setdefault(dim, (size, port.name))
-        if known[0] != size:
-            faults.append(f"{port.name}: dim {dim} is {size} here and {known[0]} in {known[1]}")
-    return faults
+        array = arrays[name]
+        got = f"{array.dtype.name}{list(array.shape)}"
+        if array.dtype.name != port.dtype or array.ndim != len(port.dims):
+            faults.append(f"{name}: expected {str(port).removeprefix(f'{name}: ')}, got {got}")
+        else:
+            sizes.add(port, array.shape, got)
+    sizes.values()
+    return faults + sizes.faults

@@ -106,7 +106,7 @@ def _functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function
     """
     if not uses:
         return []
-    with quiet():
+    with quiet(), torch.no_grad():
         try:
             graph = _onnx_graph([derivation for _, derivation in uses])
         except Exception as error:

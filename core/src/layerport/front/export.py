@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 
 from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.torch_shapes import quiet_export
-from layerport.dims import DimRange, Port
+from layerport.dims import DimRange, Port, follows_from
 from layerport.errors import BuildError, UsageError
-from layerport.front.dynamic_dims import SYMBOL, read_dims
+from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import first_line, innermost, module_of_node, module_on_stack
+from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.sources import Source
 from layerport.layers import Layer
 from layerport.signature import Kind
@@ -65,7 +66,8 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
     dynamic = read_dims(source, program)
     table = {layer.operator: translation(layer) for layer in layers}
-    with quiet():
+    # The graph was traced without gradients, and some of its views are refused with them.
+    with quiet(), torch.no_grad():
         try:
             exported = torch.onnx.export(
                 program,
@@ -82,20 +84,23 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     graph = exported.model
     _name_outputs(graph.graph, output_names(outputs))
     _rename_inputs(graph.graph, program)
-    _rename_dims(graph, {symbol: dim.name for symbol, dim in dynamic.items()})
-    return ExportedModel(
-        graph,
-        tuple(_port(value) for value in graph.graph.inputs),
-        tuple(_port(value) for value in graph.graph.outputs),
-        {dim.name: dim for dim in dynamic.values()},
+    rename_sizes(graph, SizeNames(exported.exported_program or program, dynamic))
+    dims = {dim.name: dim for dim in dynamic.values()}
+    inputs, outputs = (
+        tuple(port_of(value, dims) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)
     )
+    return ExportedModel(graph, inputs, outputs, dims)
 
 
 def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), quiet_export():
             return torch.export.export(
-                model, source.args, dict(source.kwargs) or None, dynamic_shapes=source.dynamic_shapes, strict=False
+                model,
+                source.args,
+                dict(source.kwargs) or None,
+                dynamic_shapes=as_torch_takes_them(source.dynamic_shapes),
+                strict=False,
             )
     except Exception as error:
         raise BuildError(
@@ -211,29 +216,13 @@ def _rename_inputs(graph: ir.Graph, program: torch.export.ExportedProgram) -> No
             value.name = name
 
 
-def _rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
-    def rename(value: ir.Value | None) -> None:
-        if value is None or value.shape is None:
-            return
-        value.shape = ir.Shape(
-            [
-                dim if isinstance(dim, int) else SYMBOL.sub(lambda m: names.get(m[0], m[0]), str(dim))
-                for dim in value.shape
-            ]
-        )
-
-    for value in model.graph.inputs:
-        rename(value)
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            rename(value)
-
-
-def _port(value: ir.Value) -> Port:
+def port_of(value: ir.Value, dims: Mapping[str, DimRange]) -> Port:
+    """An input or output of the graph; a size that does not follow from the dims is unknown (None)."""
     if value.dtype is None or value.shape is None or value.name is None:
         raise BuildError(f"the exported model does not say the type of {value.name}", "state it in the ONNX file")
-    dims = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
-    return Port(value.name, str(to_dtype(value.dtype)), dims)
+    sizes = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    known = (size if isinstance(size, int) or follows_from(size, dims) else None for size in sizes)
+    return Port(value.name, str(to_dtype(value.dtype)), tuple(known))
 
 
 @contextlib.contextmanager

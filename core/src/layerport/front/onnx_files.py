@@ -9,11 +9,12 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.dims import DimRange, Port, apply_ranges
 from layerport.errors import BuildError, UsageError
+from layerport.expressions import parse
 from layerport.front.bodies import Bodies
-from layerport.front.export import ExportedModel
+from layerport.front.export import ExportedModel, port_of
+from layerport.front.graph_dims import rename_as_expressions
 from layerport.front.nodes import is_layer_node, layer_node
 from layerport.packs import Packs
 
@@ -33,11 +34,18 @@ def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], pa
             f"{path} is not an ONNX model: {type(error).__name__}: {error}", "check it with onnx.checker.check_model"
         ) from error
     model.graph.name = model.graph.name or "main_graph"
-    inputs = [_port(value) for value in model.graph.inputs]
-    names = dict.fromkeys(dim for port in inputs for dim in port.dims if isinstance(dim, str))
+    for value in model.graph.inputs:
+        if value.dtype is None or value.shape is None or not value.name:
+            raise UsageError(f"input {value.name or '(nameless)'} of the model has no type", "store types in the file")
+    rename_as_expressions(model)
+    sizes = [dim.value for value in model.graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)]
+    names = dict.fromkeys(name for size in sizes for name in sorted(parse(str(size)).symbols()))
     dims = apply_ranges({name: DimRange(name, 1, 2, None) for name in names}, ranges)
     _infer(model, Bodies(dims), packs)
-    return ExportedModel(model, tuple(inputs), tuple(_port(value) for value in model.graph.outputs), dims)
+    inputs, outputs = (
+        tuple(port_of(value, dims) for value in values) for values in (model.graph.inputs, model.graph.outputs)
+    )
+    return ExportedModel(model, inputs, outputs, dims)
 
 
 def _infer(model: ir.Model, bodies: Bodies, packs: Packs) -> None:
@@ -65,16 +73,6 @@ def _known(values: Iterable[ir.Value]) -> bool:
     )
 
 
-def _port(value: ir.Value) -> Port:
-    if value.dtype is None or value.shape is None or not value.name:
-        raise UsageError(f"{value.name or 'a port'} of the model has no type", "store types in the file")
-    dims = []
-    for axis, dim in enumerate(value.shape):
-        text = dim if isinstance(dim, int) else dim.value
-        dims.append(f"{value.name}_dim{axis}" if text is None else text)
-    return Port(value.name, str(to_dtype(value.dtype)), tuple(dims))
-
-
 def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs for the samples: the given ones, seeded random ones for the others."""
     import torch
@@ -82,14 +80,13 @@ def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[
     from layerport.adapters.torch_dtypes import from_dtype
     from layerport.conversion import to_standard
     from layerport.dtypes import DType
-    from layerport.expressions import parse
     from layerport.front.sources import random_tensor
 
     generator = torch.Generator().manual_seed(0)
     sizes = {name: dim.opt for name, dim in dims.items()}
     arrays = {}
     for port in ports:
-        shape = [dim if isinstance(dim, int) else parse(dim).evaluate(sizes) for dim in port.dims]
+        shape = port.shape(sizes)
         value = given.get(port.name)
         if value is None:
             value = random_tensor(shape, from_dtype(DType(port.dtype)), generator)

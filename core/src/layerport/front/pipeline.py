@@ -15,7 +15,6 @@ import torch
 from layerport import bundle as bundles
 from layerport.dims import DimRange, apply_ranges, require_limits
 from layerport.errors import UsageError
-from layerport.expressions import parse
 from layerport.front import onnx_files
 from layerport.front.bodies import Bodies
 from layerport.front.claims import claim_layers
@@ -219,7 +218,4 @@ def _profile(exported: ExportedModel, dims: Mapping[str, DimRange]) -> dict[str,
         {name: dim.opt for name, dim in dims.items()},
         {name: dim.opt if dim.max is None else dim.max for name, dim in dims.items()},
     ]
-    return {
-        port.name: [[dim if isinstance(dim, int) else parse(dim).evaluate(env) for dim in port.dims] for env in sizes]
-        for port in exported.inputs
-    }
+    return {port.name: [port.shape(env) for env in sizes] for port in exported.inputs}
