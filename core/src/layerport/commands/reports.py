@@ -111,7 +111,8 @@ def print_inspection(summary: Mapping[str, Any]) -> None:
     print(f"{summary['bundle']}, written by layerport {summary['layerport']}")
     for kind in ("inputs", "outputs"):
         for port in summary[kind]:
-            print(f"{kind[:-1]} {port['name']}: {port['dtype']}[{', '.join(map(str, port['dims']))}]")
+            dims = ("?" if dim is None else str(dim) for dim in port["dims"])
+            print(f"{kind[:-1]} {port['name']}: {port['dtype']}[{', '.join(dims)}]")
     for dim in summary["dims"]:
         print(f"dim {dim['name']}: {dim['min']}..{dim['opt']}..{dim['max'] or 'any'}")
     _print_layers(summary["layers"])
