@@ -377,7 +377,7 @@ class Rows(nn.Module):
     ("old", "new", "answer"),
     [
         ("", "", "right on the CPU"),
-        ("columns, eps)", "columns, 1e-7)", "WRONG on the CPU: output[0, "),
+        ("columns, eps)", "columns, 1e-7)", "WRONG on the CPU: output["),
         ("columns, eps)", "columns - 1, eps)", "WRONG on the CPU: layer "),
         ("(x, weight, y, columns", "(x, x, y, columns", "WRONG on the CPU: output[0, "),
         ("grid=x.numel() // columns", "grid=1", "WRONG on the CPU: layer "),

@@ -24,10 +24,11 @@ def test_it_agrees_with_torch_at_other_sizes(engine_bundle: Built) -> None:
 
 
 def test_it_loads_neither_torch_nor_tensorrt_nor_a_pack(engine_bundle: Built) -> None:
+    """Only running the plugins' kernels needs Torch and the packs."""
     code = (
         "import sys, numpy as np, layerport as lp\n"
         "out = lp.load(sys.argv[1])(x=np.ones((2, 16), np.float32))['output']\n"
-        "assert out.shape == (2, 16) and lp.verify(sys.argv[1]).passed\n"
+        "assert out.shape == (2, 16) and lp.verify(sys.argv[1], kernels=False).passed\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
         "assert not loaded & {'torch', 'tensorrt', 'tensorrt_rtx', 'onnx_ir', 'packs', 'layerport_builtin_layers'}\n"
     )
