@@ -86,6 +86,8 @@ class Claim:
     @property
     def evidence(self) -> str:
         """What the verdict rests on, in a few words."""
+        if not self.calls:
+            return "none"
         calls = f"{self.telling} of {self.calls} example call{'s'[: self.calls > 1]}"
         if not self.probes:
             return f"{calls}, no probe"

@@ -10,6 +10,8 @@ from torch.utils import _pytree as pytree
 
 from layerport.errors import UsageError
 
+_PLAIN = frozenset({torch.Tensor, bool, int, float, str, type(None)})
+
 
 def structural_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A copy of the module tree, in eval mode, that holds the very same parameters; buffers are its own.
@@ -44,8 +46,13 @@ def copy_of_inputs(values: Any) -> Any:
     Tensors that share memory share it in the copy too, unless they are a small part of it.
     Raises UsageError for an object that cannot be copied.
     """
+    leaves, structure = pytree.tree_flatten(values)
+    if _are_plain(leaves):  # the usual case, and many times faster than Python's own copy
+        return pytree.tree_unflatten(
+            [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
+        )
     memo: dict[int, Any] = {}
-    for leaf in pytree.tree_leaves(values):
+    for leaf in leaves:
         if isinstance(leaf, torch.nn.Module):
             memo[id(leaf)] = leaf
         elif isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or _is_a_small_part(leaf)):
@@ -57,6 +64,17 @@ def copy_of_inputs(values: Any) -> Any:
             f"an example input cannot be copied: {type(error).__name__}: {error}",
             "give tensors, numbers, texts and containers of them",
         ) from error
+
+
+def _are_plain(leaves: list[Any]) -> bool:
+    """Whether they are constants and contiguous tensors of which no two share memory and none wants a gradient."""
+    if not all(type(leaf) in _PLAIN for leaf in leaves):
+        return False
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if any(tensor.layout is not torch.strided or tensor.requires_grad for tensor in tensors):
+        return False
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors}
+    return len(storages) == len(tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _is_a_small_part(tensor: torch.Tensor) -> bool:

@@ -23,6 +23,8 @@ MAGNITUDES = (1e-3, 1.0, 30.0, 1e3)
 LARGEST_INPUT = 1 << 13
 # A module with more elements than this, parameters and inputs together, is probed once for all of its kind.
 LARGEST_MODULE = 1 << 20
+# A tensor of so few elements is a setting, not a weight.
+FEW = 16
 
 _OWN_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 
@@ -117,7 +119,12 @@ def _attributes(module: torch.nn.Module) -> tuple[Any, ...]:
 
 def _tensors(module: torch.nn.Module) -> tuple[Any, ...]:
     named = (*module._parameters.items(), *module._buffers.items())
-    return tuple((name, _type_of(tensor)) for name, tensor in named)
+    return tuple((name, _type_of(tensor), _few_values(tensor)) for name, tensor in named)
+
+
+def _few_values(tensor: torch.Tensor | None) -> Any:
+    # A bound or an epsilon may be a tensor; a weight is not compared.
+    return tuple(tensor.flatten().tolist()) if tensor is not None and tensor.numel() <= FEW else None
 
 
 def _type_of(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,13 +102,13 @@ class _Prover:
                 return
         truth = Run([leaf for leaf in pytree.tree_leaves(output) if leaf is not None])
         if claim.keeps_state:  # the model's own call has moved it on
-            truth = run_alone(module, module, inputs)
+            truth = run_alone(module, inputs, named_tensors(module))
         if any(map(tells_something, truth.outputs)):
             claim.telling += 1
         else:
             claim.nothing = _why_nothing(truth.outputs)
         for candidate in claim.agreeing:
-            difference = _compare_run(candidate, module, inputs, truth)
+            difference = _compare_run(candidate, module, inputs, truth, named_tensors(module))
             claim.errors[candidate.number] = max(difference.error, claim.errors.get(candidate.number, 0.0))
             if difference.fault:
                 claim.faults[candidate.number] = difference.fault
@@ -138,6 +138,7 @@ class _Trial:
         self.module = module
         self.whole = inputs
         self._inputs = cut_inputs(inputs)
+        self._tensors = named_tensors(module) if claim.calls == 1 or claim.keeps_state else {}
 
     @property
     def is_large(self) -> bool:
@@ -149,6 +150,8 @@ class _Trial:
         run = self._run_module(lambda inputs: inputs, watch_random=True)[1]
         again = self._run_module(lambda inputs: inputs)[1]
         self._claim.keeps_state = bool(run.written)
+        if not run.written:
+            self._tensors = {}
         self._claim.module_fault = _module_fault(run, again)
 
     def probes(self) -> tuple[Probe, ...]:
@@ -170,7 +173,7 @@ class _Trial:
 
     def _run_module(self, make: Callable[[Any], Any], *, watch_random: bool = False) -> tuple[Any, Run]:
         inputs = make(self._inputs)
-        run = run_alone(self.module, self.module, inputs, watch_random=watch_random)
+        run = run_alone(self.module, inputs, self._tensors, watch_random=watch_random)
         if run.error is None or self._inputs is self.whole:
             return inputs, run
         self._inputs = self.whole
@@ -179,7 +182,7 @@ class _Trial:
     def _compare(self, magnitude: float, inputs: Any, truth: Run) -> Probe:
         worst, rounding = 0.0, 0.0
         for candidate in self._claim.agreeing:
-            difference = _compare_run(candidate, self.module, inputs, truth)
+            difference = _compare_run(candidate, self.module, inputs, truth, self._tensors)
             if difference.fault is None:
                 worst = max(worst, difference.error)
                 continue
@@ -199,19 +202,29 @@ class _Trial:
         return Probe(magnitude, error=worst)
 
 
-def run_alone(function: Callable[..., Any], module: torch.nn.Module, inputs: Any, *, watch_random: bool = False) -> Run:
-    """Run something on copies of (args, kwargs); writes to the module's tensors are undone.
+def run_alone(
+    function: Callable[..., Any],
+    inputs: Any,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    *,
+    watch_random: bool = False,
+) -> Run:
+    """Run something on copies of (args, kwargs).
 
-    watch_random: whether to look if it draws random numbers, which takes longer than a small module.
+    tensors: what it may write to, which is noted and undone.  watch_random: whether to look if it draws random numbers.
+    Both take longer than a small module itself.
     """
     states = RandomStates() if watch_random else None
-    tensors = named_tensors(module)
+    written = {}
     try:
         args, kwargs = copy_of_inputs(inputs)
-        with ReadOnly(tensors) as kept:
+        if tensors:
+            with ReadOnly(tensors) as kept:
+                output = function(*args, **kwargs)
+                written = {name: tensors[name].detach().clone() for name in kept.written()}
+                output = own_memory(output, kept)
+        else:
             output = function(*args, **kwargs)
-            written = {name: tensors[name].detach().clone() for name in kept.written()}
-            output = own_memory(output, kept)
     except Exception as error:
         return Run(error=error)
     pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves((args, kwargs)), strict=True)
@@ -220,16 +233,20 @@ def run_alone(function: Callable[..., Any], module: torch.nn.Module, inputs: Any
     return Run([leaf for leaf in pytree.tree_leaves(output) if leaf is not None], written, changed, random)
 
 
-def _run_candidate(candidate: Candidate, module: torch.nn.Module, inputs: Any) -> Run:
+def _run_candidate(
+    candidate: Candidate, module: torch.nn.Module, inputs: Any, tensors: Mapping[str, torch.Tensor] | None = None
+) -> Run:
     def run(*args: Any, **kwargs: Any) -> Any:
         return run_candidate(candidate.answer, module, args, kwargs)
 
-    return run_alone(run, module, inputs)
+    return run_alone(run, inputs, tensors)
 
 
-def _compare_run(candidate: Candidate, module: torch.nn.Module, inputs: Any, truth: Run) -> Difference:
-    """How far a candidate is from the module on some inputs, in its outputs and in what it writes."""
-    run = _run_candidate(candidate, module, inputs)
+def _compare_run(
+    candidate: Candidate, module: torch.nn.Module, inputs: Any, truth: Run, tensors: Mapping[str, torch.Tensor]
+) -> Difference:
+    """How far a candidate is from the module on some inputs, in its outputs and in what it writes of the tensors."""
+    run = _run_candidate(candidate, module, inputs, tensors)
     if run.error is not None:
         return Difference(math.inf, _short(run.error))
     kind = "reference" if isinstance(candidate.answer, BoundLayer) else "rewrite"
@@ -237,7 +254,7 @@ def _compare_run(candidate: Candidate, module: torch.nn.Module, inputs: Any, tru
         return Difference(math.inf, f"its {kind} changes its input; write it without in-place operators")
     difference = compare(truth.outputs, run.outputs)
     if difference.fault:
-        again = _run_candidate(candidate, module, inputs)
+        again = _run_candidate(candidate, module, inputs, tensors)
         if again.error is not None or compare(run.outputs, again.outputs).fault:
             fault = f"its {kind} gives other outputs for the same inputs: it draws random numbers or keeps a state"
             return Difference(math.inf, fault)
@@ -281,7 +298,7 @@ def _rounding_of(module: torch.nn.Module, candidate: Candidate, inputs: Any, tru
     target = wide[types.pop()]
     try:
         twin = copy.deepcopy(module).to(target)
-        ideal = run_alone(twin, twin, pytree.tree_map(widen, inputs))
+        ideal = run_alone(twin, pytree.tree_map(widen, inputs))
     except Exception:  # a module that cannot be copied, or not be widened, has no ideal to compare with
         return None
     if ideal.error is not None or len(ideal.outputs) != len(truth.outputs):
