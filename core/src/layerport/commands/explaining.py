@@ -61,9 +61,16 @@ def print_explanation(result: Mapping[str, Any]) -> None:
         print("no installed pack claims a module of this model")
     else:
         print_table(
-            ["module", "class", "status", "layers", "why"],
+            ["module", "class", "status", "layers", "why", "evidence"],
             [
-                [one["module"] or "(root)", one["class"], one["status"], " + ".join(one["layers"]), one["reason"]]
+                [
+                    one["module"] or "(root)",
+                    one["class"],
+                    one["status"],
+                    " + ".join(one["layers"]),
+                    one["reason"],
+                    one["evidence"]["summary"],
+                ]
                 for one in result["claims"]
             ],
         )

@@ -39,6 +39,7 @@ def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
     """The target, what became of each layer and why, and the claims that did not hold."""
     print(f"target {report.target} ({report.target_reason})", file=file)
     _print_layers(report.layers, _kernel_answers(report), file=file)
+    _print_evidence(report.claims, file=file)
     _print_refused(report.claims, file=file)
     for warning in report.warnings:
         print(f"note: {warning}", file=file)
@@ -116,6 +117,7 @@ def print_inspection(summary: Mapping[str, Any]) -> None:
     for dim in summary["dims"]:
         print(f"dim {dim['name']}: {dim['min']}..{dim['opt']}..{dim['max'] or 'any'}")
     _print_layers(summary["layers"])
+    _print_evidence(summary["claims"])
     _print_refused(summary["claims"])
     for one in summary["targets"]:
         print(f"engine for {one['target']}: {one['file']}, {one['plugins']} plugins, TensorRT {one['tensorrt']}")
@@ -148,6 +150,14 @@ def _print_layers(
         (one["layer"], why) for one in layers for why in one.get("kernels_left_out", ())
     ):
         print(f"kernel left out of {layer}: {reason}", file=file)
+
+
+def _print_evidence(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
+    held = [one["evidence"] for one in claims if one["status"] == "claimed"]
+    if held:
+        probed = sum(any(probe["proves_nothing"] is None for probe in one["probes"]) for one in held)
+        line = f"claims: {len(held)} modules agree with their layers on the example inputs, {probed} on probes too"
+        print(line, file=file)
 
 
 def _print_refused(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A structural copy of a model: new modules, shared weights.  The user's model is never changed."""
+"""A structural copy of a model: new modules, shared parameters.  The user's model is never changed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,30 @@ import copy
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from layerport.errors import UsageError
 
+_PLAIN = frozenset({torch.Tensor, bool, int, float, str, type(None)})
+
 
 def structural_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the module tree that holds the very same parameters and buffers, in eval mode."""
+    """A copy of the module tree, in eval mode, that holds the very same parameters; buffers are its own.
+
+    A forward writes to buffers often and they are small; a pass that must not change the parameters runs within
+    `ReadOnly`.  Raises UsageError where a parameter has no shape yet, or the model cannot be copied.
+    """
     memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = tensor
+    for name, parameter in model.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter):
+            raise UsageError(
+                f"parameter {name} of {type(model).__name__} has no shape yet",
+                "run the model once on its example inputs before it is built",
+            )
+        memo[id(parameter)] = parameter
+    for buffer in model.buffers():
+        if not buffer.is_leaf:  # Torch's own copy refuses what autograd has computed
+            memo[id(buffer)] = buffer.detach().clone()
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
@@ -23,6 +38,47 @@ def structural_copy(model: torch.nn.Module) -> torch.nn.Module:
             "make the attribute that cannot be copied lazily, or define __deepcopy__ for it",
         ) from error
     return copied.eval()
+
+
+def copy_of_inputs(values: Any) -> Any:
+    """Inputs for a forward that may write to them: tensors cloned, other objects copied, modules shared.
+
+    Tensors that share memory share it in the copy too, unless they are a small part of it.
+    Raises UsageError for an object that cannot be copied.
+    """
+    leaves, structure = pytree.tree_flatten(values)
+    if _are_plain(leaves):  # the usual case, and many times faster than Python's own copy
+        return pytree.tree_unflatten(
+            [leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], structure
+        )
+    memo: dict[int, Any] = {}
+    for leaf in leaves:
+        if isinstance(leaf, torch.nn.Module):
+            memo[id(leaf)] = leaf
+        elif isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or _is_a_small_part(leaf)):
+            memo[id(leaf)] = leaf.detach().clone()
+    try:
+        return copy.deepcopy(values, memo)
+    except Exception as error:
+        raise UsageError(
+            f"an example input cannot be copied: {type(error).__name__}: {error}",
+            "give tensors, numbers, texts and containers of them",
+        ) from error
+
+
+def _are_plain(leaves: list[Any]) -> bool:
+    """Whether they are constants and contiguous tensors of which no two share memory and none wants a gradient."""
+    if not all(type(leaf) in _PLAIN for leaf in leaves):
+        return False
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if any(tensor.layout is not torch.strided or tensor.requires_grad for tensor in tensors):
+        return False
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors}
+    return len(storages) == len(tensors) and all(tensor.is_contiguous() for tensor in tensors)
+
+
+def _is_a_small_part(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.untyped_storage().nbytes() > 4 * tensor.nbytes
 
 
 def replace_everywhere(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> None:

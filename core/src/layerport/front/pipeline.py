@@ -22,7 +22,7 @@ from layerport.front.export import ExportedModel, export_model
 from layerport.front.nodes import layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
-from layerport.front.samples import torch_samples, write_samples
+from layerport.front.samples import record_outputs, torch_samples, write_samples
 from layerport.front.sources import Source
 from layerport.kernel_sources import source_digest
 from layerport.kernels import Kernel
@@ -80,8 +80,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         start("claim")
         model: Any = source.model
         if isinstance(model, torch.export.ExportedProgram):
-            with torch.no_grad():
-                outputs = model.module()(*source.args, **source.kwargs)
+            outputs = record_outputs(source)
         else:
             if model.training:
                 warnings.append("the model is in training mode; its copy is built in eval mode")

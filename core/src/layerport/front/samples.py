@@ -10,13 +10,51 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from layerport.adapters.torch_state import preserved
+from layerport.adapters.torch_writes import ReadOnly, named_tensors
 from layerport.bundle import SAMPLES
 from layerport.conversion import to_standard
 from layerport.dims import Port
 from layerport.errors import UsageError
+from layerport.front.copies import copy_of_inputs, structural_copy
 from layerport.front.export import ExportedModel
 from layerport.front.sources import Source
 from layerport.parameters import Parameters
+
+
+def record_outputs(source: Source) -> Any:
+    """What a Torch source gives for its example inputs, in a pass of its own that changes nothing.
+
+    It runs a structural copy on copied inputs; parameters that its forward writes to, settings and random states are
+    put back, also when it raises.  Raises UsageError where the model fails on its inputs.
+    """
+    model: Any = source.model
+    is_program = isinstance(model, torch.export.ExportedProgram)
+    # A program's operators show all that it writes, so its buffers need no copies.
+    with preserved():
+        runs = model.module() if is_program else structural_copy(model)
+        with ReadOnly(named_tensors(runs)) as kept:
+            return own_memory(run_model(runs, source), kept)
+
+
+def run_model(model: torch.nn.Module, source: Source) -> Any:
+    """Run a model on copies of the example inputs; raises UsageError where it fails."""
+    args, kwargs = copy_of_inputs((source.args, dict(source.kwargs)))
+    try:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+    except Exception as error:
+        raise UsageError(
+            f"the model {type(source.model).__name__} fails on its own example inputs: {type(error).__name__}: {error}",
+            "run model(*args) by itself in Python and mend the example inputs",
+        ) from error
+
+
+def own_memory(values: Any, kept: ReadOnly) -> Any:
+    """The values with those tensors cloned that the end of a `ReadOnly` block would change."""
+    return pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) and kept.shares(leaf) else leaf, values
+    )
 
 
 def torch_samples(source: Source, exported: ExportedModel, outputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

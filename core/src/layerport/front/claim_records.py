@@ -1,0 +1,130 @@
+"""What is known of one module that packs answered for: the candidates, the evidence, the verdict.
+
+Made by `claims`, filled by `proving`, shown by the commands.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from layerport.layers import BoundLayer
+from layerport.records import Rewrite
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer of one pack for one module."""
+
+    pack: str
+    answer: BoundLayer | Rewrite
+    number: int
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers it would use."""
+        if isinstance(self.answer, BoundLayer):
+            return (self.answer.layer.name,)
+        return tuple(layer.name for layer in self.answer.layers)
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.layers)} of {self.pack}, candidate {self.number}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One trial beside the example inputs: made-up floating-point inputs of one magnitude.
+
+    error: the largest relative error of the candidates that agree, None where the trial proves nothing.
+    nothing: why it proves nothing, None where it proves something.
+    """
+
+    magnitude: float
+    error: float | None = None
+    nothing: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as a report shows it."""
+        return {"magnitude": self.magnitude, "max_relative_error": self.error, "proves_nothing": self.nothing}
+
+
+@dataclass
+class Claim:
+    """What became of one module that packs answered for.
+
+    status: "claimed", "refused", "ambiguous", "conflict", "not reached" or "inside another claim".
+    errors: per candidate its largest relative error against the module, and why it missed.
+    calls: how often the example inputs run the module.  telling: how many of these calls prove anything.
+    nothing: why the others prove nothing.  module_fault: why the module can be no layer.
+    keeps_state: whether a call of the module writes to its own parameters or buffers.
+    probes: the trials at other magnitudes.  probed_at: the path of the module whose trials stand for this one's.
+    """
+
+    path: str
+    module_class: str
+    candidates: tuple[Candidate, ...]
+    status: str = "not reached"
+    reason: str = "the example inputs do not run this module"
+    chosen: Candidate | None = None
+    calls: int = 0
+    telling: int = 0
+    nothing: str | None = None
+    module_fault: str | None = None
+    keeps_state: bool = False
+    errors: dict[int, float] = field(default_factory=dict)
+    faults: dict[int, str] = field(default_factory=dict)
+    probes: tuple[Probe, ...] = ()
+    probed_at: str | None = None
+    probe_faults: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def agreeing(self) -> list[Candidate]:
+        """The candidates that nothing speaks against so far."""
+        return [candidate for candidate in self.candidates if candidate.number not in self.faults]
+
+    @property
+    def evidence(self) -> str:
+        """What the verdict rests on, in a few words."""
+        if not self.calls:
+            return "none"
+        calls = f"{self.telling} of {self.calls} example call{'s'[: self.calls > 1]}"
+        if not self.probes:
+            return f"{calls}, no probe"
+        told = [f"{probe.magnitude:g}" for probe in self.probes if probe.nothing is None]
+        place = f" (made at {self.probed_at or 'the root'})" if self.probed_at is not None else ""
+        return f"{calls}, probes at magnitude {', '.join(told) or 'none that tells'}{place}"
+
+    def _error(self, candidate: Candidate) -> float | None:
+        """None where it was not measured or is infinite, which JSON cannot say."""
+        error = self.errors.get(candidate.number)
+        return error if error is not None and math.isfinite(error) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The claim as a report shows it."""
+        return {
+            "module": self.path,
+            "class": self.module_class,
+            "status": self.status,
+            "reason": self.reason,
+            "layers": list(self.chosen.layers) if self.chosen else [],
+            "pack": self.chosen.pack if self.chosen else None,
+            "max_relative_error": self._error(self.chosen) if self.chosen else None,
+            "evidence": {
+                "kind": "examples",
+                "calls": self.calls,
+                "telling_calls": self.telling,
+                "probes": [probe.to_json() for probe in self.probes],
+                "probed_at": self.probed_at,
+                "summary": self.evidence,
+            },
+            "candidates": [
+                {
+                    "layers": list(candidate.layers),
+                    "pack": candidate.pack,
+                    "max_relative_error": self._error(candidate),
+                    "fault": self.faults.get(candidate.number),
+                }
+                for candidate in self.candidates
+            ],
+        }
