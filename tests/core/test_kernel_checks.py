@@ -288,7 +288,7 @@ def test_work_beyond_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert check.answer == "right" and check.trials[0] == "the sample at x [3, 12]"
     monkeypatch.setattr("layerport.kernel_runs.MOST_ELEMENTS", 100)
     (check,) = check_kernels(*made)
-    assert check.answer == "not run" and "even x [1, 12] is beyond the budget" in check.reason
+    assert check.answer == "not run" and "x [40, 12] is beyond the budget" in check.reason
     monkeypatch.undo()
     monkeypatch.setattr(kernel_checks, "MOST_SECONDS", 0.0)
     (check,) = check_kernels(*made)

@@ -19,7 +19,6 @@ from layerport.errors import LayerportError
 from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes
 
 if TYPE_CHECKING:
-    from layerport.adapters.onnx_values import NodeInput
     from layerport.packs import Packs
 
 RIGHT, WRONG, NOT_RUN = "right", "wrong", "not run"
@@ -91,31 +90,28 @@ def check_kernels(
     try:
         from layerport.engine.gpu_kernels import open_gpu_kernels
         from layerport.kernel_runs import Runs
+        from layerport.kernel_trials import Recorded
     except ImportError as error:
         return tuple(one for each in distinct for one in _not_run(each, f"{error.name} is not installed"))
     if packs is None:
         from layerport import packs as pack_host
 
         packs = pack_host.load(*extra)
-    from layerport.adapters.onnx_values import node_inputs
-
-    nodes = [each.nodes[0] for each in distinct]
     try:
-        values = node_inputs(bundle.model(), bundle.samples()[0], nodes)
+        recorded = Recorded(bundle, [each.nodes[0] for each in distinct])
     except LayerportError as error:
         return tuple(one for each in distinct for one in _not_run(each, error.fault))
     gpu = open_gpu_kernels()
-    runs = Runs(packs, bundle.dims, time.monotonic() + MOST_SECONDS, RUN_SECONDS, gpu)
+    runs = Runs(packs, recorded, time.monotonic() + MOST_SECONDS, RUN_SECONDS, gpu)
 
     def check(each: _Plugin) -> list[KernelCheck]:
         node = each.nodes[0]
-        found = values[node]
-        if found is None:
+        if recorded.at(node, recorded.env) is None:
             return _not_run(each, "its node stands inside a loop or a branch")
         if each.spec.plugin_class is not None:
             return _not_run(each, f"its pack brings its own plugin class {each.spec.plugin_class}")
         return [
-            _check_one(runs, each, kernel, found, (entries.get(node, {}).get("kernel_sources") or {}).get(kernel.name))
+            _check_one(runs, each, kernel, (entries.get(node, {}).get("kernel_sources") or {}).get(kernel.name))
             for kernel in _launches(each.spec)
         ]
 
@@ -133,12 +129,10 @@ def worst(checks: Iterable[KernelCheck]) -> KernelCheck | None:
     return max(checks, key=lambda one: (order[one.answer], one.max_error or 0.0), default=None)
 
 
-def _check_one(
-    runs: Any, each: _Plugin, kernel: KernelCode, found: tuple[NodeInput, ...], source: str | None
-) -> KernelCheck:
+def _check_one(runs: Any, each: _Plugin, kernel: KernelCode, source: str | None) -> KernelCheck:
     check = KernelCheck(each.spec.key, each.spec.layer, kernel.name, each.nodes, NOT_RUN)
     try:
-        answer = runs.check(each.spec, kernel, found, each.converted, source)
+        answer = runs.check(each.spec, kernel, each.nodes[0], each.converted, source)
     except LayerportError as error:
         return replace(check, reason="; ".join([error.fault, *error.faults[:3]]))
     return replace(check, **answer)

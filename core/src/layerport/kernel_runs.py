@@ -14,14 +14,13 @@ import torch
 
 from layerport.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.conversion import from_standard, to_standard
-from layerport.dims import DimRange
 from layerport.dtypes import DType
 from layerport.engine.gpu_kernels import GpuJob, GpuKernels
 from layerport.errors import LayerportError, PackError
 from layerport.host import TimeUp
 from layerport.host.execution import Outputs, execute, make_job
 from layerport.kernel_sources import source_digest
-from layerport.kernel_trials import MOST_ELEMENTS, MOST_INTERPRETED, make_trials, random_trial
+from layerport.kernel_trials import MOST_ELEMENTS, MOST_INTERPRETED, Recorded, make_trials, random_trial
 from layerport.kernels import CudaSource, Kernel, TensorArg
 from layerport.launch_rules import LaunchRule, PointerArg
 from layerport.layers import Layer
@@ -47,11 +46,11 @@ class Runs:
     """
 
     def __init__(
-        self, packs: Packs, dims: Mapping[str, DimRange], until: float, run_seconds: float, gpu: GpuKernels | None
+        self, packs: Packs, recorded: Recorded, until: float, run_seconds: float, gpu: GpuKernels | None
     ) -> None:
         self._packs = packs
         self._gpu = gpu
-        self._dims = dims
+        self._recorded = recorded
         self._until = until
         self._run_seconds = run_seconds
 
@@ -59,25 +58,38 @@ class Runs:
         self,
         spec: PluginSpec,
         code: KernelCode,
-        values: tuple[NodeInput, ...],
+        node: str,
         converted: Mapping[str, Any],
         source: str | None,
     ) -> Answer:
         """What became of one kernel, as the fields of a `KernelCheck`.
 
-        values: the inputs of its node.  converted: the parameters that the plugin gets in another form.
+        node: one that has it.  converted: the parameters that the plugin gets in another form.
         source: the digest of the source that the kernel was compiled from.  Raises LayerportError where it cannot run.
         """
         gpu = self._gpu if self._gpu is not None and self._gpu.takes(spec) else None
         layer, kernel = self._kernel(spec, code, source, gpu is not None)
         where = "the GPU" if gpu is not None else "the CPU"
-        named = {slot.name: value for slot, value in zip(spec.inputs, values, strict=True)}
+        recorded = self._recorded
+
+        def at(env: Mapping[str, int]) -> dict[str, NodeInput] | None:
+            values = recorded.at(node, env)
+            return None if values is None else {slot.name: v for slot, v in zip(spec.inputs, values, strict=True)}
+
+        named = at(recorded.env)
+        assert named is not None
         constants = {name: value.array for name, value in named.items() if value.constant}
-        moving = {name: value for name, value in named.items() if not value.constant}
+
+        def moving(env: Mapping[str, int]) -> dict[str, NodeInput] | None:
+            values = at(env)
+            return None if values is None else {name: value for name, value in values.items() if name not in constants}
+
         limit = MOST_ELEMENTS if isinstance(kernel.source, CudaSource) else MOST_INTERPRETED
         trials, reason = make_trials(
+            {name: value for name, value in named.items() if name not in constants},
             moving,
-            self._dims,
+            recorded.env,
+            recorded.dims,
             lambda shapes: code.guard is None or bool(code.guard.evaluate(_sizes(spec, shapes, constants, converted))),
             lambda shapes: _elements(spec, _sizes(spec, shapes, constants, converted)) <= limit,
         )

@@ -1,32 +1,77 @@
-"""The inputs on which a plugin's kernels are checked: those that its node had, and some at other sizes and magnitudes.
+"""The inputs on which a plugin's kernels are checked: those that its node gets for the samples, and at other sizes.
 
-`kernel_checks` imports it.  Every value comes from the model's own samples, so that indices and masks stay sensible.
+`kernel_checks` imports it.  Other sizes go through the whole model, so that what a node gets fits together: indices,
+masks, and tensors that hold sizes.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from layerport.dims import DimRange
-from layerport.errors import LayerportError
+from layerport.adapters.onnx_values import NodeInput, node_inputs
+from layerport.bundle import Bundle
+from layerport.dims import DimRange, Sizes
+from layerport.errors import LayerportError, UsageError
 from layerport.expressions import parse
 
-if TYPE_CHECKING:
-    from layerport.adapters.onnx_values import NodeInput
-
 Array = np.ndarray[Any, Any]
-Admits = Callable[[Mapping[str, tuple[int, ...]]], bool]
+Shapes = Mapping[str, tuple[int, ...]]
+Env = Mapping[str, int]
 
 MOST_ELEMENTS = 1 << 24
 """Elements of all inputs and outputs together, beyond which a kernel is not run on the CPU (a few seconds)."""
 MOST_INTERPRETED = 1 << 18
 """The same for Triton's interpreter, which is slower."""
 _COMBINATIONS = 256
+_MODEL_RUNS = 6
+
+
+class Recorded:
+    """What nodes of a bundle's portable model get, for the samples and for the samples at other sizes.
+
+    Each size runs the model once, for all nodes.  Raises BuildError where it does not run for the samples themselves.
+    """
+
+    def __init__(self, bundle: Bundle, nodes: Collection[str]) -> None:
+        self._bundle = bundle
+        self._nodes = tuple(nodes)
+        self._inputs = bundle.samples()[0]
+        self._lock = threading.Lock()
+        self.dims = bundle.dims
+        sizes = Sizes(bundle.dims)
+        for port in bundle.inputs:
+            if port.name in self._inputs and self._inputs[port.name].ndim == len(port.dims):
+                sizes.add(port, self._inputs[port.name].shape, port.name)
+        self.env: Env = {name: dim.opt for name, dim in bundle.dims.items()} | sizes.values()
+        self._found = {_key(self.env): node_inputs(bundle.model(), self._inputs, self._nodes)}
+
+    def at(self, node: str, env: Env) -> tuple[NodeInput, ...] | None:
+        """The inputs of a node at these sizes of the model; None where it has none to tell, or the model does not run.
+
+        A node inside a loop or branch has none.
+        """
+        with self._lock:
+            key = _key(env)
+            if key not in self._found:
+                self._found[key] = self._run(env)
+            return self._found[key].get(node)
+
+    def _run(self, env: Env) -> dict[str, tuple[NodeInput, ...] | None]:
+        try:
+            inputs = {
+                port.name: _resized(self._inputs[port.name], port.shape(env))
+                for port in self._bundle.inputs
+                if port.name in self._inputs
+            }
+            return node_inputs(self._bundle.model(), inputs, self._nodes)
+        except LayerportError:
+            return {}
 
 
 @dataclass(frozen=True)
@@ -38,30 +83,43 @@ class Trial:
 
 
 def make_trials(
-    values: Mapping[str, NodeInput], dims: Mapping[str, DimRange], admits: Admits, fits: Admits
+    sample: Mapping[str, NodeInput],
+    at: Callable[[Env], Mapping[str, NodeInput] | None],
+    env: Env,
+    dims: Mapping[str, DimRange],
+    admits: Callable[[Shapes], bool],
+    fits: Callable[[Shapes], bool],
 ) -> tuple[tuple[Trial, ...], str]:
     """What to run a kernel on, and why there is nothing where there is nothing.
 
-    values: what the node's run-time inputs were for the samples.  dims: the model's dynamic dims.  admits: whether the
-    kernel may run at these shapes.  fits: whether that is little enough work.
-    First come the sample's own values, cut to the least sizes where they are too large; then the same values at other
-    sizes, scaled down, which shows what a size or a small constant such as an epsilon is taken for.
+    sample: the node's run-time inputs for the samples, whose sizes are `env`; at: the same for other sizes.
+    admits: whether the kernel may run at these shapes.  fits: whether that is little enough work.
+    First come the sample's own values, at smaller sizes where they are too large; then those of other sizes, scaled
+    down, which shows what a size or a small constant such as an epsilon is taken for.
     """
-    choices = [sizes for env in _environments(dims) if (sizes := _shapes(values, env)) is not None and admits(sizes)]
-    if not choices:
-        return (), "its predicate holds for none of the sizes tried"
-    possible = [sizes for sizes in choices if fits(sizes)]
-    if not possible:
-        return (), f"even {_show(choices[-1])} is beyond the budget for a run on the CPU"
-    first = possible[0]
-    sampled = {name: value.array.shape for name, value in values.items()}
-    real = "the sample" if first == sampled else f"the sample at {_show(first)}"
-    other = next((sizes for sizes in possible[1:] if sizes != first and _distinct(sizes)), None)
-    other = other or next((sizes for sizes in possible[1:] if sizes != first), first)
-    return (
-        Trial(_resized(values, first), real),
-        Trial(_scaled(_resized(values, other)), f"the sample at {_show(other)}, scaled down"),
-    ), ""
+    chosen: list[tuple[dict[str, Array], str]] = []
+    admitted, runs = False, 0
+    for place, sizes in enumerate(_environments(env, dims)):
+        expected = _shapes(sample, sizes) if place else {name: one.array.shape for name, one in sample.items()}
+        if not admits(expected):
+            continue
+        admitted = True
+        if not fits(expected) or runs == _MODEL_RUNS:
+            continue
+        runs += place > 0
+        found = at(sizes) if place else sample
+        if found is None or not (admits(shapes := _actual(found)) and fits(shapes)):
+            continue
+        arrays = {name: np.ascontiguousarray(one.array) for name, one in found.items()}
+        chosen.append((arrays, "the sample" if not place else f"the sample at {_show(shapes)}"))
+        if len(chosen) == 2:
+            break
+    if not chosen:
+        if not admitted:
+            return (), "its predicate holds for none of the sizes tried"
+        return (), f"{_show(_actual(sample))} is beyond the budget for a run on the CPU, and so is every size tried"
+    (first, real), (other, what) = chosen[0], chosen[-1]
+    return (Trial(first, real), Trial(_scaled(other), f"{what}, scaled down")), ""
 
 
 def random_trial(trial: Trial) -> Trial:
@@ -76,54 +134,51 @@ def random_trial(trial: Trial) -> Trial:
     )
 
 
-def _environments(dims: Mapping[str, DimRange]) -> Iterator[dict[str, int]]:
-    """Sizes for the model's dims: the usual ones, then others of which most differ from each other, the least last."""
-    yield {name: dim.opt for name, dim in dims.items()}
+def _environments(env: Env, dims: Mapping[str, DimRange]) -> Iterator[Env]:
+    """Sizes for the model's dims: the samples' own, then others, as many different ones as can be, the least last."""
+    yield env
     wanted = []
     taken: set[int] = set()
-    for dim in dims.values():
-        greatest = max(dim.opt, 2 * dim.min + 16) if dim.max is None else dim.max
+    for name, dim in dims.items():
+        greatest = max(env[name], 2 * dim.min + 16) if dim.max is None else dim.max
         order = [3, 5, 7, 11, 13, 2, *range(dim.min, min(greatest, dim.min + 40) + 1)]
-        inside = [size for size in dict.fromkeys(order) if dim.min <= size <= greatest and size != dim.opt]
-        chosen = next((size for size in inside if size not in taken), inside[0] if inside else dim.opt)
+        inside = [size for size in dict.fromkeys(order) if dim.min <= size <= greatest and size != env[name]]
+        chosen = next((size for size in inside if size not in taken), inside[0] if inside else env[name])
         taken.add(chosen)
-        wanted.append(list(dict.fromkeys([chosen, dim.opt, max(dim.min, 1), *inside[:12], greatest])))
+        wanted.append(list(dict.fromkeys([chosen, env[name], max(dim.min, 1), *inside[:12], greatest])))
     if dims:
         for sizes in itertools.islice(itertools.product(*wanted), _COMBINATIONS):
-            yield dict(zip(dims, sizes, strict=True))
+            if sizes != tuple(env.values()):
+                yield dict(zip(dims, sizes, strict=True))
         yield {name: max(dim.min, 1) for name, dim in dims.items()}
 
 
-def _shapes(values: Mapping[str, NodeInput], env: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of the inputs for these sizes of the model; a dim that says nothing stays as it was."""
+def _shapes(sample: Mapping[str, NodeInput], env: Env) -> dict[str, tuple[int, ...]]:
+    """The shapes of a node's inputs at these sizes, as far as the model states them; other dims as in the sample."""
     shapes = {}
-    for name, value in values.items():
+    for name, value in sample.items():
         sizes = []
         for dim, size in zip(value.dims, value.array.shape, strict=True):
             try:
                 sizes.append(size if not isinstance(dim, str) else parse(dim).evaluate(env))
-            except LayerportError:  # a size that depends on data
+            except UsageError:  # a size that depends on data
                 sizes.append(size)
-        if any(new < 0 or (new > 0 and old == 0) for new, old in zip(sizes, value.array.shape, strict=True)):
-            return None
         shapes[name] = tuple(int(size) for size in sizes)
     return shapes
 
 
-def _distinct(shapes: Mapping[str, Sequence[int]]) -> bool:
-    return any(len(set(shape)) == len(shape) > 1 for shape in shapes.values())
+def _actual(values: Mapping[str, NodeInput]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(int(size) for size in value.array.shape) for name, value in values.items()}
 
 
-def _resized(values: Mapping[str, NodeInput], shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
-    """The values at other sizes, cut or repeated along each axis."""
-    arrays = {}
-    for name, value in values.items():
-        array = value.array
-        for axis, size in enumerate(shapes[name]):
-            if size != array.shape[axis]:
-                array = np.take(array, np.arange(size) % max(array.shape[axis], 1), axis=axis)
-        arrays[name] = np.ascontiguousarray(array)
-    return arrays
+def _resized(array: Array, shape: list[int]) -> Array:
+    """The values at another size, cut or repeated along each axis."""
+    for axis, size in enumerate(shape):
+        if size != array.shape[axis]:
+            if array.shape[axis] == 0:
+                raise UsageError("an empty sample has no values to repeat")
+            array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
+    return array
 
 
 def _scaled(arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -140,5 +195,9 @@ def _is_float(array: Array) -> bool:
     return array.dtype.name in ("float64", "float32", "float16", "bfloat16")
 
 
-def _show(shapes: Mapping[str, Sequence[int]]) -> str:
+def _show(shapes: Shapes) -> str:
     return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
+
+
+def _key(env: Env) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(env.items()))

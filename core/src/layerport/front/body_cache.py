@@ -89,21 +89,24 @@ def _describe(derivation: Derivation) -> list[Any]:
         str(program.graph_signature),
         {name: _tensor(value) for name, value in held.items()},
         [
-            [name, *(_node(node, module) for node in module.graph.nodes)]
+            [name, *_nodes(module)]
             for name, module in program.graph_module.named_modules()
             if isinstance(module, GraphModule)
         ],
     ]
 
 
-def _node(node: Node, module: GraphModule) -> list[Any]:
+def _nodes(module: GraphModule) -> list[list[Any]]:
     places = {one: place for place, one in enumerate(module.graph.nodes)}
     return [
-        node.op,
-        _target(node),
-        _value(node.args, places),
-        _value(node.kwargs, places),
-        _meta(node.meta.get("val")),
+        [
+            node.op,
+            _target(node),
+            _value(node.args, places),
+            _value(node.kwargs, places),
+            _meta(node.meta.get("val")),
+        ]
+        for node in module.graph.nodes
     ]
 
 
