@@ -15,8 +15,9 @@ import layerport as lp
 from gpu_doubles import FakeEngine, HostDriver, tensorrt_double
 from launch_doubles import LaunchDriver
 from layerport.engine import flavours, images, plugin, runner
-from layerport.engine.plan_fields import fields_in, read_field, write_field
+from layerport.engine.plan_fields import read_field, write_field
 from layerport.errors import BuildError
+from plan_reading import fields_in
 from small_models import sample
 from small_setup import Built
 
@@ -62,9 +63,9 @@ class Plan:
 
     def __init__(self, trt: Any) -> None:
         self.plugins = []
-        for place, (one, start, end) in enumerate(fields_in(trt.plan)):
+        for place, (one, data) in enumerate(fields_in(trt.plan)):
             creator = trt.get_plugin_registry().get_creator(one.short_name, "1", one.namespace)
-            field = trt.PluginField(plugin.KEY_FIELD, trt.plan[start:end], trt.PluginFieldType.INT8)
+            field = trt.PluginField(plugin.KEY_FIELD, data, trt.PluginFieldType.INT8)
             fields = trt.PluginFieldCollection([field])
             made = creator.create_plugin(f"node_{place}", fields, trt.TensorRTPhase.RUNTIME)
             if not one.images:  # those that keep images are gone at once

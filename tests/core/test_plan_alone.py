@@ -55,8 +55,8 @@ creators.acquire(trt, plan.layers, plan.classes)
 registry = trt.get_plugin_registry()
 
 # The fields as the plan itself holds them, first those that keep no image: a run may meet them in any order.
-from layerport.engine.plan_fields import fields_in
-specs = [data[start:end] for spec, start, end in sorted(fields_in(data), key=lambda one: len(one[0].images))]
+from plan_reading import fields_in
+specs = [field for spec, field in sorted(fields_in(data), key=lambda one: len(one[0].images))]
 
 from layerport.engine.plan_fields import read_field
 told, kept, engine = [], [], []

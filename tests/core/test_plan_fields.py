@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from test_plugin_spec import FIRST, IMAGES, SECOND, spec
 
 from layerport.engine import plan_fields
-from layerport.engine.plan_fields import MAGIC, read_field, read_plan, write_field
+from layerport.engine.plan_fields import MAGIC, Search, read_field, read_plan, write_field
 from layerport.errors import BuildError
 from layerport.plugin_spec import PluginSet, dump, to_bytes
 
@@ -48,11 +48,9 @@ def head(**changes: Any) -> bytes:
     """A field of the spec without images, with other numbers in its head."""
     text = dump(spec().to_json())
     values = {"key": bytes.fromhex(spec().key), "raw": len(text), "text": zlib.compress(text), "count": 0, **changes}
-    values = {"packed": len(values["text"]), **values}
-    return (
-        struct.pack("<18s12sIIH", MAGIC, values["key"], values["raw"], values["packed"], values["count"])
-        + values["text"]
-    )
+    values = {"packed": len(values["text"]), "length": 44 + len(values["text"]), **values}
+    numbers = (values[name] for name in ("length", "key", "raw", "packed", "count"))
+    return struct.pack("<18sI12sIIH", MAGIC, *numbers) + values["text"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,8 @@ def head(**changes: Any) -> bytes:
         (head(key=b"\0" * 12), f"plugin spec {'0' * 24} has the content of {spec().key}"),
         (head(count=65535), "a plugin's "),
         (head() + b"x", f"a plugin's field has {len(head()) + 1} bytes, its head says {len(head())}"),
-        (MAGIC, "a plugin's field cannot be read: error: unpack requires"),
+        (head(length=len(head()) + 1) + b"x", f"of which {len(head())} are accounted for"),
+        (MAGIC, "a plugin's field cannot be read: error: unpack_from requires"),
     ],
 )
 def test_a_head_that_is_not_true(data: bytes, fault: str) -> None:
@@ -137,6 +136,14 @@ def test_noise_is_a_build_error(noise: bytes) -> None:
             read_field(data)
 
 
+def found(path: Path, pieces: list[bytes]) -> plan_fields.PlanFields:
+    search = Search()
+    for piece in pieces:
+        search.feed(piece)
+    path.write_bytes(b"".join(pieces))
+    return read_plan(path, search.places)
+
+
 def test_what_a_plan_lacks(tmp_path: Path) -> None:
     path = tmp_path / "plan"
     one, other = spec(), spec(attributes={})
@@ -147,8 +154,26 @@ def test_what_a_plan_lacks(tmp_path: Path) -> None:
         ([bare, bare], 2, dict.fromkeys(IMAGES, "pack::layer")),
         ([], 0, {}),
     ):
-        path.write_bytes(b"plan".join([b"begins", *parts, b"ends"]))
-        assert read_plan(path) == plan_fields.PlanFields(count, missing)
-    path.write_bytes(b"x" + WHOLE[:-3])
-    with pytest.raises(BuildError, match="cut short"):
-        read_plan(path)
+        assert found(path, [b"begins", *parts, b"ends"]) == plan_fields.PlanFields(count, missing)
+    with pytest.raises(BuildError, match="cannot be read|its head says"):
+        found(path, [b"x" + WHOLE[:-3]])
+    with pytest.raises(BuildError, match="cannot be read"):
+        found(path, [b"x" + WHOLE[:30]])
+
+
+@given(st.lists(st.integers(0, 3 * len(WHOLE)), max_size=60))
+@settings(max_examples=200)
+def test_fields_are_found_however_a_plan_is_cut(cuts: list[int]) -> None:
+    data = b"l" + WHOLE + b"layerport-plugin" + WHOLE + WHOLE
+    at = sorted(cuts)
+    search = Search()
+    for start, end in zip([0, *at], [*at, None], strict=True):
+        search.feed(data[start:end])
+    assert search.places == [1, 17 + len(WHOLE), 17 + 2 * len(WHOLE)]
+
+
+def test_fields_are_found_byte_by_byte() -> None:
+    search = Search()
+    for byte in b"layer" + WHOLE + WHOLE:
+        search.feed(bytes([byte]))
+    assert search.places == [5, 5 + len(WHOLE)]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from layerport.engine.plan_fields import fields_in
 from layerport.plugin_spec import PluginSet, from_bytes, to_bytes
+from plan_reading import fields_in
 from small_setup import ENGINE, SMALL, Built, python
 
 pytest.importorskip("tensorrt_rtx")
@@ -58,7 +58,7 @@ def test_a_plan_from_files_is_the_one_in_the_bundle(engine_bundle: Built, tmp_pa
     assert "torch" not in result["modules"]
     assert result["sha256"] == hashlib.sha256(plan.read_bytes()).hexdigest()
     # The plan stands alone: it holds each plugin's spec, and each kernel.
-    fields = [spec for spec, _, _ in fields_in(plan.read_bytes())]
+    fields = [spec for spec, _ in fields_in(plan.read_bytes())]
     stored = from_bytes((engine_bundle.path / "plugins.safetensors").read_bytes()).specs
     assert {one.key for one in fields} == set(stored)
     assert {digest for one in fields for digest in one.images} == {
@@ -134,7 +134,7 @@ def test_a_plan_is_whole_where_tensorrt_leaves_a_node_away(engine_bundle: Built,
     what = with_twin(engine_bundle.path, tmp_path, used=used)
     result = work(what)
     assert "fault" not in result, result
-    fields = [spec for spec, _, _ in fields_in((tmp_path / "a.plan").read_bytes())]
+    fields = [spec for spec, _ in fields_in((tmp_path / "a.plan").read_bytes())]
     kept = {digest for one in fields for digest in one.images}
     assert fields and {digest for one in fields for digest in one.digests} == kept
     # A plugin that nobody needs ends TensorRT's process, so it does not come that far.
@@ -158,7 +158,7 @@ def test_a_plan_that_lost_images_is_built_again_with_each_plugin_s_own(engine_bu
     what = request(engine_bundle.path, tmp_path / "a.plan")
     done = python(LOSES.replace("FINALLY", "True") + CODE + "\nprint(keeps)", json.dumps(what))
     assert done.stdout.splitlines()[-1] == "[False, True]", done.stderr
-    fields = [spec for spec, _, _ in fields_in((tmp_path / "a.plan").read_bytes())]
+    fields = [spec for spec, _ in fields_in((tmp_path / "a.plan").read_bytes())]
     assert fields and all(one.images.keys() == one.digests for one in fields)
 
 
@@ -174,10 +174,24 @@ def test_a_plan_that_cannot_be_made_whole_is_an_error(engine_bundle: Built, tmp_
     assert os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_is_full(engine_bundle: Built, tmp_path: Path) -> None:
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
-    done = python(limit + CODE, json.dumps(request(engine_bundle.path, tmp_path / "a.plan")))
+STREAMED = "from layerport.engine import worker; worker._STREAMED_BYTES = LIMIT\n"
+
+
+def test_a_plan_that_is_streamed_has_the_same_bytes(engine_bundle: Built, tmp_path: Path) -> None:
+    what = request(engine_bundle.path, tmp_path / "a.plan")
+    done = python(STREAMED.replace("LIMIT", "0") + CODE, json.dumps(what))
+    result = json.loads(done.stdout.splitlines()[-1])
+    data = (tmp_path / "a.plan").read_bytes()
+    assert data == (engine_bundle.path / "rtx-sm_89.plan").read_bytes()
+    assert (result["bytes"], result["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("limit", ["0", "1 << 40"], ids=["streamed", "whole"])
+def test_a_disk_that_is_full(limit: str, engine_bundle: Built, tmp_path: Path) -> None:
+    full = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+    code = STREAMED.replace("LIMIT", limit) + CODE
+    done = python(full + code, json.dumps(request(engine_bundle.path, tmp_path / "a.plan")))
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["fault"] == f"writing {tmp_path / 'a.plan'} failed: File too large"
     assert os.listdir(tmp_path) == []

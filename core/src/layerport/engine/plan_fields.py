@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import re
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from layerport.errors import BuildError
 from layerport.plugin_spec import PluginSpec, dump, from_bytes, spec_from_json
 
 MAGIC = b"layerport-plugin\0\2"
+_MAGIC = re.compile(re.escape(MAGIC))
 SPEC_LIMIT = 1 << 22
 IMAGE_LIMIT = 1 << 26
-_HEAD = struct.Struct("<18s12sIIH")  # magic, key, bytes of the spec raw and compressed, number of images
+_HEAD = struct.Struct(
+    "<18sI12sIIH"
+)  # magic, bytes of it all, key, bytes of the spec raw and compressed, number of images
 _IMAGE = struct.Struct("<32sII")  # digest, bytes raw and compressed
 _REPAIR = "build the bundle again; this one is damaged"
 
@@ -34,12 +37,13 @@ def write_field(spec: PluginSpec, digests: Collection[str]) -> bytes:
     packed = zlib.compress(text, 9)
     chosen = sorted(digests)
     images = [zlib.compress(spec.images[digest], 9) for digest in chosen]
-    head = [_HEAD.pack(MAGIC, bytes.fromhex(spec.key), len(text), len(packed), len(images))]
-    head += [
+    entries = [
         _IMAGE.pack(bytes.fromhex(digest), len(spec.images[digest]), len(image))
         for digest, image in zip(chosen, images, strict=True)
     ]
-    return b"".join([*head, packed, *images])
+    body = b"".join([*entries, packed, *images])
+    head = _HEAD.pack(MAGIC, _HEAD.size + len(body), bytes.fromhex(spec.key), len(text), len(packed), len(images))
+    return head + body
 
 
 def read_field(data: bytes) -> PluginSpec:
@@ -49,10 +53,12 @@ def read_field(data: bytes) -> PluginSpec:
         if len(specs) != 1:
             raise BuildError(f"a plugin's field holds {len(specs)} specs", _REPAIR)
         return next(iter(specs.values()))
-    spec, length = _read(data)
-    if length != len(data):
-        raise BuildError(f"a plugin's field has {len(data)} bytes, its head says {length}", _REPAIR)
-    return spec
+    try:
+        return _parse(data)
+    except BuildError:
+        raise
+    except Exception as error:
+        raise BuildError(f"a plugin's field cannot be read: {type(error).__name__}: {error}", _REPAIR) from error
 
 
 @dataclass(frozen=True)
@@ -63,42 +69,49 @@ class PlanFields:
     missing: Mapping[str, str]
 
 
-def read_plan(plan: Path) -> PlanFields:
-    """The plugins' fields in a plan.  Raises BuildError where one cannot be read."""
+class Search:
+    """Where fields begin in a plan that comes piece by piece."""
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self._end = b""
+        self._before = 0
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Look through the next piece."""
+        overlap = len(MAGIC) - 1
+        head, tail = bytes(piece[:overlap]), bytes(piece[-overlap:])
+        # One that begins in the piece before shows in the seam.
+        seam = self._end + head
+        for data, start in ((seam, self._before - len(self._end)), (piece, self._before)):
+            self.places += [start + match.start() for match in _MAGIC.finditer(data)]
+        self._end = (self._end + tail)[-overlap:]
+        self._before += len(piece)
+
+
+def read_plan(plan: Path, places: Iterable[int]) -> PlanFields:
+    """The plugins' fields in a plan, which begin at these places.  Raises BuildError where one cannot be read."""
     count, wanted, kept = 0, dict[str, str](), set[str]()
-    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for spec, _, _ in fields_in(data):
+    with plan.open("rb") as file:
+        for place in places:
+            file.seek(place)
+            head = file.read(_HEAD.size)
+            length = _HEAD.unpack(head)[1] if len(head) == _HEAD.size else 0
+            spec = read_field(head + file.read(max(0, length - len(head))))
             count += 1
             kept |= spec.images.keys()
             wanted |= dict.fromkeys(spec.digests, spec.layer)
     return PlanFields(count, {digest: layer for digest, layer in wanted.items() if digest not in kept})
 
 
-def fields_in(data: bytes | mmap.mmap) -> Iterator[tuple[PluginSpec, int, int]]:
-    """Each field in the bytes of a plan: its spec with the images that it keeps, where it begins and ends."""
-    place = data.find(MAGIC)
-    while place >= 0:
-        spec, length = _read(data, place)
-        yield spec, place, place + length
-        place = data.find(MAGIC, place + length)
-
-
-def _read(data: bytes | mmap.mmap, start: int = 0) -> tuple[PluginSpec, int]:
-    """The spec of the field that begins here, and the field's length."""
-    try:
-        return _parse(data, start)
-    except BuildError:
-        raise
-    except Exception as error:
-        raise BuildError(f"a plugin's field cannot be read: {type(error).__name__}: {error}", _REPAIR) from error
-
-
-def _parse(data: bytes | mmap.mmap, start: int) -> tuple[PluginSpec, int]:
-    _, key, raw, packed, count = _HEAD.unpack(data[start : start + _HEAD.size])
-    place = start + _HEAD.size
+def _parse(data: bytes) -> PluginSpec:
+    _, length, key, raw, packed, count = _HEAD.unpack_from(data)
+    if length != len(data):
+        raise BuildError(f"a plugin's field has {len(data)} bytes, its head says {length}", _REPAIR)
+    place = _HEAD.size
     entries = []
     for _ in range(count):
-        entries.append(_IMAGE.unpack(data[place : place + _IMAGE.size]))
+        entries.append(_IMAGE.unpack_from(data, place))
         place += _IMAGE.size
     value: Mapping[str, Any] = json.loads(_unpack(data[place : place + packed], packed, raw, SPEC_LIMIT, "spec"))
     place += packed
@@ -109,10 +122,12 @@ def _parse(data: bytes | mmap.mmap, start: int) -> tuple[PluginSpec, int]:
         if hashlib.sha256(image).digest() != digest:
             raise BuildError(f"image {digest.hex()[:12]} does not have the content it is named after", _REPAIR)
         images[digest.hex()] = image
+    if place != len(data):
+        raise BuildError(f"a plugin's field has {len(data)} bytes, of which {place} are accounted for", _REPAIR)
     spec = spec_from_json(value, images, complete=False)
     if spec.key != key.hex():
         raise BuildError(f"plugin spec {key.hex()} has the content of {spec.key}", _REPAIR)
-    return spec, place - start
+    return spec
 
 
 def _unpack(data: bytes, packed: int, raw: int, limit: int, what: str) -> bytes:

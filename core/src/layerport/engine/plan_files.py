@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerport.engine.plan_fields import PlanFields, Search, read_plan
 from layerport.errors import BuildError
 
 
@@ -24,10 +25,12 @@ class WrittenPlan:
     sha256: str
 
 
-def write_plan(trt: Any, path: Path, build: Callable[[Any], bool], check: Callable[[Path], bool]) -> WrittenPlan | None:
-    """Write what `build` gives to the stream writer that it gets; None where it answers False.
+def write_plan(
+    trt: Any, path: Path, build: Callable[[Any], bool], check: Callable[[PlanFields], bool]
+) -> WrittenPlan | None:
+    """Write what `build` gives to the stream writer that it gets; None where one of the two answers False.
 
-    check: whether the written file may stay, asked before it has its name.  Nothing is at `path` unless all went well.
+    check: whether the file may stay, asked before it has its name.  Nothing is at `path` unless all went well.
     Raises BuildError where the disk does not take it.
     """
     part = path.with_name(path.name + ".part")
@@ -45,7 +48,7 @@ def write_plan(trt: Any, path: Path, build: Callable[[Any], bool], check: Callab
             if built and not writer.size:
                 raise BuildError(f"TensorRT wrote nothing to {path}", "report this, with the model if you can")
             os.fsync(file.fileno())
-        if not built or not check(part):
+        if not built or not check(read_plan(part, writer.search.places)):
             return None
         part.replace(path)
         return WrittenPlan(writer.size, writer.digest.hexdigest())
@@ -59,14 +62,16 @@ def _writer(trt: Any, file: Any) -> Any:
             trt.IStreamWriter.__init__(self)
             self.size = 0
             self.digest = hashlib.sha256()
+            self.search = Search()
             self.failure: BaseException | None = None
 
-        def write(self, data: bytes, size: int | None = None) -> int:  # none is given, whatever the signature says
+        def write(self, data: Any, size: int | None = None) -> int:  # none is given, whatever the signature says
             try:
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]
                 self.digest.update(data)
+                self.search.feed(data)
                 self.size += len(data)
             except BaseException as error:  # TensorRT says of one that leaves here only that there was one
                 self.failure = error

@@ -19,11 +19,14 @@ from layerport.errors import BuildError
 
 if TYPE_CHECKING:
     from layerport.engine.options import EngineOptions
+    from layerport.engine.plan_fields import PlanFields
     from layerport.engine.plan_files import WrittenPlan
     from layerport.plugin_spec import PluginSet
 
 Emit = Callable[[dict[str, Any]], None]
 _PROGRESS_SECONDS = 0.05
+# A stream comes in pieces of 64 MiB, each of which is there twice: for a small plan that is more than the plan itself.
+_STREAMED_BYTES = 128 << 20
 
 
 def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> dict[str, Any]:
@@ -109,23 +112,27 @@ class _Job:
         if config.add_optimization_profile(_profile(builder, network, request["profile"])) < 0:
             raise _failure("TensorRT does not take the ranges of the inputs", logger.errors[-5:], creators, logger)
 
+        model_file = Path(request["model"])
+        weights = sum(one.stat().st_size for one in model_file.parent.glob(f"{model_file.name}*"))
+
         def make(writer: Any) -> bool:
-            done = bool(builder.build_serialized_network_to_stream(network, config, writer))
+            if weights > _STREAMED_BYTES:
+                done = bool(builder.build_serialized_network_to_stream(network, config, writer))
+            else:
+                plan = builder.build_serialized_network(network, config)
+                done = plan is not None and writer.write(memoryview(plan)) > 0
             if not done and writer.failure is None:
                 raise _failure("TensorRT cannot build the engine", logger.errors[-5:], creators, logger)
             return done
 
-        written = write_plan(trt, Path(request["plan"]), make, lambda plan: self._is_whole(plan, all_keep))
+        written = write_plan(trt, Path(request["plan"]), make, lambda fields: self._is_whole(fields, all_keep))
         if timing_cache is not None:
             timing_cache.save()
         return written
 
-    def _is_whole(self, plan: Path, all_keep: bool) -> bool:
-        from layerport.engine.plan_fields import read_plan
-
+    def _is_whole(self, fields: PlanFields, all_keep: bool) -> bool:
         if not any(one.kernels for one in self.plugins.specs.values()):
             return True
-        fields = read_plan(plan)
         self.faults = [f"layer {layer}: image {digest[:12]}" for digest, layer in fields.missing.items()]
         # Where a TensorRT does not store fields as they are, each plugin keeps its own images, which needs no proof.
         return not fields.missing and (fields.count > 0 or all_keep)

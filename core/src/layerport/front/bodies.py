@@ -14,6 +14,7 @@ from layerport.adapters.torch_shapes import Derivation, derive, export_together
 from layerport.dims import DimRange
 from layerport.errors import BuildError, UsageError
 from layerport.expressions import parse
+from layerport.front.body_cache import body_key, load_body, save_body
 from layerport.front.export import quiet
 from layerport.front.export_errors import first_line, innermost
 from layerport.front.nodes import LayerNode
@@ -62,7 +63,7 @@ class Bodies:
     def attach(self, model: ir.Model, nodes: Sequence[LayerNode]) -> None:
         """Give every layer node its function; nodes with equal bodies share one."""
         distinct = {_key(node): node for node in nodes}
-        functions = _functions([(node, self.derivation(node)) for node in distinct.values()])
+        functions = _kept_functions([(node, self.derivation(node)) for node in distinct.values()])
         bodies: dict[str, dict[str, list[LayerNode]]] = {}
         by_digest: dict[str, ir.Function] = {}
         of_key = {}
@@ -97,6 +98,21 @@ def sizes_of(node: LayerNode, env: Mapping[str, int]) -> dict[str, int]:
 def _key(node: LayerNode) -> Any:
     attributes = tuple(sorted(node.bound.parameters.attributes.items(), key=lambda item: item[0]))
     return node.layer.name, tuple(node.tensors.items()), repr(attributes)
+
+
+def _kept_functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function]:
+    """The ONNX function of each use, those that the disk cache lacks made anew."""
+    keys = [body_key(*use) for use in uses]
+    found = [None if key is None else load_body(key) for key in keys]
+    made = iter(_functions([use for use, function in zip(uses, found, strict=True) if function is None]))
+    functions = []
+    for key, function in zip(keys, found, strict=True):
+        if function is None:
+            function = next(made)
+            if key is not None:
+                save_body(key, function)
+        functions.append(function)
+    return functions
 
 
 def _functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function]:
@@ -152,6 +168,7 @@ def _function(node: LayerNode, graph: ir.Graph) -> ir.Function:
         tensor = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
         constants.append(ir.node("Constant", [], attributes={"value": tensor}, outputs=[value]))
     graph.initializers.clear()
+    graph.metadata_props.clear()  # it speaks of the bodies that were made in the same call
     first = next(iter(graph), None)
     if first is None:
         graph.extend(constants)
