@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from layerport.bundle import SAMPLES
+from layerport.bundle import SAMPLES, write_hashed
 from layerport.conversion import to_standard
 from layerport.dims import Port
 from layerport.errors import UsageError
@@ -47,8 +47,9 @@ def _named(kind: str, leaves: Sequence[Any], ports: Sequence[Port]) -> dict[str,
     return arrays
 
 
-def write_samples(inputs: Mapping[str, Any], outputs: Mapping[str, Any], folder: Path) -> None:
-    """Write arrays by name as the bundle's samples."""
+def write_samples(inputs: Mapping[str, Any], outputs: Mapping[str, Any], folder: Path) -> str:
+    """Write arrays by name as the bundle's samples; the SHA-256 of the file."""
     arrays = {f"input.{name}": array for name, array in inputs.items()}
     arrays |= {f"output.{name}": array for name, array in outputs.items()}
-    Parameters({name: np.asarray(array, order="C") for name, array in arrays.items()}, {}).save(folder / SAMPLES)
+    samples = Parameters({name: np.asarray(array, order="C") for name, array in arrays.items()}, {})
+    return write_hashed(folder / SAMPLES, samples.pieces())
