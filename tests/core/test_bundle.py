@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from layerport import building
 from layerport import bundle as bundles
 from layerport.bundle import Bundle, check_output, writing
 from layerport.commands.reports import inspect_bundle
 from layerport.errors import BuildError, LayerportError, UsageError
+from layerport.front import portable
 from layerport.session import load
 from layerport.verification import verify
-from small_setup import Built
+from small_models import net
+from small_setup import ENGINE, SMALL, Built
 
 
 def everything(path: Path) -> None:
@@ -307,3 +312,69 @@ def test_a_model_that_points_out_of_the_bundle(engine_bundle: Built, tmp_path: P
     (copy / bundles.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BuildError):
         load(copy)
+
+
+def test_a_build_reads_nothing_again_to_hash_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine_bundle: Built
+) -> None:
+    """Whoever writes a file knows its digest; the digests are right all the same."""
+    read: list[str] = []
+    real = bundles.digest
+    monkeypatch.setattr(bundles, "digest", lambda path: read.append(path.name) or real(path))
+    monkeypatch.setattr(portable, "EXTERNAL_BYTES", 0)
+    path = tmp_path / "net.lp"
+    building.build(net(), path, target=ENGINE, packs=[SMALL])
+    assert read == []
+    stated = json.loads((path / "manifest.json").read_text())["files"]
+    assert set(stated) >= {"model.onnx", "model.onnx.data", "plugins.safetensors", "samples.safetensors"}
+    assert {name: (one["sha256"], one["bytes"]) for name, one in stated.items()} == {
+        file.name: (hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size)
+        for file in path.iterdir()
+        if file.name != "manifest.json"
+    }
+
+
+def test_a_large_piece_is_hashed_beside_its_writing(tmp_path: Path) -> None:
+    pieces = [b"head", memoryview(np.arange(1 << 18, dtype=np.int64).view(np.uint8)), b"", b"tail"]
+    digest = bundles.write_hashed(tmp_path / "file", pieces)
+    data = (tmp_path / "file").read_bytes()
+    assert data == b"".join(map(bytes, pieces)) and digest == hashlib.sha256(data).hexdigest()
+
+
+def test_weights_beside_the_model(tmp_path: Path) -> None:
+    """Every type, those that ONNX packs too; small ones stay inside, and a large one begins at a page."""
+    import ml_dtypes
+    import onnx
+    import onnx_ir as ir
+
+    arrays = {
+        "large": np.arange(1 << 18, dtype=np.float32),
+        "half": np.arange(3000).astype(ml_dtypes.bfloat16),
+        "packed": (np.arange(5001) % 16 - 8).astype(ml_dtypes.int4),
+        "fp8": (np.arange(2000) % 400).astype(ml_dtypes.float8_e4m3fn),
+        "flags": np.arange(5000) % 3 == 0,
+        "turned": np.arange(6000, dtype=np.float64).reshape(2, 3000).T,
+        "larger": np.arange(1 << 19, dtype=np.float16),
+        "small": np.arange(3, dtype=np.int64),
+        "empty": np.empty((0, 4), np.float32),
+    }
+    values = [ir.Value(name=name, const_value=ir.tensor(array, name=name)) for name, array in arrays.items()]
+    for value in values:
+        value.shape, value.dtype = value.const_value.shape, value.const_value.dtype  # type: ignore[union-attr]
+    graph = ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 20}, name="g")
+    digests = portable.write_portable(ir.Model(graph, ir_version=10), tmp_path)
+    assert digests.keys() == {"model.onnx"}  # all together are no 16 MiB
+    inside = {one.name: one for one in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    graph.initializers.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(portable, "EXTERNAL_BYTES", 0)
+        model = ir.load(tmp_path / "model.onnx")
+        digests = portable.write_portable(model, tmp_path)
+    assert digests.keys() == {"model.onnx", "model.onnx.data"}
+    bare = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    outside = {one.name: int(one.external_data[1].value) for one in bare.graph.initializer if one.external_data}
+    assert arrays.keys() - outside.keys() == {"small", "empty"}
+    assert outside["large"] % 4096 == outside["larger"] % 4096 == 0
+    for one in onnx.load(tmp_path / "model.onnx").graph.initializer:
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(one), arrays[one.name])
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(inside[one.name]), arrays[one.name])

@@ -161,7 +161,7 @@ def build(
                 entry = _engine(process, folder, chosen, prepared, wanted_options, tell, report)
                 manifest["targets"] = [entry]
             clock.start("verify")
-            written = bundles.write_manifest(folder, manifest)
+            written = bundles.write_manifest(folder, manifest, prepared.digests)
             if verify:
                 report.verification = _verify(written, loaded)
                 _require_right_kernels(report.verification)
@@ -222,7 +222,7 @@ def _engine(
     if not plugins.exists():
         from layerport.plugin_spec import PluginSet, to_bytes
 
-        plugins.write_bytes(to_bytes(PluginSet({}, {})))
+        prepared.digests[bundles.PLUGINS] = bundles.write_hashed(plugins, [to_bytes(PluginSet({}, {}))])
     result = process.build(
         {
             "model": str(folder / bundles.MODEL),
@@ -236,6 +236,7 @@ def _engine(
         },
         lambda event: tell("engine", event),
     )
+    prepared.digests[target.plan_name] = result["sha256"]
     report.plan_bytes = result["bytes"]
     report.build_modules = result["modules"]
     report.warnings += result["warnings"]

@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from layerport.dims import DimRange, Port, follows_from
@@ -27,6 +29,7 @@ MODEL_DATA = "model.onnx.data"
 PLUGINS = "plugins.safetensors"
 SAMPLES = "samples.safetensors"
 _MANIFEST_LIMIT = 64 << 20
+_SIDE_BY_SIDE = 1 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 
 
@@ -86,14 +89,59 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
+class HashedFile:
+    """A file of a bundle that is hashed while it is written, so that nobody reads it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.size = 0
+        self._digest = hashlib.sha256()
+        self._file = path.open("wb", buffering=0)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of it."""
+        # Neither holds Python's lock for long pieces, so they run side by side.
+        hashing = threading.Thread(target=self._digest.update, args=(data,)) if len(data) >= _SIDE_BY_SIDE else None
+        if hashing is None:
+            self._digest.update(data)
+        else:
+            hashing.start()
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        finally:
+            if hashing is not None:
+                hashing.join()
+        self.size += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what was written, in hex."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def write_hashed(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Write a file in pieces; its SHA-256."""
+    with HashedFile(path) as file:
+        for piece in pieces:
+            file.write(piece)
+    return file.sha256
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], known: Mapping[str, str] = MappingProxyType({})) -> Bundle:
     """Write `manifest.json` over the files that are in the folder by now, and return it as a bundle.
 
-    Its files count as checked: they were hashed just now.
+    known: the digests of files by name, from those who wrote them; the others are read.  All files count as checked.
     """
     paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     with ThreadPoolExecutor() as pool:  # hashing does not hold Python's lock
-        digests = list(pool.map(digest, paths))
+        digests = list(pool.map(lambda path: known.get(path.name) or digest(path), paths))
     files = {
         path.name: {"sha256": sha256, "bytes": path.stat().st_size} for path, sha256 in zip(paths, digests, strict=True)
     }

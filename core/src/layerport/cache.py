@@ -1,4 +1,4 @@
-"""The disk cache of compiled kernels and of layers' ONNX bodies.  An entry is believed only if its digest says so.
+"""The disk cache of compiled kernels and layers' ONNX bodies.  An entry is believed only if its digest says so.
 
 A cache must never be the reason that a build fails: whatever cannot be read is a miss, and a folder that
 cannot be written gives one warning.  Imports nothing foreign at module level; the compilers' adapters import

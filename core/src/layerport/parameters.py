@@ -146,9 +146,13 @@ class Parameters(Mapping[str, Array]):
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """What `save` writes, piece by piece: the memory of the arrays as it is."""
         from layerport.adapters.safetensors_files import write
 
-        return b"".join(write(self._arrays, {_METADATA_KEY: self._metadata()}))
+        return write(self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Parameters:

@@ -50,7 +50,7 @@ class Wishes:
 class Prepared:
     """What the engine half and the manifest need, beside the files in the folder.
 
-    profile: per input its least, usual and greatest shape.
+    profile: per input its least, usual and greatest shape.  digests: SHA-256 by name of the files in the folder.
     """
 
     manifest: dict[str, Any]
@@ -58,6 +58,7 @@ class Prepared:
     layers: list[dict[str, Any]]
     claims: list[dict[str, Any]]
     warnings: list[str]
+    digests: dict[str, str]
 
 
 def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: Callable[[str], None]) -> Prepared:
@@ -106,10 +107,10 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     digests = _source_digests(realisations)
     layers = [_layer_entry(one, packs, digests) for one in realisations]
     start("write")
-    reference = _samples(source, exported, dims, outputs, folder, wishes)
-    write_portable(exported.model, folder)
+    reference, written = _samples(source, exported, dims, outputs, folder, wishes)
+    written |= write_portable(exported.model, folder)
     if plugins.specs:
-        (folder / bundles.PLUGINS).write_bytes(to_bytes(plugins))
+        written[bundles.PLUGINS] = bundles.write_hashed(folder / bundles.PLUGINS, [to_bytes(plugins)])
     manifest = {
         "layerport": metadata.version("layerport"),
         "inputs": [port.to_json() for port in exported.inputs],
@@ -121,7 +122,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "targets": [],
         "tools": {name: version for name in TOOLS if (version := _version(name))},
     }
-    return Prepared(manifest, _profile(exported, dims), layers, claims, warnings)
+    return Prepared(manifest, _profile(exported, dims), layers, claims, warnings, written)
 
 
 def _check_example(exported: Mapping[str, DimRange], dims: Mapping[str, DimRange]) -> None:
@@ -156,16 +157,16 @@ def _samples(
     outputs: Any,
     folder: Path,
     wishes: Wishes,
-) -> dict[str, Any] | None:
-    """Write the samples and say whose outputs they are."""
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Write the samples; whose outputs they are, and the digest of the file."""
     if not isinstance(source.model, Path):
-        write_samples(*torch_samples(source, exported, outputs), folder)
-        return {"reference": "torch", "version": _version("torch")}
+        digest = write_samples(*torch_samples(source, exported, outputs), folder)
+        return {"reference": "torch", "version": _version("torch")}, {bundles.SAMPLES: digest}
     if not wishes.samples:
-        return None
+        return None, {}
     inputs = onnx_files.example(exported.inputs, dims, source.kwargs)
-    write_samples(inputs, onnx_files.reference_outputs(exported.model, inputs), folder)
-    return {"reference": "onnx.reference", "version": _version("onnx")}
+    digest = write_samples(inputs, onnx_files.reference_outputs(exported.model, inputs), folder)
+    return {"reference": "onnx.reference", "version": _version("onnx")}, {bundles.SAMPLES: digest}
 
 
 def _source_digests(realisations: Iterable[Realisation]) -> dict[Kernel, str | None]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from layerport import __version__
-from layerport.bundle import MODEL, MODEL_DATA
+from layerport.bundle import MODEL, MODEL_DATA, HashedFile
 from layerport.front.bodies import strip
 
 # Below this the weights stay inside the file, which is then one piece to hand around.
 EXTERNAL_BYTES = 16 << 20
+_SMALL_BYTES = 1024
+_MAPPED_BYTES = 1 << 20
+_PAGE = 4096
 
 
-def write_portable(model: ir.Model, folder: Path) -> None:
+def write_portable(model: ir.Model, folder: Path) -> dict[str, str]:
     """Save the model in a folder, external weights in one file beside it where they are large.
 
-    The same model gives the same bytes: nothing of the machine or of the time goes in.
+    The same model gives the same bytes: nothing of the machine or of the time goes in.  The model's large weights are
+    in the file afterwards and no longer in memory.  Answers with the SHA-256 of each file by name.
     """
     model.producer_name = "layerport"
     model.producer_version = __version__
@@ -31,10 +37,42 @@ def write_portable(model: ir.Model, folder: Path) -> None:
     for node in model.graph.all_nodes():
         strip(node)
     model.ir_version = max(model.ir_version or 10, 10)
-    total = sum(
-        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
-    )
+    tensors = [value for graph in model.graphs() for value in graph.initializers.values()]
+    total = sum(value.const_value.nbytes for value in tensors if value.const_value is not None)
+    digests = {}
     if total > EXTERNAL_BYTES:
-        ir.save(model, folder / MODEL, external_data=MODEL_DATA, size_threshold_bytes=1024)
-    else:
-        ir.save(model, folder / MODEL)
+        digests[MODEL_DATA] = _write_weights(tensors, folder)
+    with HashedFile(folder / MODEL) as file:
+        file.write(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+    return {**digests, MODEL: file.sha256}
+
+
+def _write_weights(values: Sequence[ir.Value], folder: Path) -> str:
+    """Write the large tensors to a file beside the model, which refers to them from then on."""
+    with HashedFile(folder / MODEL_DATA) as file:
+        for value in values:
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _SMALL_BYTES:
+                continue
+            if tensor.nbytes >= _MAPPED_BYTES:  # runtimes map what begins at a page
+                file.write(bytes(-file.size % _PAGE))
+            start = file.size
+            file.write(_memory(tensor))
+            value.const_value = ir.ExternalTensor(
+                MODEL_DATA,
+                start,
+                file.size - start,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
+                base_dir=folder,
+            )
+    return file.sha256
+
+
+def _memory(tensor: ir.TensorProtocol) -> memoryview | bytes:
+    """The bytes that ONNX keeps of a tensor, without a copy of a large one where that can be."""
+    array = tensor.numpy()
+    if tensor.dtype.bitwidth % 8 or not array.flags.c_contiguous or array.dtype.byteorder == ">":
+        return tensor.tobytes()
+    return array.reshape(-1).view(np.uint8).data

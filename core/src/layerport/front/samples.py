@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from layerport.adapters.torch_state import preserved
 from layerport.adapters.torch_writes import ReadOnly, named_tensors
-from layerport.bundle import SAMPLES
+from layerport.bundle import SAMPLES, write_hashed
 from layerport.conversion import to_standard
 from layerport.dims import Port
 from layerport.errors import UsageError
@@ -85,8 +85,9 @@ def _named(kind: str, leaves: Sequence[Any], ports: Sequence[Port]) -> dict[str,
     return arrays
 
 
-def write_samples(inputs: Mapping[str, Any], outputs: Mapping[str, Any], folder: Path) -> None:
-    """Write arrays by name as the bundle's samples."""
+def write_samples(inputs: Mapping[str, Any], outputs: Mapping[str, Any], folder: Path) -> str:
+    """Write arrays by name as the bundle's samples; the SHA-256 of the file."""
     arrays = {f"input.{name}": array for name, array in inputs.items()}
     arrays |= {f"output.{name}": array for name, array in outputs.items()}
-    Parameters({name: np.asarray(array, order="C") for name, array in arrays.items()}, {}).save(folder / SAMPLES)
+    samples = Parameters({name: np.asarray(array, order="C") for name, array in arrays.items()}, {})
+    return write_hashed(folder / SAMPLES, samples.pieces())
