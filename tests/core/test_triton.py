@@ -511,7 +511,7 @@ def test_a_child_that_fails_tells_what_triton_said(
         (f"{FUNCTIONS}:nothing", "has no nothing\n  to repair: its Triton functions are calls_what_does_not_compile"),
         (f"{FUNCTIONS}:not_triton", "not_triton is int, no Triton function"),
         (f"{FUNCTIONS}:tuned", "tuned is Autotuner, no Triton function"),
-        ("nothere.py:scale", "nothere.py, which has its Triton function, cannot be imported: FileNotFoundError"),
+        ("nothere.py:scale", "nothere.py, which has its Triton function, cannot be imported: there is no file"),
         ("no_such_module:scale", "no_such_module, which has its Triton function, cannot be imported"),
     ],
 )

@@ -83,7 +83,7 @@ def explain_dispatch(layer: Layer, *args: Any, **kwargs: Any) -> Dispatch:
     Raises UsageError for arguments that the call would refuse.
     """
     if layer._cuda is None:
-        return layer._operator(*args, **kwargs)  # type: ignore[no-any-return]  # it raises: defined twice
+        return layer._operator(*args, **kwargs)  # type: ignore[no-any-return]  # it raises: defined twice, or anew
     return layer._cuda.explain(args, kwargs)
 
 

@@ -33,7 +33,8 @@ _NAME = re.compile(r"(?P<namespace>[A-Za-z_][A-Za-z0-9_]*)::(?P<name>[A-Za-z_][A
 class Layer:
     """One custom computation: identity `namespace::name` + version, signature, reference and kernels.
 
-    Made by `layerport.layer`.  Calling it calls the Torch operator.
+    Made by `layerport.layer`.  Calling it calls the Torch operator.  A copy is the layer itself; a pickle holds
+    identity and version, and finds the layer again where its pack is installed.
     """
 
     def __init__(self, name: str, version: int, reference: Callable[..., Any]) -> None:
@@ -90,6 +91,17 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<layer {self.name} version {self.version}>"
+
+    def __copy__(self) -> Layer:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Layer:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Layer], tuple[Any, ...]]:
+        from layerport.saved_layers import reduce_layer
+
+        return reduce_layer(self)
 
     def kernel(
         self,

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from layerport.adapters.torch_cuda import CudaOperator
+from layerport.definitions import same_definition, same_place
 from layerport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,23 +25,42 @@ _torch: Any = torch._C
 # Torch annotates this class in parts only.
 _Library: Any = torch.library.Library
 
-# A torch Library unregisters its operators when it is collected, so the libraries live here.
-_libraries: dict[str, tuple[Any, Layer]] = {}
+
+@dataclass
+class _Registered:
+    """The operator of an identity.
+
+    library: kept here, because a torch Library unregisters its operators when it is collected.  twins: layers made
+    earlier by the same lines, which call the same operator.
+    """
+
+    library: Any
+    layer: Layer
+    twins: list[weakref.ref[Layer]] = field(default_factory=list)
+
+
+_registered: dict[str, _Registered] = {}
+
+
+def registered_layer(name: str) -> Layer | None:
+    """The layer of this process whose operator has this name."""
+    found = _registered.get(name)
+    return None if found is None else found.layer
 
 
 def register_operator(layer: Layer) -> None:
     """Make `torch.ops.<namespace>.<name>` from the layer's reference.
 
-    The same source registered again (a reloaded file) replaces the first.  Two sources with one identity keep the
-    first operator; calling the second layer raises, and the packs that bring both are refused by the host.
+    Within one file or session the last definition wins: a layer of other lines that had the identity before says so
+    when it is called, one of the same lines goes on.  Two places with one identity keep the first operator; calling the
+    second layer raises, and the packs that bring both are refused by the host.
     """
-    earlier = _libraries.get(layer.name)
+    earlier = _registered.get(layer.name)
     if earlier is not None:
-        library, first = earlier
-        if first.origin.rpartition(":")[0] != layer.origin.rpartition(":")[0]:
-            layer._operator = layer._direct = _conflict(layer, first)
+        if not same_place(earlier.layer.reference, layer.reference):
+            layer._operator = layer._direct = _conflict(layer, earlier.layer)
             return
-        library._destroy()
+        earlier.library._destroy()
     library = _Library(layer.namespace, "FRAGMENT")
     try:
         library.define(layer.signature.schema(layer.short_name))
@@ -52,10 +75,62 @@ def register_operator(layer: Layer) -> None:
     library.impl(layer.short_name, layer._cuda, "CUDA")
     torch.library.register_fake(layer.name, implementation, lib=library)
     _register_autograd(layer, library)
-    _libraries[layer.name] = (library, layer)
     layer._operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
     layer._direct = layer._operator._op
     layer._is_compiling = torch.compiler.is_dynamo_compiling
+    now = _registered[layer.name] = _Registered(library, layer)
+    if earlier is not None:
+        _supersede(earlier, now)
+
+
+def _supersede(earlier: _Registered, now: _Registered) -> None:
+    """Settle what the layers that had the identity before do from here on."""
+    layer = now.layer
+    alive = [found for twin in earlier.twins if (found := twin()) is not None]
+    for old in (*alive, earlier.layer):
+        same = old.version == layer.version and same_definition(old.reference, layer.reference)
+        if same:
+            _follow(old, now)
+        elif same is None:
+            # The new module is still being run: what the reference refers to is known at the first call.
+            old._operator = old._direct = _undecided(old)
+        else:
+            _retire(old, layer)
+            if old is earlier.layer:
+                print(
+                    f"layerport: layer {layer.name} at {layer.origin} takes the place of the one defined before at "
+                    f"{old.origin}; modules made with that one have to be made again",
+                    file=sys.stderr,
+                )
+
+
+def _follow(old: Layer, now: _Registered) -> None:
+    old._operator, old._direct = now.layer._operator, now.layer._direct
+    now.twins.append(weakref.ref(old))
+
+
+def _undecided(old: Layer) -> Any:
+    def settle(*args: Any, **kwargs: Any) -> Any:
+        now = _registered[old.name]
+        if same_definition(old.reference, now.layer.reference) is False:
+            _retire(old, now.layer)
+        else:
+            _follow(old, now)
+        return old._operator(*args, **kwargs)
+
+    return settle
+
+
+def _retire(old: Layer, layer: Layer) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UsageError(
+            f"layer {old.name}, defined at {old.origin}, was defined anew at {layer.origin}",
+            "use the new one: import it again, and make its modules again with layer.module(...); or give one of the "
+            "two another name",
+        )
+
+    old._operator = old._direct = refuse
+    old._cuda = None
 
 
 def _conflict(layer: Layer, first: Layer) -> Any:

@@ -5,18 +5,15 @@ The one place that imports what a pack's `lp.triton` names.  `triton_compiler` a
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from layerport.errors import BuildError, PackError
+from layerport.errors import BuildError, PackError, UsageError
+from layerport.pack_loading import import_file
 from layerport.triton_source import TritonSource
 
 _INSTALL = "pip install 'layerport[triton]'"
@@ -93,10 +90,11 @@ def _importable(module: str, file: str) -> bool:
 def _load(place: Place, label: str) -> Any:
     where = place.module or place.file
     try:
-        module = importlib.import_module(place.module) if place.module else load_file(str(place.file))
+        module = importlib.import_module(place.module) if place.module else import_file(str(place.file))
     except Exception as error:
+        why = error.fault if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
         raise PackError(
-            f"{label}: {where}, which has its Triton function, cannot be imported: {type(error).__name__}: {error}",
+            f"{label}: {where}, which has its Triton function, cannot be imported: {why}",
             "a file is relative to the launch rule; is it in the package?",
         ) from error
     if not hasattr(module, place.name):
@@ -105,20 +103,3 @@ def _load(place: Place, label: str) -> Any:
             f"{label}: {where} has no {place.name}", f"its Triton functions are {', '.join(names) or 'none'}"
         )
     return getattr(module, place.name)
-
-
-@cache
-def load_file(path: str) -> ModuleType:
-    """The module of a file, run once in a process.  Raises whatever the file raises."""
-    name = f"layerport_triton_{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

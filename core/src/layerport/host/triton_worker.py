@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import linecache
 import os
 import random
 import sys
@@ -100,14 +101,16 @@ class Memory:
 
 
 @functools.cache
-def load_file(path: str, version: int) -> Any:
-    """The module of a file, run once for each version of it."""
-    name = f"layerport_triton_{hashlib.sha256(path.encode()).hexdigest()[:16]}_{version}"
+def load_file(path: str, content: bytes) -> Any:
+    """The module of a file, run once for each content of it."""
+    name = f"layerport_triton_{hashlib.sha256(path.encode() + content).hexdigest()[:32]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    linecache.updatecache(path)
+    # Python's own cache takes an edit within the same second for no edit.
+    exec(compile(content, path, "exec", dont_inherit=True), vars(module))
     return module
 
 
@@ -115,7 +118,7 @@ def find(place: dict[str, Any]) -> Any:
     if place["module"]:
         module = importlib.import_module(place["module"])
     else:
-        module = load_file(place["file"], os.stat(place["file"]).st_mtime_ns)
+        module = load_file(place["file"], Path(place["file"]).read_bytes())
     return getattr(module, place["name"])
 
 
