@@ -11,6 +11,7 @@ import transformers
 import layerport as lp
 from layerport.records import Rewrite, is_bound_layer
 from layerport_builtin_layers import plugin
+from layerport_builtin_layers.module_looks import held
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.silu_mul import silu_mul
 
@@ -212,3 +213,68 @@ def test_a_gated_mlp_of_ones_own_is_claimed() -> None:
 def test_the_pack_lists_its_layers() -> None:
     assert plugin.layerport_layers() == (rms_norm, silu_mul)
     assert all(isinstance(layer, lp.Layer) for layer in plugin.layerport_layers())
+
+
+class Deprecates(torch.nn.Module):
+    """Names that a library gives up: a property and a `__getattr__`, either of which says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(4, 4, bias=False) for _ in range(3))
+
+    @property
+    def act_fn(self) -> Any:
+        raise AssertionError("act_fn was touched")
+
+    @property
+    def eps(self) -> float:
+        raise AssertionError("eps was touched")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"activation", "act", "variance_epsilon", "norm_eps"}:
+            raise AssertionError(f"{name} was touched")
+        return super().__getattr__(name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class DeprecatesRMSNorm(Deprecates):
+    """The same by the name of a norm, with one epsilon that it does hold."""
+
+    epsilon = 1e-5
+
+
+class DeprecatesLayerNorm(Deprecates):
+    """By a name that is a norm's only with an epsilon for a variance."""
+
+
+def test_looking_touches_no_deprecated_attribute() -> None:
+    assert answers_of(Deprecates()) == ()
+    assert answers_of(DeprecatesLayerNorm()) == ()
+    assert answers_of(DeprecatesRMSNorm()) == ()  # it has three weights, which is found out by looking at all of it
+
+
+def test_what_is_held_is_still_seen() -> None:
+    class Norm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("norm_eps", torch.ones(1))
+            self.weight = torch.nn.Parameter(torch.ones(4))
+            self.act = torch.nn.SiLU()
+            self.nothing = None
+
+        eps = 1e-6
+        function = staticmethod(torch.nn.functional.silu)
+
+        @property
+        def computed(self) -> float:
+            return 1.0
+
+    norm = Norm()
+    assert held(norm, "eps") == 1e-6
+    assert held(norm, "norm_eps") is norm.norm_eps
+    assert held(norm, "weight") is norm.weight
+    assert held(norm, "act") is norm.act
+    assert held(norm, "function") is torch.nn.functional.silu
+    assert [held(norm, name) for name in ("nothing", "computed", "forward", "absent")] == [None] * 4

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+def held(module: torch.nn.Module, name: str) -> Any:
+    """What a module or its class holds by this name, None where nothing does.
+
+    Properties and `__getattr__` are not run: libraries warn there of names that they give up.
+    """
+    for place in (vars(module), module._parameters, module._buffers, module._modules):
+        if name in place:
+            return place[name]
+    value = inspect.getattr_static(type(module), name, None)
+    if isinstance(value, staticmethod):
+        return value.__func__
+    return None if hasattr(type(value), "__get__") else value
 
 
 def takes_one_tensor(module: torch.nn.Module) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 import layerport as lp
-from layerport_builtin_layers.module_looks import takes_one_tensor
+from layerport_builtin_layers.module_looks import held, takes_one_tensor
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 
 _EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
@@ -49,12 +49,12 @@ def _claim_torch(module: torch.nn.RMSNorm) -> tuple[lp.BoundLayer, ...] | None:
 def _looks_like_one(module: torch.nn.Module) -> bool:
     name = type(module).__name__
     # T5 and its relatives call theirs LayerNorm, with an epsilon for a variance and no bias.
-    return name.endswith("RMSNorm") or (name.endswith("LayerNorm") and hasattr(module, "variance_epsilon"))
+    return name.endswith("RMSNorm") or (name.endswith("LayerNorm") and held(module, "variance_epsilon") is not None)
 
 
 def _epsilon(module: torch.nn.Module) -> float | None:
     for name in _EPSILONS:
-        value = getattr(module, name, None)
+        value = held(module, name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     return None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import layerport as lp
-from layerport_builtin_layers.module_looks import takes_one_tensor
+from layerport_builtin_layers.module_looks import held, takes_one_tensor
 from layerport_builtin_layers.silu_mul.reference import silu_mul
 
 _ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation")
@@ -19,11 +19,11 @@ _PACKED = frozenset({"gate_up_proj", "down_proj"})
 def claim_silu_mul(module: torch.nn.Module) -> Any:
     """The module's forward written with `silu_mul`, or None."""
     children = dict(module.named_children())
-    activations = [name for name in _ACTIVATIONS if hasattr(module, name)]
-    if len(activations) != 1 or not _is_silu(getattr(module, activations[0])) or not takes_one_tensor(module):
+    activations = {name: value for name in _ACTIVATIONS if (value := held(module, name)) is not None}
+    if len(activations) != 1 or not _is_silu(*activations.values()) or not takes_one_tensor(module):
         return None
     # Another child (a norm, a dropout) would be a step that the rewrite leaves out.
-    projections = frozenset(children) - {activations[0]}
+    projections = frozenset(children) - set(activations)
     if projections == _SEPARATE:
         return lp.rewrite(separate_forward, layers=(silu_mul,))
     if projections == _PACKED:

@@ -186,12 +186,18 @@ def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorShape], sizes:
     with (
         torch.no_grad(),
         quiet_export(),
-        symbolic_config.patch(  # type: ignore[attr-defined]
-            use_duck_shape=False, backed_size_oblivious=True
-        ),
+        any_size(use_duck_shape=False),
     ):
         # `*tensors` in forward nests the dynamic shapes once more.
         return torch.export.export(wrapper, examples, dynamic_shapes=(dynamic,) if dynamic else None, strict=False)
+
+
+def any_size(**more: bool) -> contextlib.AbstractContextManager[None]:
+    """Trace dynamic dims as sizes that may also be 0 or 1; torch.onnx does so where it traces a model itself."""
+    patch: contextlib.AbstractContextManager[None] = symbolic_config.patch(  # type: ignore[attr-defined]
+        backed_size_oblivious=True, **more
+    )
+    return patch
 
 
 @contextlib.contextmanager

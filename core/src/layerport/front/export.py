@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,15 +13,15 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import values as onnxscript_values
-from torch.utils import _pytree as pytree
 
 from layerport.adapters.onnx_dtypes import to_dtype
-from layerport.adapters.torch_shapes import quiet_export
+from layerport.adapters.torch_shapes import any_size, quiet_export
 from layerport.dims import DimRange, Port, follows_from
-from layerport.errors import BuildError, UsageError
+from layerport.errors import BuildError
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
-from layerport.front.export_errors import first_line, innermost, module_of_node, module_on_stack
+from layerport.front.export_errors import not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
+from layerport.front.leaves import check_outputs, output_names
 from layerport.front.sources import Source
 from layerport.layers import Layer
 from layerport.signature import Kind
@@ -62,7 +61,7 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     outputs: what the model gave for the example inputs, from which the outputs get their names.
     Raises UsageError where an output is no tensor, BuildError that names the module in which the export stopped.
     """
-    _check_outputs(outputs)
+    check_outputs(outputs)
     program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
     dynamic = read_dims(source, program)
     table = {layer.operator: translation(layer) for layer in layers}
@@ -76,10 +75,7 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
                 custom_translation_table=table,
             )
         except Exception as error:
-            raise BuildError(
-                f"torch.onnx cannot translate {source.name}{module_of_node(error)}: {first_line(innermost(error))}",
-                "name the pack of the operator (--pack, packs=), make it a layer of a pack, or replace it in the model",
-            ) from error
+            raise not_translated(error, source.name, model) from error
     assert exported is not None
     graph = exported.model
     _name_outputs(graph.graph, output_names(outputs))
@@ -94,7 +90,7 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
 
 def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad(), quiet_export():
+        with torch.no_grad(), quiet_export(), any_size():
             return torch.export.export(
                 model,
                 source.args,
@@ -103,11 +99,7 @@ def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgr
                 strict=False,
             )
     except Exception as error:
-        raise BuildError(
-            f"torch.export cannot export {source.name}{module_on_stack(error, model)}: {first_line(error)}",
-            "make that module a layer of a pack (then its inside is not exported), remove the branch on tensor values, "
-            "or try static shapes for the dims that it names",
-        ) from error
+        raise not_traced(error, source.name, model) from error
 
 
 def translation(layer: Layer) -> Callable[..., Any]:
@@ -161,32 +153,6 @@ def _schema(layer: Layer) -> onnx.defs.OpSchema:
             for argument in layer.signature.attributes
         ],
     )
-
-
-def _check_outputs(outputs: Any) -> None:
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if leaf is not None]
-    faults = [
-        f"output {name} is a {type(leaf).__name__}, not a tensor"
-        for name, leaf in zip(output_names(outputs), leaves, strict=True)
-        if not isinstance(leaf, torch.Tensor)
-    ]
-    if faults:
-        raise UsageError("the model's outputs are not all tensors", "return tensors only", faults=faults)
-
-
-def output_names(outputs: Any) -> list[str]:
-    """Names for the outputs: the keys of a dict or record, "output" for one tensor, else "output_0" and so on."""
-    leaves = [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(outputs)[0] if leaf is not None]
-    if len(leaves) == 1 and not leaves[0][0]:
-        return ["output"]
-    names = []
-    for path, _ in leaves:
-        text = "_".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-        text = re.sub(r"\W", "_", text)
-        names.append(text if text and not text[0].isdigit() else f"output_{text}")
-    if len(set(names)) < len(names):
-        names = [f"output_{place}" for place in range(len(names))]
-    return names
 
 
 def _name_outputs(graph: ir.Graph, names: list[str]) -> None:

@@ -19,6 +19,7 @@ from layerport.front import onnx_files
 from layerport.front.bodies import Bodies
 from layerport.front.claims import claim_layers
 from layerport.front.export import ExportedModel, export_model
+from layerport.front.leaves import refuse_caches, with_plain_outputs
 from layerport.front.nodes import layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
@@ -78,6 +79,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         start("export")
         exported = onnx_files.read_model(source.model, wishes.ranges, packs)
     else:
+        refuse_caches(source.args, source.kwargs)
         start("claim")
         model: Any = source.model
         if isinstance(model, torch.export.ExportedProgram):
@@ -86,7 +88,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
             if model.training:
                 warnings.append("the model is in training mode; its copy is built in eval mode")
             claimed = claim_layers(source, packs, required=wishes.claim, refused=wishes.no_claim, strict=wishes.strict)
-            model, outputs = claimed.model, claimed.outputs
+            model = claimed.model
+            outputs = with_plain_outputs(model, claimed.outputs)
             claims = [one.to_json() for one in claimed.claims]
         start("export")
         with _without_collection():
