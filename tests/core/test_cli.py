@@ -53,6 +53,28 @@ def test_build_prints_json_and_nothing_else_on_stdout(tmp_path: Path) -> None:
     assert "exporting to ONNX" in forced.stderr
 
 
+def test_what_became_of_each_layer_is_said_before_the_engine_and_where_it_fails(tmp_path: Path) -> None:
+    out = tmp_path / "a.lp"
+    given = ("--pack", SMALL, "--no-claim", "lp_small::gate", "--decompose", "lp_small::norm")
+    # TensorRT for RTX takes no float32 matrix product for sm_75.
+    message = refused(4, "build", SOURCE, "-o", out, "--target", "rtx:sm_75", *given)
+    note = "note: lp_small::norm: 2 nodes without a plugin: --decompose lp_small::norm\n"
+    assert message.index("compiling kernels") < message.index(note) < message.index("building the TensorRT engine")
+    table, _, error = message[message.index("building the TensorRT engine") :].partition("error: ")
+    assert "target rtx:sm_75 (asked for)" in table and "lp_small::scale" in table and "decomposed" in table
+    assert error and not out.exists()
+
+
+def test_verify_with_a_pack_that_is_a_file_and_without_the_kernels(engine_bundle: Built) -> None:
+    checks = answer("verify", engine_bundle.path, "--pack", SMALL)["kernels"]
+    assert checks and {one["answer"] for one in checks} == {"right"}
+    # The pack is a file, which a bundle does not bring along.
+    bare = run("verify", engine_bundle.path)
+    assert bare.exit_code == 0 and "not run: no loaded pack provides a layer 'lp_small::" in bare.stdout
+    assert f"kernels: 0 of {len(checks)} right" in bare.stdout and "engine: not run" in bare.stdout
+    assert answer("verify", engine_bundle.path, "--no-kernels")["kernels"] == []
+
+
 def test_a_bare_module_with_inputs_and_ranges(tmp_path: Path) -> None:
     out = tmp_path / "a.lp"
     given = ("--input", "x=float32:n,16", "--range", "n=1..4..9", "--target", "portable", "--pack", SMALL)
