@@ -7,6 +7,7 @@ masks, and tensors that hold sizes.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MOST_ELEMENTS = 1 << 24
 MOST_INTERPRETED = 1 << 18
 """The same for Triton's interpreter, which is slower."""
 _COMBINATIONS = 256
+# A model is run at other sizes where they are about as large as the samples', and this often for one kernel.
+_LARGEST_MODEL_INPUT = 1 << 14
 _MODEL_RUNS = 6
 
 
@@ -64,11 +67,11 @@ class Recorded:
 
     def _run(self, env: Env) -> dict[str, tuple[NodeInput, ...] | None]:
         try:
-            inputs = {
-                port.name: _resized(self._inputs[port.name], port.shape(env))
-                for port in self._bundle.inputs
-                if port.name in self._inputs
-            }
+            shapes = {port.name: port.shape(env) for port in self._bundle.inputs if port.name in self._inputs}
+            most = max(_LARGEST_MODEL_INPUT, 4 * sum(array.size for array in self._inputs.values()))
+            if sum(math.prod(shape) for shape in shapes.values()) > most:
+                return {}
+            inputs = {name: _resized(self._inputs[name], shape) for name, shape in shapes.items()}
             return node_inputs(self._bundle.model(), inputs, self._nodes)
         except LayerportError:
             return {}
