@@ -9,14 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.parameters import Array, Parameters, describe, standard_fault
+from layerport.parameters import Array, Parameters, describe, standard_dtype_name, standard_fault
 from layerport.signature import MISSING, Argument, Attribute, Signature, count
+from layerport.transforms import cast
 
 CORE = "layerport"
 _MOST_HOPS = 8
@@ -25,16 +27,14 @@ Key: TypeAlias = type | str | Callable[[Any], bool]
 """What a rule is for: a type, its "module.QualName" (so as not to import it), or a predicate on values."""
 
 
-@dataclass(frozen=True)
-class Hop:
+class Hop(NamedTuple):  # a tuple is made in a tenth of a frozen dataclass's time, and a model has many tensors
     """What a rule may answer with: the next value on the way to an array, and what was done to get it."""
 
     value: Any
     action: str
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One conversion that was made.  dtype, shape and nbytes are those of its result.
 
     action: "view" (no byte was copied), "copy", "cast", or a rule's own word for it.  by: "layerport" or a
@@ -50,8 +50,7 @@ class Step:
     path: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Converted:
+class Converted(NamedTuple):
     """An array in the standard form, and the steps that led to it."""
 
     array: Array
@@ -83,7 +82,8 @@ class _Rule:
     function: Callable[..., Any] | str
     by: str
 
-    def load(self) -> Callable[..., Any]:
+    @cached_property
+    def loaded(self) -> Callable[..., Any]:
         if callable(self.function):
             return self.function
         module, _, name = self.function.partition(":")
@@ -91,9 +91,12 @@ class _Rule:
         return loaded
 
 
-def full_name(kind: type) -> str:
+def _full_name(kind: type) -> str:
     """The name under which a type stands in the table: "torch.nn.parameter.Parameter", "list"."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+full_name: Callable[[type], str] = lru_cache(1024)(_full_name)
 
 
 class ConversionTable:
@@ -131,12 +134,15 @@ class ConversionTable:
         return rule
 
     def for_name(self, name: str) -> _Rule | None:
-        named = (rule for key, rule in self._rules.items() if isinstance(key, type) and full_name(key) == name)
-        return self._rules.get(name) or next(named, None)
+        rule = self._rules.get(name)
+        if rule is None:
+            named = (rule for key, rule in self._rules.items() if isinstance(key, type) and full_name(key) == name)
+            rule = next(named, None)
+        return rule
 
     def find(self, value: Any) -> _Rule | None:
         """The rule for a value; two predicates of packs that both say yes are an error, never a guess."""
-        rule = self.for_type(type(value))
+        rule = self._found.get(type(value)) or self.for_type(type(value))
         if rule is not None:
             return rule
         matches = [rule for predicate, rule in self._predicates if self._ask(predicate, rule, value)]
@@ -245,18 +251,20 @@ def to_standard(value: Any, *, path: str = "", dtype: DType | None = None) -> Co
     current = value
     try:
         for _ in range(_MOST_HOPS):
-            kind = type(current)
+            name = full_name(type(current))
             rule = _forward.find(current)
             if rule is None:
-                raise _no_rule(full_name(kind), "register")
-            answer = _apply(rule, full_name(kind), current)
-            hop = answer if isinstance(answer, Hop) else Hop(answer, "convert")
-            current = hop.value
+                raise _no_rule(name, "register")
+            answer = _apply(rule, name, current)
+            current, action = answer if isinstance(answer, Hop) else Hop(answer, "convert")
             if not isinstance(current, np.ndarray):
-                steps.append(Step(full_name(kind), "", (), 0, hop.action, rule.by, path))
+                steps.append(Step(name, "", (), 0, action, rule.by, path))
                 continue
-            steps.append(_step(full_name(kind), current, hop.action, rule.by, path))
-            if standard_fault(current) is None:
+            dtype_name = standard_dtype_name(current)
+            steps.append(
+                Step(name, dtype_name or current.dtype.name, current.shape, current.nbytes, action, rule.by, path)
+            )
+            if dtype_name is not None:
                 break
         else:
             raise PackError(
@@ -264,10 +272,8 @@ def to_standard(value: Any, *, path: str = "", dtype: DType | None = None) -> Co
                 "the rules hand the value round in a circle: let one of them answer with a NumPy array",
             )
         if dtype is not None and current.dtype != dtype.to_numpy():
-            from layerport.transforms import cast
-
             current = cast(current, dtype)
-            steps.append(_step("numpy.ndarray", current, "cast", CORE, path))
+            steps.append(Step("numpy.ndarray", dtype.value, current.shape, current.nbytes, "cast", CORE, path))
     except LayerportError as error:
         if path and not error.fault.startswith(f"{path}: "):
             raise type(error)(f"{path}: {error.fault}", error.repair, faults=error.faults) from error
@@ -284,8 +290,8 @@ def from_standard(array: Array, target: type | str, *, name: str = "") -> Any:
     A read-only array is copied for Torch, whose tensors are always writable.
     Raises UsageError for a dtype that the framework does not have, or a target without a rule.
     """
-    fault = standard_fault(array)
-    if fault is not None:
+    if standard_dtype_name(array) is None:
+        fault = standard_fault(array)
         raise UsageError(f"{name or 'the array'}: {fault}", "bring it to the standard form with to_standard first")
     kind = target if isinstance(target, type) else None
     if kind is None:
@@ -368,7 +374,7 @@ def _parameter(argument: Argument, value: Any, path: str, expected: Mapping[str,
 
 def _apply(rule: _Rule, label: str, *arguments: Any) -> Any:
     try:
-        return rule.load()(*arguments)
+        return rule.loaded(*arguments)
     except LayerportError:
         raise
     except Exception as error:
@@ -390,10 +396,3 @@ def _no_rule(label: str, function: str) -> UsageError:
         f"no conversion rule for {label}",
         f"register one with layerport.conversion.{function}({label!r}, rule, by='your pack')",
     )
-
-
-def _step(source_type: str, array: Array, action: str, by: str, path: str) -> Step:
-    # The name of a NumPy dtype is slow to make, and only an array on its way may be of a type that DType has not got.
-    known = standard_fault(array) is None
-    dtype = DType.from_numpy(array.dtype).value if known else array.dtype.name
-    return Step(source_type, dtype, array.shape, array.nbytes, action, by, path)

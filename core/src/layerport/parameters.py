@@ -32,6 +32,17 @@ def describe(array: Array) -> str:
     return f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"
 
 
+_C_CONTIGUOUS_AND_ALIGNED = 0x101
+_STANDARD_NAMES = {dtype.to_numpy(): dtype.value for dtype in DType}
+
+
+def standard_dtype_name(array: Any) -> str | None:
+    """The dtype of an array in the standard form, by name; None for anything else, of which `standard_fault` speaks."""
+    if type(array) is not np.ndarray or array.flags.num & _C_CONTIGUOUS_AND_ALIGNED != _C_CONTIGUOUS_AND_ALIGNED:
+        return None
+    return _STANDARD_NAMES.get(array.dtype)
+
+
 def standard_fault(array: Any) -> str | None:
     """What keeps an array from being in the standard form, or None."""
     if type(array) is not np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from layerport.errors import UsageError
 Array: TypeAlias = NDArray[Any]
 Overflow: TypeAlias = Literal["error", "saturate", "allow"]
 
-_WORTH_TORCH = 1 << 10
+_WORTH_TORCH = 1 << 12  # elements: below, a call of Torch costs more than the work
 
 
 def cast(array: Array, dtype: DType | str, *, overflow: Overflow = "error") -> Array:
@@ -32,19 +33,20 @@ def cast(array: Array, dtype: DType | str, *, overflow: Overflow = "error") -> A
     or the nearest end with "saturate".  To bool: 0 and 1 only.
     Raises UsageError with the number of values at fault and the worst of them.
     """
-    dtype = DType.of(dtype)
+    dtype = dtype if type(dtype) is DType else DType.of(dtype)
     if overflow not in ("error", "saturate", "allow"):
         raise UsageError(f"overflow={overflow!r}", "use 'error', 'saturate' or 'allow'")
     if DType.from_numpy(array.dtype) is dtype:
         return array
     if dtype.is_floating:
-        return _cast_to_float(array, dtype, overflow)
+        with np.errstate(all="ignore"):
+            return _cast_to_float(array, dtype, overflow)
     return _cast_to_integer(array, dtype, overflow)
 
 
 def _cast_to_float(array: Array, dtype: DType, overflow: Overflow) -> Array:
     largest = _largest(dtype)
-    fits = not array.size or _largest(DType.from_numpy(array.dtype)) <= largest or _magnitude(array) <= largest
+    fits = not array.size or _largest(DType.from_numpy(array.dtype)) <= largest or _is_within(array, largest)
     # Only what fits: of values that do not, each library makes something else.
     if fits and array.size >= _WORTH_TORCH and "torch" in sys.modules:
         from layerport.adapters.torch_arrays import fast_cast
@@ -52,12 +54,11 @@ def _cast_to_float(array: Array, dtype: DType, overflow: Overflow) -> Array:
         fast = fast_cast(array, dtype)
         if fast is not None:
             return fast
-    with np.errstate(all="ignore"):
-        result = array.astype(dtype.to_numpy(), order="C")
-        if fits or overflow == "allow":
-            return result
-        values, rounded = _plain(array), _plain(result)
-        lost = np.isfinite(values) & ~np.isfinite(rounded) | np.isinf(values) & np.isnan(rounded)
+    result = array.astype(dtype.to_numpy(), order="C")
+    if fits or overflow == "allow":
+        return result
+    values, rounded = _plain(array), _plain(result)
+    lost = np.isfinite(values) & ~np.isfinite(rounded) | np.isinf(values) & np.isnan(rounded)
     if not lost.any():
         return result
     if overflow == "error":
@@ -97,7 +98,7 @@ def _cast_to_integer(array: Array, dtype: DType, overflow: Overflow) -> Array:
 
 def permute(array: Array, axes: Sequence[int]) -> Array:
     """Axes in another order, in memory too.  Inverse: `permute(result, inverse_axes(axes))`."""
-    return np.asarray(np.transpose(array, _checked_axes(axes, array.ndim)), order="C")
+    return _permuted(array, _checked_axes(axes, array.ndim))
 
 
 def inverse_axes(axes: Sequence[int]) -> tuple[int, ...]:
@@ -110,7 +111,7 @@ def transpose(array: Array) -> Array:
     """The last two axes swapped, in memory too: (..., K, N) to (..., N, K).  Its own inverse."""
     if array.ndim < 2:
         raise UsageError(f"an array of {array.ndim} dims has no two axes to swap", "use permute")
-    return np.asarray(np.swapaxes(array, -1, -2), order="C")
+    return _permuted(array, _swapped(array.ndim, array.ndim - 2))
 
 
 def pad(array: Array, widths: Sequence[tuple[int, int]], value: float = 0) -> Array:
@@ -142,14 +143,14 @@ def interleave(array: Array, parts: int, axis: int = 0) -> Array:
     """
     before, size, after = _around(array, parts, axis)
     split = array.reshape(*before, parts, size // parts, *after)
-    return np.asarray(np.swapaxes(split, len(before), len(before) + 1), order="C").reshape(array.shape)
+    return _permuted(split, _swapped(split.ndim, len(before))).reshape(array.shape)
 
 
 def deinterleave(array: Array, parts: int, axis: int = 0) -> Array:
     """What `interleave` did, undone."""
     before, size, after = _around(array, parts, axis)
     split = array.reshape(*before, size // parts, parts, *after)
-    return np.asarray(np.swapaxes(split, len(before), len(before) + 1), order="C").reshape(array.shape)
+    return _permuted(split, _swapped(split.ndim, len(before))).reshape(array.shape)
 
 
 def quantize_groups(array: Array, group_size: int, dtype: DType | str = DType.INT8) -> tuple[Array, Array]:
@@ -222,6 +223,19 @@ def unpack_int4(packed: Array, dtype: DType | str = DType.INT4) -> Array:
     return halves.astype(dtype.to_numpy())
 
 
+def _permuted(array: Array, axes: tuple[int, ...]) -> Array:
+    if array.size >= _WORTH_TORCH and "torch" in sys.modules and array.flags.c_contiguous:
+        from layerport.adapters.torch_arrays import fast_permute
+
+        return fast_permute(array, axes)
+    return np.asarray(np.transpose(array, axes), order="C")
+
+
+def _swapped(ndim: int, axis: int) -> tuple[int, ...]:
+    """The order of axes in which this one and the next change places."""
+    return (*range(axis), axis + 1, axis, *range(axis + 2, ndim))
+
+
 def _plain(array: Array) -> Array:
     """The same numbers in a dtype that NumPy computes with."""
     dtype = DType.from_numpy(array.dtype)
@@ -229,6 +243,16 @@ def _plain(array: Array) -> Array:
         return array.astype(np.int8)
     small = dtype.is_floating and (dtype is DType.BFLOAT16 or dtype.bits == 8)
     return array.astype(np.float32) if small else array
+
+
+def _is_within(array: Array, largest: float) -> bool:
+    """Whether all values are finite and their magnitudes at most this."""
+    if array.dtype.char in "fd" and array.size < 1 << 20:
+        # No value is greater than the root of the sum of squares, which is one quick call; half is for its rounding.
+        flat = array.reshape(-1)
+        if float(np.dot(flat, flat)) <= min(largest * largest / 2, 1e38):
+            return True
+    return _magnitude(array) <= largest
 
 
 def _magnitude(array: Array) -> float:
@@ -243,6 +267,7 @@ def _magnitude(array: Array) -> float:
     return max(-float(values.min()), float(values.max()), key=lambda value: (value != value, value))
 
 
+@cache
 def _largest(dtype: DType) -> float:
     """The largest finite value of the type."""
     if dtype.is_floating:

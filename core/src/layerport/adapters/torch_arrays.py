@@ -5,6 +5,7 @@ Only `conversion`, `transforms` (once Torch is loaded) and the Torch-side adapte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,27 @@ _CARRIERS = {
     DType.FLOAT8_E4M3FN: (torch.uint8, np.uint8),
     DType.FLOAT8_E5M2: (torch.uint8, np.uint8),
 }
+_CARRIERS_OF_NUMPY = {dtype.to_numpy(): (numpy, from_dtype(dtype)) for dtype, (_, numpy) in _CARRIERS.items()}
 _BY_TORCH = {from_dtype(dtype): dtype for dtype in _CARRIERS}
 
 
 def from_tensor(tensor: torch.Tensor) -> Hop:
     """The tensor's own memory where it is plain, dense, contiguous and on the CPU; else a copy that is."""
     if type(tensor) in (torch.Tensor, torch.nn.Parameter):
-        return _from_tensor(tensor.detach())
+        return _view(tensor) or _from_tensor(tensor.detach())
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         return _from_tensor(tensor)
+
+
+def _view(tensor: torch.Tensor) -> Hop | None:
+    """The memory of a tensor that is plain in every way, which is nearly all of them; None for any other."""
+    if tensor.is_quantized or tensor.dtype in _BY_TORCH:
+        return None
+    try:
+        array = tensor.detach().numpy()
+    except Exception:  # each thing that a tensor can be besides plain has an error of its own
+        return None
+    return Hop(array, "view") if array.flags.c_contiguous else None
 
 
 def _from_tensor(tensor: torch.Tensor) -> Hop:
@@ -48,14 +61,16 @@ def _from_tensor(tensor: torch.Tensor) -> Hop:
 
 def to_tensor(array: Array, name: str, target: type | None) -> torch.Tensor:
     """A tensor on the array's memory, or on a copy where that is read-only: a tensor is always writable."""
-    dtype = DType.from_numpy(array.dtype)
-    foreign = from_dtype(dtype)
     if not array.flags.writeable:
         array = array.copy()
-    carrier = _CARRIERS.get(dtype)
-    if carrier is None:
+    carrier = _CARRIERS_OF_NUMPY.get(array.dtype)
+    if carrier is not None:
+        return torch.from_numpy(array.view(carrier[0])).view(carrier[1])
+    try:
         return torch.from_numpy(array)
-    return torch.from_numpy(array.view(carrier[1])).view(foreign)
+    except TypeError:
+        from_dtype(DType.from_numpy(array.dtype))  # says what Torch lacks
+        raise
 
 
 def to_parameter(array: Array, name: str, target: type | None) -> torch.nn.Parameter:
@@ -78,20 +93,47 @@ _FAST = frozenset(
 
 def fast_cast(array: Array, dtype: DType) -> Array | None:
     """The array in `dtype`; None for a pair of types that Torch does not cast faster and to the same bits."""
-    if (DType.from_numpy(array.dtype), dtype) not in _FAST or not array.flags.writeable:
+    if (DType.from_numpy(array.dtype), dtype) not in _FAST:
         return None
     # NumPy's memory comes in huge pages where Torch's does not: half the time of tensor.to() for a large array.
     result = np.empty(array.shape, dtype.to_numpy())
-    to_tensor(result, "", None).copy_(to_tensor(array, "", None))
+    to_tensor(result, "", None).copy_(_readable(array))
     return result
+
+
+def fast_permute(array: Array, axes: Sequence[int]) -> Array:
+    """The axes in another order, in memory too."""
+    carrier = f"i{array.dtype.itemsize}"
+    source = _readable(array.view(carrier)).permute(*axes)
+    result = np.empty(tuple(source.shape), carrier)
+    torch.from_numpy(result).copy_(source)
+    return result.view(array.dtype)
 
 
 def fast_magnitude(array: Array) -> float | None:
     """The largest magnitude, NaN where there is one, in one pass; None for types that Torch does not compare."""
-    if DType.from_numpy(array.dtype) not in (*_SMALL, DType.FLOAT64) or not array.flags.writeable:
+    if DType.from_numpy(array.dtype) not in (*_SMALL, DType.FLOAT64):
         return None
-    low, high = to_tensor(array, "", None).aminmax()
+    low, high = _readable(array).aminmax()
     return max(-float(low), float(high))
+
+
+class _Alias:
+    """The memory of an array, said to be writable: Torch has no tensors that are not, and warns of those that are."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _readable(array: Array) -> torch.Tensor:
+    """A tensor on the array's memory that is only read, so that a read-only array needs no copy."""
+    if array.flags.writeable:
+        return to_tensor(array, "", None)
+    carrier = _CARRIERS_OF_NUMPY.get(array.dtype)
+    alias = torch.from_numpy(np.asarray(_Alias(array if carrier is None else array.view(carrier[0]))))
+    return alias if carrier is None else alias.view(carrier[1])
 
 
 def _materialise(tensor: torch.Tensor) -> tuple[torch.Tensor, str]:

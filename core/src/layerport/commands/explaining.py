@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def explain(
                 for name, array in answer.parameters.items()
             ]
             entry["attributes"] = dict(answer.parameters.attributes)
-            entry["steps"] = [dataclasses.asdict(step) for step in answer.steps]
+            entry["steps"] = [step._asdict() for step in answer.steps]
         rows.append(entry)
     return {"source": source, "claims": rows, "failed_packs": {p.info.name: p.failure for p in loaded.failed}}
 
