@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from layerport.errors import LayerportError, PackError
 from layerport.pack_discovery import DISABLE_VARIABLE, PackInfo
+from layerport.pack_watch import watching
 from layerport.records import (
     Candidate,
     Rewrite,
@@ -47,6 +48,7 @@ class HookCall:
     """One call of one hook of one pack.
 
     layer: the layer's identity, and path: the module's path in the model, where the call is about one.
+    is_watched: whether somebody already looks, around this call and others, for what the hook changes.
     """
 
     info: PackInfo
@@ -55,6 +57,7 @@ class HookCall:
     layer: str | None = None
     path: str | None = None
     trace: bool = False
+    is_watched: bool = False
 
     @property
     def context(self) -> str:
@@ -70,12 +73,14 @@ class HookCall:
         KeyboardInterrupt passes.
         """
         start = time.perf_counter()
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                answer = self.function(**arguments)
-        except (Exception, SystemExit) as error:
-            self._print_trace(start, f"raised {type(error).__name__}")
-            self._raise_from(error)
+        watch = contextlib.nullcontext() if self.is_watched else watching(self.context, **_read_only(arguments))
+        with watch:
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    answer = self.function(**arguments)
+            except (Exception, SystemExit) as error:
+                self._print_trace(start, f"raised {type(error).__name__}")
+                self._raise_from(error)
         self._print_trace(start, summarise(answer))
         try:
             return check(answer)
@@ -92,6 +97,22 @@ class HookCall:
         if self.trace:
             elapsed = (time.perf_counter() - start) * 1e3
             print(f"layerport trace: {self.context} -> {result} ({elapsed:.3f} ms)", file=sys.stderr)
+
+
+def _read_only(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a hook is given and may not change, as `watching` takes it."""
+    bound, parameters, layer = (arguments.get(name) for name in ("bound", "parameters", "layer"))
+    arrays = dict(parameters or {})
+    tensors = {}
+    if is_bound_layer(bound):
+        arrays |= dict(bound.parameters)
+        tensors = {name: value for name, value in bound.sources.items() if hasattr(value, "untyped_storage")}
+    return {
+        "model": arguments.get("module"),
+        "tensors": tensors,
+        "arrays": arrays,
+        "layers": [layer] if is_layer(layer) else [],
+    }
 
 
 def reason(error: BaseException) -> str:

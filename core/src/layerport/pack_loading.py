@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from layerport import hookspecs
-from layerport.errors import LayerportError, UsageError
+from layerport.errors import LayerportError, PackError, UsageError
 from layerport.pack_calls import HookCall, check_layers, reason
 from layerport.pack_discovery import GROUP, PackInfo, suggest
+from layerport.pack_watch import watching
 from layerport.records import suspends
 
 if TYPE_CHECKING:
@@ -72,8 +73,12 @@ class _FaultyPackError(Exception):
 class _Printed:
     stdout: str = ""
     stderr: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def warnings(self) -> tuple[str, ...]:
+        return (*self.notes, *self._prints())
+
+    def _prints(self) -> tuple[str, ...]:
         return tuple(
             f"printed to {stream} at import: {_one_line(text)}"
             for stream, text in (("stdout", self.stdout), ("stderr", self.stderr))
@@ -181,12 +186,14 @@ def read_hooks(plugin: object, info: PackInfo) -> dict[str, Callable[..., Any]]:
 def _import_plugin(info: PackInfo, printed: _Printed) -> object:
     point = metadata.EntryPoint(info.name, info.entry_point_value, GROUP)
     try:
-        with _captured(printed):
+        with watching(f"importing {info.entry_point_value}", notes=printed.notes), _captured(printed):
             if info.distribution is None:
                 return import_file(info.entry_point_value)
             plugin: object = point.load()
     except KeyboardInterrupt:
         raise
+    except PackError as error:
+        raise _FaultyPackError(f"{error.fault}; {error.repair}") from error
     except BaseException as error:
         verb = "exited with" if isinstance(error, SystemExit) else "raised"
         raise _FaultyPackError(f"importing {info.entry_point_value} {verb} {reason(error)}{_place(error)}") from error

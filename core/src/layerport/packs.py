@@ -6,6 +6,7 @@ conformance kit use this file; no pack does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from layerport.pack_discovery import (
     switched_on,
 )
 from layerport.pack_loading import Pack, import_file, load_pack
+from layerport.pack_watch import watching
 from layerport.records import Candidate, is_layer
 
 if TYPE_CHECKING:
@@ -146,11 +148,12 @@ class Packs:
         self.layer(identity)
         return self._owners[identity]
 
-    def call(self, hook: str, pack: Pack, *, path: str | None = None, **arguments: Any) -> Any:
+    def call(self, hook: str, pack: Pack, *, path: str | None = None, watched: bool = False, **arguments: Any) -> Any:
         """Ask one hook of one pack; None where the pack does not implement it.
 
-        path: the module's path in the model, for messages.  The answer is checked; that of
-        `layerport_export_parameters` is always a tuple.  Raises PackError, chained to the original.
+        path: the module's path in the model, for messages.  watched: whether the caller looks for what it changes.
+        The answer is checked; that of `layerport_export_parameters` is always a tuple.
+        Raises PackError, chained to the original, also where the hook changes what it may only read.
         """
         if hook not in hookspecs.HOOKS:
             raise UsageError(f"there is no hook {hook!r}", f"the hooks are {', '.join(hookspecs.HOOKS)}")
@@ -161,7 +164,7 @@ class Packs:
         identity = layer.name if is_layer(layer) else None
         # What the core makes of a layer's kernels is at fault where the pack's kernels are.
         blamed = self._owners.get(identity, pack) if pack is self._core and identity else pack
-        call = HookCall(blamed.info, hook, function, identity, path, self._trace)
+        call = HookCall(blamed.info, hook, function, identity, path, self._trace, watched)
         return call.ask(arguments, _CHECKS[hook])
 
     def export_parameters(self, module: torch.nn.Module, name: str) -> list[tuple[Pack, tuple[Candidate, ...]]]:
@@ -170,22 +173,41 @@ class Packs:
         Whether two packs may claim one module is not decided here.  The core is asked only if no pack claims.
         Raises PackError for a candidate with a layer that its pack does not own and no other pack provides.
         """
-        place = f"{name} ({type(module).__name__})" if name else f"the root module ({type(module).__name__})"
-        claims: list[tuple[Pack, tuple[Candidate, ...]]] = []
+        return self._export([(name, module)], None).get(name, [])
+
+    def export_model(self, model: torch.nn.Module) -> dict[str, list[tuple[Pack, tuple[Candidate, ...]]]]:
+        """What `export_parameters` says for every module of a model that is claimed, by path, in the model's order.
+
+        What a pack changes is looked for once, around all its calls, and not around each.
+        """
+        found = self._export(list(model.named_modules()), model)
+        return {path: found[path] for path, _ in model.named_modules() if path in found}
+
+    def _export(
+        self, modules: Sequence[tuple[str, torch.nn.Module]], model: torch.nn.Module | None
+    ) -> dict[str, list[tuple[Pack, tuple[Candidate, ...]]]]:
+        hook = "layerport_export_parameters"
+        claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]] = {}
         for pack in (*self.packs, self._core):
-            if pack is self._core and claims:
-                break
-            answer = self.call("layerport_export_parameters", pack, path=place, module=module, name=name)
-            candidates = tuple(c for c in answer if self._is_entitled(pack, c, place))
-            if candidates:
-                claims.append((pack, candidates))
+            if hook not in pack.hooks:
+                continue
+            label = f"pack {pack.info.label}: {hook}"
+            with contextlib.nullcontext() if model is None else watching(label, model=model):
+                for path, module in modules:
+                    if pack is self._core and path in claims:
+                        continue
+                    place = f"{path or 'the root module'} ({type(module).__name__})"
+                    answer = self.call(hook, pack, path=place, watched=model is not None, module=module, name=path)
+                    candidates = tuple(c for c in answer if self._is_entitled(pack, c, place))
+                    if candidates:
+                        claims.setdefault(path, []).append((pack, candidates))
         return claims
 
     def convert_parameters(
         self, layer: Layer, parameters: Parameters, target: Target, *, path: str | None = None
     ) -> Parameters:
         """The parameters as the kernel wants them: the owner's answer, else the core's, else as they are."""
-        arguments = {"layer": layer, "parameters": parameters, "target": target}
+        arguments: dict[str, Any] = {"layer": layer, "parameters": parameters, "target": target}
         for pack in (self.owner(layer), self._core):
             answer: Parameters | None = self.call("layerport_convert_parameters", pack, path=path, **arguments)
             if answer is not None:

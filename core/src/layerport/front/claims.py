@@ -78,10 +78,12 @@ def claim_layers(
 
 def _ask(model: torch.nn.Module, packs: Packs, refused: Collection[str]) -> list[tuple[Claim, torch.nn.Module]]:
     asked = []
-    for path, module in model.named_modules():
+    modules = dict(model.named_modules())
+    with torch.no_grad():  # what a pack computes from a weight is a constant here, not a step of training
+        found = packs.export_model(model)
+    for path, offers in found.items():
+        module = modules[path]
         candidates: list[Candidate] = []
-        with torch.no_grad():  # what a pack computes from a weight is a constant here, not a step of training
-            offers = packs.export_parameters(module, path)
         for pack, answers in offers:
             for answer in answers:
                 candidate = Candidate(_pack_text(pack.info), answer, len(candidates) + 1)

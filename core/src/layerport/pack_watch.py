@@ -1,0 +1,126 @@
+"""Finds what a pack changes that it may only read: the model, parameters, layers, Torch's settings, random states.
+
+`pack_calls` looks around each call of a hook, `packs` once around all calls that one pack gets for a model, and
+`pack_loading` around a pack's import.  A process without Torch has nothing to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from layerport.errors import PackError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from layerport.layers import Layer
+
+# An array above this many bytes is looked at in parts and cannot be put back.
+KEPT_WHOLE = 4 << 20
+_PART = 4096
+
+
+@contextlib.contextmanager
+def watching(
+    context: str,
+    *,
+    model: torch.nn.Module | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    arrays: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    layers: Iterable[Layer] = (),
+    notes: list[str] | None = None,
+) -> Iterator[None]:
+    """Raise PackError where the block changes what is given, a setting of Torch or a random state; put that back.
+
+    context: what the message begins with.  notes: where an import may draw random numbers, because a library that it
+    imports may do so, takes down that it did.
+    """
+    with contextlib.ExitStack() as stack:
+        found = _Process(notes)
+        stack.callback(found.restore)
+        held = [_ArrayState(name, array) for name, array in (arrays or {}).items()]
+        known = [(layer, _facts(layer)) for layer in layers]
+        watch = None
+        if (model is not None or tensors) and "torch" in sys.modules:
+            from layerport.adapters.torch_watch import ModelWatch
+
+            watch = stack.enter_context(ModelWatch(model, tensors or {}))
+        yield
+        # An array may be a tensor's memory: put back first, it is not reported twice.
+        changes = [f"the values of {state.name}{state.put_back()}" for state in held if state.is_changed()]
+        changes += watch.changes() if watch else []
+        changes += [f"layer {layer.name}" for layer, facts in known if _facts(layer) != facts]
+        changes = list(dict.fromkeys([*changes, *found.changes()]))
+        if changes:
+            few = changes if len(changes) <= 5 else [*changes[:5], f"and {len(changes) - 5} more"]
+            raise PackError(
+                f"{context} changed {', '.join(few)}",
+                "read it only: clone a tensor or copy an array before writing to it, and set nothing global",
+            )
+
+
+class _Process:
+    """Torch's settings and the random states, as far as this process has them."""
+
+    def __init__(self, notes: list[str] | None) -> None:
+        self._notes = notes
+        self._settings: Any = None
+        self._states: Any = None
+        if "torch" in sys.modules:
+            from layerport.adapters.torch_state import RandomStates, Settings
+
+            self._settings, self._states = Settings(), RandomStates()
+
+    def changes(self) -> list[str]:
+        if "torch" not in sys.modules:
+            return []
+        if self._settings is None:
+            from layerport.adapters.torch_state import Settings
+
+            self._settings = Settings.initial()
+        changes: list[str] = [f"Torch's {change}" for change in self._settings.changes()]
+        random = self._states.changes() if self._states is not None else []
+        if self._notes is None:
+            return changes + random
+        self._notes += [f"it changed {change} at import, which was put back" for change in random]
+        return changes
+
+    def restore(self) -> None:
+        if self._settings is not None:
+            self._settings.restore()
+        if self._states is not None:
+            self._states.restore()
+
+
+class _ArrayState:
+    """The bytes of a parameter's array, which may be those of the user's weight."""
+
+    def __init__(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        self.name = name
+        self._array = array
+        self._is_whole = array.nbytes <= KEPT_WHOLE
+        self._before = array.copy() if self._is_whole else self._parts()
+
+    def is_changed(self) -> bool:
+        now = self._array.tobytes() if self._is_whole else self._parts()
+        return bool(now != (self._before.tobytes() if self._is_whole else self._before))
+
+    def put_back(self) -> str:
+        """Put the values back, or the words that they cannot be."""
+        if not self._is_whole:
+            return " (too many to be put back)"
+        self._array[...] = self._before
+        return ""
+
+    def _parts(self) -> Any:
+        flat = self._array.reshape(-1)
+        step = max(1, flat.size // _PART)
+        return flat[::step].tobytes()
+
+
+def _facts(layer: Layer) -> tuple[Any, ...]:
+    return layer.name, layer.version, layer.reference, layer.kernels, layer.shapes_override, layer.signature
