@@ -14,8 +14,8 @@ import pytest
 
 import layerport as lp
 from gpu_doubles import HostDriver
-from layerport.bundle import Bundle
-from layerport.engine import creators, engine_session, flavours, plans
+from layerport.bundle import Bundle, DamagedFile
+from layerport.engine import creators, flavours, plans
 from layerport.errors import BuildError, LayerportError
 from small_models import sample
 from small_setup import Built
@@ -149,7 +149,7 @@ def test_a_damaged_plan_is_never_passed_over(engine_bundle: Built, tmp_path: Pat
     data[1000] ^= 1
     (path / "rtx-sm_89.plan").write_bytes(data)
     for device in ("auto", "cuda"):
-        with pytest.raises(engine_session.DamagedPlan, match="trust it no more"):
+        with pytest.raises(DamagedFile, match="trust it no more"):
             lp.load(path, device=device)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 import layerport as lp
 from layerport.errors import UsageError
 from small_models import net, sample
-from small_setup import Built, python
+from small_setup import SMALL, Built, python
 
 
 def test_it_agrees_with_torch_at_other_sizes(engine_bundle: Built) -> None:
@@ -92,3 +94,19 @@ def test_half_precision(half_bundle: Built) -> None:
     with torch.no_grad():
         want = net(torch.float16)[0](sample(4, dtype=torch.float16)).numpy()
     np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), rtol=1e-2, atol=1e-2)
+
+
+def test_verifying_a_portable_bundle_loads_only_what_runs_it(tmp_path: Path) -> None:
+    """Neither onnx nor the engine's half, which would take as long as ONNX Runtime itself."""
+    path = tmp_path / "b.lp"
+    lp.build(net(), path, target="portable", packs=[SMALL], verify=False)
+    code = (
+        "import sys\nfrom layerport.cli import main\n"
+        "sys.argv = ['layerport', 'verify', sys.argv[1]]\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end\n"
+        "heavy = ('onnx', 'numpy.ma', 'ml_dtypes', 'torch', 'layerport.engine', 'layerport.adapters.onnx_dtypes')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    done = python(code, str(path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +138,8 @@ def write_manifest(folder: Path, content: Mapping[str, Any], known: Mapping[str,
 
     known: the digests of files by name, from those who wrote them; the others are read.  All files count as checked.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     with ThreadPoolExecutor() as pool:  # hashing does not hold Python's lock
         digests = list(pool.map(lambda path: known.get(path.name) or digest(path), paths))
@@ -150,6 +151,10 @@ def write_manifest(folder: Path, content: Mapping[str, Any], known: Mapping[str,
     bundle = Bundle(folder, json.loads(text))
     bundle.checked.update({name: folder / name for name in files})
     return bundle
+
+
+class DamagedFile(BuildError):
+    """A file is not what the manifest says: never a reason to use something else instead."""
 
 
 @dataclass(frozen=True)
@@ -204,28 +209,35 @@ class Bundle:
         """The dynamic dims by name."""
         return {one["name"]: DimRange(one["name"], one["min"], one["opt"], one["max"]) for one in self.manifest["dims"]}
 
+    def require_engine(self) -> None:
+        """Raise BuildError where the bundle holds no engine."""
+        if not self.manifest["targets"]:
+            raise BuildError(
+                "the bundle holds no engine, it is portable", "build it with a target such as rtx:sm_89,sm_120"
+            )
+
     @cached_property
     def checked(self) -> dict[str, Path]:
         """The files that were checked already."""
         return {}
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest names, its size and digest checked.  Raises BuildError."""
+        """The path of a file that the manifest names, its size and digest checked.  Raises DamagedFile."""
         if name in self.checked:
             return self.checked[name]
         stated = self.manifest["files"].get(name)
         path = self.folder / name
         if stated is None or not _FILE_NAME.fullmatch(name):
-            raise BuildError(f"{self.folder} does not list a file {name!r}", "build the bundle again")
+            raise DamagedFile(f"{self.folder} does not list a file {name!r}", "build the bundle again")
         if path.is_symlink() or not path.is_file():
-            raise BuildError(f"{path} is missing or not a plain file", "copy the whole bundle again")
+            raise DamagedFile(f"{path} is missing or not a plain file", "copy the whole bundle again")
         if path.stat().st_size != stated["bytes"]:
-            raise BuildError(
+            raise DamagedFile(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {stated['bytes']}",
                 "copy the whole bundle again",
             )
         if (found := digest(path)) != stated["sha256"]:
-            raise BuildError(
+            raise DamagedFile(
                 f"{path} has SHA-256 {found[:16]}..., the manifest says {str(stated['sha256'])[:16]}...",
                 "copy the whole bundle again; if you did not change it, trust it no more",
             )

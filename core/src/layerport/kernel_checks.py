@@ -10,16 +10,15 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from layerport.bundle import PLUGINS, Bundle
 from layerport.errors import LayerportError
-from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes
 
 if TYPE_CHECKING:
     from layerport.packs import Packs
+    from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec
 
 RIGHT, WRONG, NOT_RUN = "right", "wrong", "not run"
 MOST_SECONDS = 60.0
@@ -82,6 +81,8 @@ def check_kernels(
     """
     if PLUGINS not in bundle.manifest["files"]:
         return ()
+    from layerport.plugin_spec import from_bytes
+
     plugins = from_bytes(bundle.file(PLUGINS).read_bytes())
     entries = {one["node"]: one for one in bundle.manifest["layers"]}
     distinct = _distinct(plugins, {node: entry.get("parameters") for node, entry in entries.items()})
@@ -116,6 +117,8 @@ def check_kernels(
         ]
 
     try:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(2) as pool:  # a run on the CPU is a process of its own
             return tuple(one for checks in pool.map(check, distinct) for one in checks)
     finally:

@@ -33,14 +33,17 @@ def describe(array: Array) -> str:
 
 
 _C_CONTIGUOUS_AND_ALIGNED = 0x101
-_STANDARD_NAMES = {dtype.to_numpy(): dtype.value for dtype in DType}
+_standard_names: dict[np.dtype[Any], str] = {}
 
 
 def standard_dtype_name(array: Any) -> str | None:
     """The dtype of an array in the standard form, by name; None for anything else, of which `standard_fault` speaks."""
     if type(array) is not np.ndarray or array.flags.num & _C_CONTIGUOUS_AND_ALIGNED != _C_CONTIGUOUS_AND_ALIGNED:
         return None
-    return _STANDARD_NAMES.get(array.dtype)
+    name = _standard_names.get(array.dtype)
+    if name is None and standard_fault(array) is None:
+        name = _standard_names[array.dtype] = DType.from_numpy(array.dtype).value
+    return name
 
 
 def standard_fault(array: Any) -> str | None:

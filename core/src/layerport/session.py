@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from layerport.bundle import Bundle
+from layerport.bundle import Bundle, DamagedFile
 from layerport.dims import Sizes
 from layerport.errors import BuildError, LayerportError, UsageError
 
@@ -114,12 +114,16 @@ def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int) -> Run
 
     if device == "cpu":
         return PortableRunner(bundle, "device cpu was asked for")
-    from layerport.engine.engine_session import DamagedPlan, open_engine
-
     numbered = _NUMBERED.fullmatch(device)
     try:
+        bundle.require_engine()
+        from layerport.engine.gpu import require_driver
+
+        require_driver()  # where there is none, TensorRT's bindings are not loaded for nothing
+        from layerport.engine.engine_session import open_engine
+
         return open_engine(bundle, gpu=int(numbered[1]) if numbered else 0, cuda_graph=cuda_graph, contexts=contexts)
-    except DamagedPlan:
+    except DamagedFile:
         raise
     except LayerportError as error:
         if device != "auto":

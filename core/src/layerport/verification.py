@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerport.bundle import PLUGINS
 from layerport.comparison import OutputCheck, compare, refused
 from layerport.errors import UsageError
 from layerport.kernel_checks import NOT_RUN, WRONG, KernelCheck, check_kernels
@@ -112,7 +113,7 @@ def verify(
     if not checks:
         raise UsageError(f"{opened.folder} has no outputs to compare", "build the bundle again")
     found: tuple[KernelCheck, ...] = ()
-    if kernels:
+    if kernels and PLUGINS in opened.manifest["files"]:
         from layerport.packs import Packs as Loaded
 
         found = check_kernels(opened, packs) if isinstance(packs, Loaded) else check_kernels(opened, extra=tuple(packs))

@@ -12,7 +12,8 @@ from layerport.parameters import Array
 
 def from_array(array: Array) -> Hop:
     """The same memory where byte order, layout and alignment fit; a copy that fits otherwise."""
-    if isinstance(array, np.ma.MaskedArray):
+    # NumPy loads np.ma at the first look at it, which a plain array needs not wait for.
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
             raise UsageError(
                 f"a masked array with {int(np.sum(np.ma.getmaskarray(array)))} values masked",

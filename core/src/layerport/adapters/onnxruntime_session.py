@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from layerport.adapters.onnx_dtypes import from_dtype
 from layerport.dims import Port
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
@@ -81,6 +80,8 @@ def _value(array: np.ndarray[Any, Any], wanted: str) -> Any:
         array = array.astype(np.float32)
     if array.dtype.name in _SIMPLE:
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+    from layerport.adapters.onnx_dtypes import from_dtype  # onnx takes as long to load as ONNX Runtime itself
+
     number = int(from_dtype(DType(array.dtype.name)))
     raw = np.asarray(array, order="C").view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, number)

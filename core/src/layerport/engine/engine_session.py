@@ -18,7 +18,7 @@ from layerport.bundle import Bundle
 from layerport.engine import creators, flavours, images
 from layerport.engine.gpu import Gpu
 from layerport.engine.lanes import Key, Lane, Parts, Pool, Result, Tensor
-from layerport.engine.plans import Plan, no_plan, plan_for
+from layerport.engine.plans import Plan, plan_for
 from layerport.errors import BuildError, UsageError
 
 _LOG_LIMIT = 200
@@ -29,21 +29,13 @@ def open_engine(bundle: Bundle, *, gpu: int = 0, cuda_graph: bool = False, conte
     """The engine of a bundle on the GPU of this number.
 
     Raises LayerportError that says why none runs here: no engine, no driver, no fitting plan, a missing pack, or what
-    TensorRT said.  Damage of the plan's file is a `Damaged` error.
+    TensorRT said.  Damage of the plan's file is a `DamagedFile`.
     """
-    if not bundle.manifest["targets"]:
-        raise no_plan(bundle)
+    bundle.require_engine()
     device = Gpu(number=gpu)
     plan = plan_for(bundle, device.architecture)
-    try:
-        data = bundle.file(plan.file).read_bytes()
-    except BuildError as error:
-        raise DamagedPlan(error.fault, error.repair) from error
+    data = bundle.file(plan.file).read_bytes()
     return EngineRunner(bundle, plan, data, device, cuda_graph=cuda_graph, contexts=contexts)
-
-
-class DamagedPlan(BuildError):
-    """The plan's file is not what the manifest says: never a reason to run something else."""
 
 
 class EngineRunner:

@@ -34,9 +34,8 @@ def plan_for(bundle: Bundle, architecture: str, installed: Callable[[str], str |
 
     installed: the version of a flavour, None where it is not here.  Raises BuildError that says of each plan why not.
     """
+    bundle.require_engine()
     entries = bundle.manifest["targets"]
-    if not entries:
-        raise no_plan(bundle)
     faults = []
     for entry in entries:
         try:
@@ -54,11 +53,6 @@ def plan_for(bundle: Bundle, architecture: str, installed: Callable[[str], str |
         f"build the bundle again here, or with a target such as {entries[0]['flavour']}:{architecture}",
         faults=faults,
     )
-
-
-def no_plan(bundle: Bundle) -> BuildError:
-    """What is said of a bundle without an engine."""
-    return BuildError("the bundle holds no engine, it is portable", "build it with a target such as rtx:sm_89,sm_120")
 
 
 def _fault(entry: Mapping[str, Any], architecture: str, installed: Callable[[str], str | None]) -> str | None:
