@@ -1,7 +1,8 @@
 """What bringing Torch parameters to the standard form costs, beside doing it by hand.
 
 Where type and layout fit, `layer.bind(...)` must not copy: its pointers are compared with Torch's, and its time stands
-beside `tensor.detach().numpy()`.  A cast, `to_standard(tensor, dtype=...)`, stands beside `tensor.to(...)`.
+beside `tensor.detach().numpy()`.  A cast, `to_standard(tensor, dtype=...)`, stands beside `tensor.to(...)`, many small
+ones beside a loop, and `transforms` beside Torch.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from measuring import Comparison, arguments, environment, interleaved, show
 from torch import Tensor
 
 import layerport as lp
+from layerport import transforms
 from layerport.conversion import to_standard
 from layerport.dtypes import DType
 
 LARGE, MEDIUM, SMALL = 64 << 20, 1 << 20, 4 << 10
-CAST_LIMIT = 1.2
+CAST_LIMIT, LOOP_LIMIT = 1.2, 3.0
 CASTS = (
     (torch.float32, torch.float16, DType.FLOAT16),
     (torch.float32, torch.bfloat16, DType.BFLOAT16),
@@ -81,12 +83,65 @@ def casts() -> list[Comparison]:
     return comparisons
 
 
+def loops() -> list[Comparison]:
+    """Many small tensors, beside the loop that one would write."""
+    comparisons = []
+    tensors = [torch.randn(SMALL // 4) for _ in range(1000)]
+    carried = {DType.BFLOAT16: (torch.int16, DType.BFLOAT16.to_numpy())}
+
+    def by_hand(target: torch.dtype, name: DType) -> list[Any]:
+        if name in carried:
+            carrier, dtype = carried[name]
+            return [one.detach().to(target).view(carrier).numpy().view(dtype) for one in tensors]
+        return [one.detach().to(target).numpy() for one in tensors]
+
+    for target, name in (
+        (torch.float32, DType.FLOAT32),
+        (torch.float16, DType.FLOAT16),
+        (torch.bfloat16, DType.BFLOAT16),
+    ):
+        times = interleaved(
+            {
+                "ours": lambda name=name: [to_standard(one, dtype=name).array for one in tensors],
+                "theirs": lambda target=target, name=name: by_hand(target, name),
+            },
+            rounds=60,
+            seconds=15,
+        )
+        for figure in ("least", "median"):
+            ours, theirs = (getattr(times[side], figure) * 1e3 for side in ("ours", "theirs"))
+            what = f"1,000 float32 of 4 KiB to {name.value}, {figure}"
+            comparisons.append(Comparison(what, ours, theirs, "us a tensor", LOOP_LIMIT))
+    return comparisons
+
+
+def layouts() -> list[Comparison]:
+    """A large array in another order, and one that may not be written."""
+    tensor = torch.randn(2048, 2048)
+    array, frozen = tensor.numpy(), tensor.numpy().copy()
+    frozen.flags.writeable = False
+    comparisons = []
+    for what, ours, theirs in (
+        ("transpose 16 MiB", lambda: transforms.transpose(array), lambda: tensor.T.contiguous()),
+        (
+            "cast read-only 16 MiB to float16",
+            lambda: transforms.cast(frozen, "float16"),
+            lambda: tensor.to(torch.float16),
+        ),
+    ):
+        times = interleaved({"ours": ours, "theirs": theirs}, rounds=100, seconds=6)
+        for figure in ("least", "median"):
+            mine, other = (getattr(times[side], figure) * 1e3 for side in ("ours", "theirs"))
+            comparisons.append(Comparison(f"{what}, {figure}", mine, other, "ms"))
+    return comparisons
+
+
 def main() -> None:
     options = arguments(__doc__).parse_args()
     shown, notes = views()
     show(
         "parameters of Torch in the standard form",
-        [*shown, *casts()],
+        [*shown, *casts(), *loops(), *layouts()],
         as_json=options.json,
         sides=("layer.bind(...), to_standard(..., dtype=...)", "tensor.detach().numpy(), tensor.to(...)"),
         notes=[*notes, "the least of up to 300 interleaved rounds; nothing is promised for bind but the pointers"],
