@@ -15,7 +15,7 @@ import layerport as lp
 from layerport.adapters.torch_shapes import TensorShape, derive
 from layerport.dtypes import DType
 from layerport.kernels import TensorArg
-from layerport.testing import Case, LayerCase, kernel_for, run_kernel
+from layerport.testing import Case, LayerCase, check_backward, kernel_for, run_kernel
 from layerport_builtin_layers.rms_norm import reference, rms_norm
 from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM
 from layerport_builtin_layers.silu_mul import silu_mul
@@ -36,6 +36,38 @@ def test_operator_agrees_with_float64(case: Case) -> None:
     result = case.layer(*case.arguments(tensors))
     assert result.dtype == tensors[case.layer.signature.inputs[0].name].dtype  # type: ignore[union-attr]
     case.check(result, case.expected(tensors))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (silu_mul, ((2, 5), (2, 5))),
+        (silu_mul, ((0, 3), (0, 3))),
+        (rms_norm, ((2, 3, 5), (5,))),
+        (rms_norm, ((2, 5), None)),
+        (rms_norm, ((7,), (7,))),
+    ],
+)
+def test_backward_is_the_gradient_of_the_reference(layer: lp.Layer, shapes: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    check_backward(layer, *(None if one is None else torch.randn(one, generator=generator) for one in shapes))
+
+
+@each_case
+def test_backward_keeps_dtypes(case: Case) -> None:
+    tensors = {name: one if one is None else one.requires_grad_() for name, one in case.tensors().items()}
+    written = case.layer(*case.arguments(tensors))
+    gradient = torch.randn(written.shape, generator=torch.Generator().manual_seed(2)).to(written.dtype)
+    inputs = [one for one in tensors.values() if one is not None]
+    got = torch.autograd.grad(written, inputs, gradient)
+    wide = {name: one if one is None else one.detach().double().requires_grad_() for name, one in tensors.items()}
+    answer = case.layer.reference(*case.arguments(wide))
+    expected = torch.autograd.grad(answer, [one for one in wide.values() if one is not None], gradient.double())
+    for one, ours, theirs in zip(inputs, got, expected, strict=True):
+        assert ours.dtype == one.dtype
+        scale = max(float(theirs.abs().max()), 1.0) if theirs.numel() else 1.0
+        limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[one.dtype]
+        torch.testing.assert_close(ours.double(), theirs, rtol=limit, atol=limit * scale)
 
 
 @needs_compiler

@@ -55,6 +55,60 @@ def test_torch_finds_nothing_wrong(operator: Any, arguments: tuple[Any, ...]) ->
     assert set(answers.values()) == {"SUCCESS"}, answers
 
 
+@lp.layer("lp_operator::turned")
+def turned(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Strides of every kind, whatever those of x are."""
+    return x.mT * 2, x[..., ::2].expand(2, *x.shape[:-1], -1)
+
+
+@lp.layer("lp_operator::found")
+def found(x: Tensor) -> Tensor:
+    places = torch.nonzero(x)
+    torch._check(places.shape[0] <= x.numel())
+    return places.t()
+
+
+STRIDED = {
+    "transposed": lambda x: x.t(),
+    "expanded": lambda x: x[:1].expand(4, -1),
+    "every second": lambda x: x[:, ::2],
+    "a row": lambda x: x[:1].t(),
+    "reversed axes": lambda x: x[None].permute(2, 1, 0),
+}
+
+
+@pytest.mark.parametrize("kind", STRIDED)
+@pytest.mark.parametrize("layer", [swish, untouched, turned, found], ids=lambda layer: layer.short_name)
+def test_outputs_are_contiguous_whatever_the_inputs_are(layer: lp.Layer, kind: str) -> None:
+    x = STRIDED[kind](double(3, 6).detach())
+    arguments = (x, double(x.shape[-1]).detach()) if layer is swish else (x,)
+    assert set(torch.library.opcheck(layer.operator, arguments).values()) == {"SUCCESS"}
+    answers = layer(*arguments)
+    for answer in answers if isinstance(answers, tuple) else (answers,):
+        assert answer.is_contiguous()
+    if layer is not found:
+        meta = layer(*(one.to("meta") for one in arguments))
+        for answer in meta if isinstance(meta, tuple) else (meta,):
+            assert answer.is_contiguous()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", STRIDED)
+def test_it_compiles_with_inputs_of_any_strides(kind: str, backend: str) -> None:
+    torch._dynamo.reset()
+    x = STRIDED[kind](torch.randn(3, 6))
+    scale = torch.randn(x.shape[-1])
+
+    def model(x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        y = swish(x, scale)
+        return y.view(-1) + 1, y.stride()  # a view like this needs the strides that were told
+
+    expected, strides = model(x)
+    got, told = torch.compile(model, backend=backend, fullgraph=True)(x)
+    torch.testing.assert_close(got, expected)
+    assert told == strides
+
+
 def test_gradients_of_first_and_second_order() -> None:
     assert torch.autograd.gradcheck(swish, (double(2, 3), double(3), double(3), 1.5))
     assert torch.autograd.gradgradcheck(swish, (double(2, 3), double(3), None, 1.5))

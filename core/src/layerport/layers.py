@@ -19,6 +19,7 @@ from layerport.signature import Signature
 if TYPE_CHECKING:
     import torch
 
+    from layerport.adapters.torch_autograd import WrittenBackward
     from layerport.adapters.torch_cuda import CudaOperator
     from layerport.adapters.torch_shapes import Derivation, TensorShape
     from layerport.conversion import Step
@@ -60,6 +61,7 @@ class Layer:
         self._kernels: list[Kernel] = []
         self._operator: Any = None
         self._direct: Any = None
+        self._backward: WrittenBackward | None = None
         self._cuda: CudaOperator | None = None
         self._is_compiling: Callable[[], bool] = bool
         functools.update_wrapper(self, reference)
@@ -140,6 +142,19 @@ class Layer:
         """
         self.shapes_override = rule
         return rule
+
+    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Write the backward pass, which is otherwise derived from the reference; decorates a function.
+
+        function: takes by name the arguments and outputs that it needs, and `grad_<output>` for each output
+        (`grad_output` where there is one); returns one gradient for each tensor argument, in order, None for what has
+        none.  Written with differentiable Torch operations, it can itself be differentiated.
+        `layerport.testing.check_backward` compares it with the reference.  Raises UsageError for other parameters.
+        """
+        from layerport.adapters.torch_autograd import WrittenBackward
+
+        self._backward = WrittenBackward(self, function)
+        return function
 
     def bind(self, **values: Any) -> BoundLayer:
         """This layer with its parameters and attributes, brought to the standard form.

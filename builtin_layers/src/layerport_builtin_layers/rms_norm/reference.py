@@ -48,6 +48,24 @@ def rms_norm(x: Tensor, weight: lp.Param | None = None, eps: float = 1e-6) -> Te
     return result.to(x.dtype)
 
 
+@rms_norm.backward
+def backward(x: Tensor, weight: Tensor | None, eps: float, grad_output: Tensor) -> tuple[Tensor, Tensor | None]:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    values, gradient = x.to(wide), grad_output.to(wide)
+    columns = x.shape[-1]
+    squares = torch.linalg.vector_norm(values, dim=-1, keepdim=True).square()
+    scale = torch.rsqrt(squares / columns + eps)
+    normal = values * scale
+    product = gradient * normal
+    if weight is None:
+        by_weight, by_normal, mean = None, gradient, product.mean(-1, keepdim=True)
+    else:
+        by_weight = product.sum_to_size(columns).to(weight.dtype)
+        weights = weight.to(wide)
+        by_normal, mean = gradient * weights, (product @ weights).unsqueeze(-1) / columns
+    return (torch.addcmul(by_normal, normal, mean, value=-1) * scale).to(x.dtype), by_weight
+
+
 def _row_bytes(x: TensorArg) -> ExprLike:
     return x.shape[-1] * x.itemsize
 

@@ -33,6 +33,18 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return (torch.nn.functional.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
 
 
+@silu_mul.backward
+def backward(gate: Tensor, up: Tensor, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if gate.dtype == torch.float64 else torch.float32
+    values, gradient = gate.to(wide), grad_output.to(wide)
+    if torch.is_grad_enabled():  # a second derivative is wanted, which the faster operator below does not have
+        sigmoid = torch.sigmoid(values)
+        by_gate = gradient * up.to(wide) * sigmoid * (1 + values * (1 - sigmoid))
+    else:
+        by_gate = torch.ops.aten.silu_backward(gradient * up.to(wide), values)
+    return by_gate.to(gate.dtype), (gradient * torch.nn.functional.silu(values)).to(up.dtype)
+
+
 @silu_mul.kernel(lp.cuda("kernel.cu", "silu_mul<{gate}>"), dtypes=("float32", "float16", "bfloat16"), name="silu_mul")
 def launch(gate: TensorArg, up: TensorArg, y: TensorArg) -> lp.Launch:
     count = gate.numel()

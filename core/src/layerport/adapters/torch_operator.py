@@ -1,4 +1,4 @@
-"""Registers a layer as a Torch operator: define, generic implementation, CUDA, fake, autograd.
+"""Registers a layer as a Torch operator: define, generic implementation, CUDA, fake; `torch_autograd` adds gradients.
 
 `Library.define` + `impl` and not `torch.library.custom_op`: the latter costs 6 us a call where this costs 2.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layerport.adapters.torch_autograd import register_autograd
 from layerport.adapters.torch_cuda import CudaOperator
 from layerport.definitions import same_definition, same_place
 from layerport.errors import UsageError
@@ -69,12 +70,12 @@ def register_operator(layer: Layer) -> None:
             f"layer {layer.name} ({layer.origin}): torch does not take its operator: {str(error).splitlines()[0]}",
             "choose another namespace or layer name",
         ) from error
-    implementation = _without_aliases(layer)
+    implementation = _with_plain_outputs(layer)
     library.impl(layer.short_name, implementation, "CompositeExplicitAutograd")
     layer._cuda = CudaOperator(layer, implementation)
     library.impl(layer.short_name, layer._cuda, "CUDA")
     torch.library.register_fake(layer.name, implementation, lib=library)
-    _register_autograd(layer, library)
+    register_autograd(layer, library)
     layer._operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
     layer._direct = layer._operator._op
     layer._is_compiling = torch.compiler.is_dynamo_compiling
@@ -143,28 +144,37 @@ def _conflict(layer: Layer, first: Layer) -> Any:
     return refuse
 
 
-def _without_aliases(layer: Layer) -> Callable[..., Any]:
-    """An operator must not return its input, a view of it, or views of one tensor, which a plain function may well do.
+def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
+    """The reference, its outputs contiguous and in memory of their own.
 
-    Asked at each call, because what a function returns may depend on shapes, strides and dtypes; so by Torch's own
-    check, written in C++.  Inference tensors do not record views, and it compares storages.
+    Contiguous, because a kernel writes them so: what runs without data must not tell a compiler other strides.  In
+    memory of their own, because an operator must not return its input, a view of it, or views of one tensor, which a
+    plain function may well do.  That is asked at each call, because what a function returns may depend on shapes,
+    strides and dtypes; so by Torch's own check, written in C++.  Inference tensors do not record views, and it compares
+    storages.
     """
     count = layer.signature.outputs
     reference, shares = layer.reference, _torch._any_output_is_alias_to_input_or_output
 
+    is_contiguous = torch.Tensor.is_contiguous
+
     def run(*args: Any) -> Any:
         result = reference(*args)
-        if not isinstance(result, torch.Tensor):
-            raise _wrong_outputs(layer, result)
+        try:
+            contiguous = is_contiguous(result)
+        except TypeError:  # no tensor: cheaper to find out than to ask
+            raise _wrong_outputs(layer, result) from None
+        if not contiguous:
+            return result.contiguous()
         return result.clone() if shares(args, None, (result,)) else result
 
     def run_several(*args: Any) -> Any:
         results = reference(*args)
         if not isinstance(results, (tuple, list)) or len(results) != count:
             raise _wrong_outputs(layer, results)
-        results = tuple(results)
         if not all(isinstance(item, torch.Tensor) for item in results):
             raise _wrong_outputs(layer, results)
+        results = tuple([item.contiguous() for item in results])
         if not shares(args, None, results):
             return results
         outputs: list[torch.Tensor] = []
@@ -184,71 +194,3 @@ def _wrong_outputs(layer: Layer, result: Any) -> UsageError:
         f"layer {layer.name} ({layer.origin}): its reference returned {given}, its annotation says {wanted}",
         "return what the annotation says, or correct the annotation",
     )
-
-
-def _register_autograd(layer: Layer, library: Any) -> None:
-    """Differentiate through the reference.
-
-    By the same steps as `torch.library.register_autograd`, without what that does for lists of tensors and for
-    keyword-only arguments, which no layer has: it costs more than all of a call's other overhead.
-    """
-    names = [argument.name for argument in layer.signature.arguments]
-    operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
-    # Looked up once: this runs at every call.
-    below, after = _torch._AutoDispatchBelowAutograd, _torch._after_autograd_keyset
-    grad_enabled, any_requires_grad = torch.is_grad_enabled, _torch._any_requires_grad
-    redispatch = operator.redispatch
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
-            ctx.tensor_places = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
-            ctx.save_for_backward(*(inputs[place] for place in ctx.tensor_places))
-            ctx.others = tuple(None if isinstance(value, torch.Tensor) else value for value in inputs)
-            with below():
-                return redispatch(keyset & after, *inputs)
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-            return None, *backward(ctx, *gradients)
-
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        values = list(ctx.others)
-        wanted = []
-        with torch.enable_grad():
-            for place, saved in zip(ctx.tensor_places, ctx.saved_tensors, strict=True):
-                if ctx.needs_input_grad[place + 1]:
-                    # The view keeps the saved tensor's own graph, which a second derivative needs.
-                    saved = saved.view_as(saved) if saved.requires_grad else saved.detach().requires_grad_()
-                    wanted.append(place)
-                values[place] = saved
-            # The dispatcher leaves away trailing arguments that have their default value.
-            result = layer.reference(**dict(zip(names, values, strict=False)))
-        outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        pairs = [
-            (output, gradient)
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if gradient is not None and output.requires_grad
-        ]
-        answer: list[Any] = [None] * len(values)
-        if pairs:
-            found = torch.autograd.grad(
-                [output for output, _ in pairs],
-                [values[place] for place in wanted],
-                [gradient for _, gradient in pairs],
-                allow_unused=True,
-                create_graph=torch.is_grad_enabled(),
-            )
-            for place, gradient in zip(wanted, found, strict=True):
-                answer[place] = gradient
-        return tuple(answer)
-
-    apply: Any = Differentiable.apply
-
-    def differentiate(keyset: Any, *args: Any) -> Any:
-        if grad_enabled() and any_requires_grad(*args):
-            return apply(keyset, *args)
-        with below():
-            return redispatch(keyset & after, *args)
-
-    library.impl(layer.short_name, differentiate, "Autograd", with_keyset=True)
