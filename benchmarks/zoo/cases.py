@@ -52,7 +52,7 @@ class Case:
         for name, sizes in self.sizes.items():
             if len(sizes) == 1:
                 continue
-            dim = torch.export.Dim(name, min=1, max=4 * max(sizes)) if name in NAMED else None
+            dim = torch.export.Dim(name, min=1, max=2 * max(sizes)) if name in NAMED else None
             for key, value in self.feed({**example, name: sizes[1]}).items():
                 if not isinstance(value, Tensor):
                     continue

@@ -18,8 +18,6 @@ MODELS = {
     "t5-encoder": "views that are refused with gradients",
     "mobilebert": "a length less one, which Torch keeps apart from 1",
     "segformer": "heights and widths that follow from one another, a detour through a smaller map",
-    "mixtral": "experts as batched products",
-    "mamba": "a scan, depthwise convolutions, norms",
 }
 
 

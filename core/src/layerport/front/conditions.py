@@ -7,32 +7,20 @@ and hand it on: the manifest keeps it and a session checks it.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from layerport.adapters.sympy_expressions import from_sympy
 from layerport.dims import DimRange
 from layerport.expressions import Const, Symbol
-from layerport.front.sources import Source
 
 
-def narrowed(source: Source, error: BaseException) -> Iterator[Source]:
-    """The sources to try with conditions deferred: as it is, then with the limits of dims that Torch suggests.
-
-    None where torch.export stopped for another reason, or a dim became a constant.
-    """
+def can_be_deferred(error: BaseException) -> bool:
+    """Whether torch.export stopped at conditions that may hold, not at a dim that became a constant."""
     text = str(error)
-    if not text.startswith("Constraints violated") or "to be a constant" in text:
-        return
-    yield source
-    with contextlib.suppress(Exception):  # no suggestion that fits the shapes
-        shapes = refine_dynamic_shapes_from_suggested_fixes(text, source.dynamic_shapes)
-        yield dataclasses.replace(source, dynamic_shapes=shapes)
+    return text.startswith("Constraints violated") and "to be a constant" not in text
 
 
 def deferred_conditions(program: torch.export.ExportedProgram, dims: Mapping[str, DimRange]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.torch_shapes import any_size, quiet_export
 from layerport.dims import DimRange, Port, follows_from
 from layerport.errors import BuildError
-from layerport.front.conditions import deferred_conditions, narrowed
+from layerport.front.conditions import can_be_deferred, deferred_conditions
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
@@ -101,7 +101,7 @@ def _trace(
 ) -> tuple[torch.export.ExportedProgram, dict[str, DimRange], tuple[str, ...]]:
     """The program, its dims by Torch's symbol, and the conditions on them that it relies on."""
 
-    def export(source: Source, defer: bool) -> torch.export.ExportedProgram:
+    def export(defer: bool) -> torch.export.ExportedProgram:
         with torch.no_grad(), quiet_export(), any_size():
             return torch.export.export(
                 model,
@@ -113,12 +113,12 @@ def _trace(
             )
 
     try:
-        program = export(source, defer=False)
+        program = export(defer=False)
     except Exception as error:
-        for narrower in narrowed(source, error):
+        if can_be_deferred(error):
             with contextlib.suppress(Exception):  # the first error says it better
-                program = export(narrower, defer=True)
-                dims = read_dims(narrower, program)
+                program = export(defer=True)
+                dims = read_dims(source, program)
                 return program, dims, deferred_conditions(program, dims)
         raise not_traced(error, source.name, model) from error
     return program, read_dims(source, program), ()
