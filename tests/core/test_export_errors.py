@@ -219,3 +219,39 @@ def test_experts_name_the_switch_that_helps(tmp_path: Path) -> None:
     tokens = torch.randint(1, 50, (3, 9))
     with lp.load(report.path) as session, torch.no_grad():
         np.testing.assert_allclose(session(tokens=tokens)["output"], model(tokens).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def check(x: Tensor) -> Tensor:
+    """Not for a single row."""
+    torch._check(x.shape[0] != 1)
+    return x + 1
+
+
+CONDITIONS = {
+    "a check": (check, (2, 5), 1),
+    "a branch for one": (lambda x: x * 2 if x.shape[0] == 1 else x + 1, (2, 5), 1),
+    "a branch for even": (lambda x: x * 2 if x.shape[0] % 2 == 0 else x + 1, (1, 5), 4),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_on_a_size_is_kept_and_checked(name: str, tmp_path: Path) -> None:
+    run, good, bad = CONDITIONS[name]
+    report = lp.build((Does(run), (sample(3),), ROWS), tmp_path / "it.lp", target="portable")
+    (warning,) = [one for one in report.warnings if "rows" in one]
+    assert warning.startswith("the exported model holds only where ")
+    with lp.load(report.path) as session:
+        for rows in good:
+            np.testing.assert_allclose(session(x=sample(rows))["output"], sample(rows).numpy() + 1, rtol=1e-6)
+        with pytest.raises(lp.UsageError) as caught:
+            session(x=sample(bad))
+    (fault,) = caught.value.faults
+    assert fault.startswith("the model was exported for ") and fault.endswith(f"only, got rows={bad}")
+
+
+def test_a_condition_that_is_none_on_the_dims_is_damage(tmp_path: Path) -> None:
+    report = lp.build((Does(check), (sample(3),), ROWS), tmp_path / "it.lp", target="portable")
+    manifest = report.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("rows != 1", "other != 1"))
+    with pytest.raises(lp.BuildError, match="condition 'other != 1' is not one on the dims"):
+        lp.load(report.path)

@@ -217,6 +217,15 @@ class Bundle:
             )
 
     @cached_property
+    def conditions(self) -> tuple[str, ...]:
+        """Size expressions over the dims that must not be 0, because the exported model relies on them."""
+        found = tuple(self.manifest.get("conditions", ()))
+        for one in found:
+            if not follows_from(one, self.dims):
+                raise ValueError(f"condition {one!r:.80} is not one on the dims")
+        return found
+
+    @cached_property
     def checked(self) -> dict[str, Path]:
         """The files that were checked already."""
         return {}
@@ -262,7 +271,7 @@ class Bundle:
 
 def _check_shape(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    bundle.inputs, bundle.outputs, bundle.dims  # noqa: B018 - each reads and checks its part
+    bundle.inputs, bundle.outputs, bundle.dims, bundle.conditions  # noqa: B018 - each reads and checks its part
     for name, entry in manifest["files"].items():
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"file name {name!r} leads out of the bundle")

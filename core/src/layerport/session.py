@@ -149,5 +149,5 @@ def check_inputs(bundle: Bundle, arrays: Mapping[str, Any]) -> list[str]:
             faults.append(f"{name}: expected {str(port).removeprefix(f'{name}: ')}, got {got}")
         else:
             sizes.add(port, array.shape, got)
-    sizes.values()
+    sizes.require(bundle.conditions)
     return faults + sizes.faults

@@ -18,6 +18,7 @@ from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.torch_shapes import any_size, quiet_export
 from layerport.dims import DimRange, Port, follows_from
 from layerport.errors import BuildError
+from layerport.front.conditions import can_be_deferred, deferred_conditions
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
@@ -47,12 +48,16 @@ _TENSOR_TYPES = [
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An ONNX graph in memory with the names and ranges of its inputs, outputs and dynamic dims."""
+    """An ONNX graph in memory with the names and ranges of its inputs, outputs and dynamic dims.
+
+    conditions: size expressions over the dims that must hold, because the export took a branch for them.
+    """
 
     model: ir.Model
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     dims: Mapping[str, DimRange]
+    conditions: tuple[str, ...] = ()
 
 
 def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: Any) -> ExportedModel:
@@ -62,8 +67,11 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     Raises UsageError where an output is no tensor, BuildError that names the module in which the export stopped.
     """
     check_outputs(outputs)
-    program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
-    dynamic = read_dims(source, program)
+    conditions: tuple[str, ...] = ()
+    if isinstance(model, torch.export.ExportedProgram):
+        program, dynamic = model, read_dims(source, model)
+    else:
+        program, dynamic, conditions = _trace(source, model)
     table = {layer.operator: translation(layer) for layer in layers}
     # The graph was traced without gradients, and some of its views are refused with them.
     with quiet(), torch.no_grad():
@@ -85,11 +93,15 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     inputs, outputs = (
         tuple(port_of(value, dims) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)
     )
-    return ExportedModel(graph, inputs, outputs, dims)
+    return ExportedModel(graph, inputs, outputs, dims, conditions)
 
 
-def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:
-    try:
+def _trace(
+    source: Source, model: torch.nn.Module
+) -> tuple[torch.export.ExportedProgram, dict[str, DimRange], tuple[str, ...]]:
+    """The program, its dims by Torch's symbol, and the conditions on them that it relies on."""
+
+    def export(defer: bool) -> torch.export.ExportedProgram:
         with torch.no_grad(), quiet_export(), any_size():
             return torch.export.export(
                 model,
@@ -97,9 +109,19 @@ def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgr
                 dict(source.kwargs) or None,
                 dynamic_shapes=as_torch_takes_them(source.dynamic_shapes),
                 strict=False,
+                prefer_deferred_runtime_asserts_over_guards=defer,
             )
+
+    try:
+        program = export(defer=False)
     except Exception as error:
+        if can_be_deferred(error):
+            with contextlib.suppress(Exception):  # the first error says it better
+                program = export(defer=True)
+                dims = read_dims(source, program)
+                return program, dims, deferred_conditions(program, dims)
         raise not_traced(error, source.name, model) from error
+    return program, read_dims(source, program), ()
 
 
 def translation(layer: Layer) -> Callable[..., Any]:

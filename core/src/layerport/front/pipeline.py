@@ -98,6 +98,11 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     _check_example(exported.dims, dims)
     if wishes.target.flavour != "portable":
         require_limits(dims, str(wishes.target))
+    warnings += [
+        f"the exported model holds only where {condition}, and a session refuses other sizes: torch.export took a "
+        "branch of the model's code for it"
+        for condition in exported.conditions
+    ]
     nodes = layer_nodes(exported.model, packs)
     warnings += [
         f"{count} nodes {name} are built from their bodies: no installed pack provides that layer"
@@ -119,6 +124,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "inputs": [port.to_json() for port in exported.inputs],
         "outputs": [port.to_json() for port in exported.outputs],
         "dims": [dim.to_json() for dim in dims.values()],
+        "conditions": list(exported.conditions),
         "layers": layers,
         "claims": claims,
         "samples": reference,
