@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import math
 import operator
 import pickle
 import subprocess
@@ -20,7 +21,7 @@ from torch.utils._sympy import functions
 from layerport.adapters.sympy_expressions import from_sympy
 from layerport.adapters.tensorrt_expressions import lower
 from layerport.errors import UsageError
-from layerport.expressions import MAX_DEPTH, Const, Expr, Symbol, cdiv, maximum, minimum, parse, where
+from layerport.expressions import MAX_DEPTH, Const, Expr, NoNumberYetError, Symbol, cdiv, maximum, minimum, parse, where
 
 NAMES = ("x.0", "x.1", "gate.10", "u0")
 X, Y, Z = Symbol("x.0"), Symbol("x.1"), Symbol("gate.10")
@@ -183,7 +184,7 @@ def test_expressions_hash_copy_and_pickle_by_their_text() -> None:
 
 @pytest.mark.parametrize(
     "use",
-    [bool, int, float, iter, list, range, operator.index, lambda e: 1 if e < 3 else 2, lambda e: min(e, 3)],
+    [bool, int, iter, list, range, operator.index, lambda e: 1 if e < 3 else 2, lambda e: min(e, 3)],
 )
 def test_a_value_wanted_too_early_shows_the_ways_out(use: Callable[[Expr], Any]) -> None:
     with pytest.raises(UsageError) as caught:
@@ -191,6 +192,14 @@ def test_a_value_wanted_too_early_shows_the_ways_out(use: Callable[[Expr], Any])
     assert "x.0 + x.1" in str(caught.value)
     for way in ("lp.where", "lp.minimum", "lp.maximum", "several kernels"):
         assert way in str(caught.value)
+
+
+@pytest.mark.parametrize("use", [float, math.sqrt, math.log2, lambda e: e**-0.5, lambda e: e / 2, lambda e: e * 1.5])
+def test_a_float_of_a_size_that_is_not_known_says_what_to_do(use: Callable[[Expr], Any]) -> None:
+    with pytest.raises(NoNumberYetError) as caught:
+        use(X + Y)
+    assert "x.0 + x.1" in caught.value.fault and "would be a float" in caught.value.fault
+    assert "static in the export; or pass the sizes as arguments of the kernel" in str(caught.value.repair)
 
 
 def test_known_numbers_have_a_value() -> None:
@@ -203,14 +212,17 @@ def test_known_numbers_have_a_value() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: X / 2, "x.0 / 2 is not a whole number"),
-        (lambda: 2 / X, "2 / x.0 is not a whole number"),
+        (lambda: X / 2, "x.0 / 2 would be a float, and its sizes are no numbers yet"),
+        (lambda: 2 / X, "2 / x.0 would be a float"),
         (lambda: X // 0, "division by zero: x.0 over 0"),
         (lambda: X % 0, "division by zero: x.0 over 0"),
         (lambda: cdiv(3, 0), "division by zero: 3 over 0"),
         (lambda: (X // Y).evaluate({"x.0": 4, "x.1": 0}), "division by zero: x.0//x.1 with x.1 = 0"),
         (lambda: (X + Y).evaluate({"x.0": 4}), "the size x.1 is not known"),
-        (lambda: X**-1, r"x.0 \*\* -1 is not a size"),
+        (lambda: X**-1, r"x.0 \*\* -1 would be a float"),
+        (lambda: X**17, r"x.0 \*\* 17 is not a size"),
+        (lambda: 2**X, r"2 \*\* x.0 would be a float"),
+        (lambda: X * 0.5, "a size computed from x.0 and 0.5 would be a float"),
         (lambda: ~X, "~ is 'not' of a condition, and x.0 is a number"),
         (lambda: X & (Y == 3), "'and' joins conditions, and x.0 is a number"),
         (lambda: maximum(X, cast(Any, 1.5)), "a size is a whole number or an expression, got float 1.5"),

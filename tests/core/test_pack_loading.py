@@ -262,3 +262,63 @@ def test_hooks_that_are_never_asked_are_a_warning(site: Site) -> None:
     assert one(load(environ={})).warnings == (
         "it provides no layer, so its layerport_convert_parameters will never be asked",
     )
+
+
+# Entry points that miss
+
+
+@pytest.mark.parametrize(
+    "group", ["layerport.packs", "layerports", "layer_port", "Layerport", "layerport-layers", "layerprot"]
+)
+def test_a_group_that_is_nearly_ours_is_noticed(site: Site, group: str) -> None:
+    site.install("good", points="")
+    folder = next(site.folder.glob("*.dist-info"))
+    (folder / "entry_points.txt").write_text(f"[console_scripts]\nx = y:z\n\n[{group}]\nfake = {site.modules[0]}\n")
+    (info,) = discover(environ={})
+    assert (info.name, info.distribution) == ("fake", "fake-layers")
+    assert info.fault == (
+        f'its entry point is in the group {group!r}; write fake = "{site.modules[0]}" under '
+        "[project.entry-points.layerport] in its pyproject.toml"
+    )
+    (pack,) = load(environ={})
+    assert pack.status == "failed" and pack.failure == info.fault
+
+
+@pytest.mark.parametrize("group", ["importlib_port", "layers", "console_scripts", "portlayer", "airport"])
+def test_other_groups_are_nobody_of_ours(site: Site, group: str) -> None:
+    site.install("good", points="")
+    folder = next(site.folder.glob("*.dist-info"))
+    (folder / "entry_points.txt").write_text(f"[{group}]\nfake = {site.modules[0]}\n")
+    assert discover(environ={}) == ()
+
+
+def test_an_entry_point_whose_module_is_absent(site: Site) -> None:
+    package = site.folder / "lp_absent"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')\n")
+    (package / "plugin.py").write_text("")
+    site.install("good", name="top", points="top = lp_nowhere.plugin")
+    site.install("good", name="sub", points="sub = lp_absent.plugins")
+    faults = {info.name: info.fault for info in discover(environ={})}
+    assert faults == {
+        "top": "its entry point names 'lp_nowhere.plugin', but there is no module lp_nowhere; "
+        'write top = "MODULE" under [project.entry-points.layerport] in its pyproject.toml',
+        "sub": "its entry point names 'lp_absent.plugins', but there is no module lp_absent.plugins; "
+        'write sub = "lp_absent.plugin" under [project.entry-points.layerport] in its pyproject.toml',
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "attribute", "value"),
+    [("good", "plugin", "{module}"), ("class Plugin:\n    pass\n\nplugin = Plugin()\n", "plugins", "{module}:plugin")],
+)
+def test_an_entry_point_whose_object_is_absent(site: Site, source: str, attribute: str, value: str) -> None:
+    site.install(source, points="")
+    module = site.modules[0]
+    folder = next(site.folder.glob("*.dist-info"))
+    (folder / "entry_points.txt").write_text(f"[layerport]\nfake = {module}:{attribute}\n")
+    failure = one(load(environ={})).failure
+    assert failure == (
+        f"its entry point names '{module}:{attribute}', but {module} has no {attribute}; write fake = "
+        f'"{value.format(module=module)}" under [project.entry-points.layerport] in its pyproject.toml'
+    )

@@ -269,3 +269,17 @@ def test_noise_is_a_build_error(noise: bytes, head: bytes) -> None:
     for data in (noise, len(noise).to_bytes(8, "little") + noise, WHOLE + b"x" + noise, head + WHOLE + b"."):
         with pytest.raises(BuildError):
             from_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["u0", "y.0", "w.1", "x.2"])
+@pytest.mark.parametrize("place", ["launch", "guard"])
+def test_a_launch_over_a_size_of_no_input_is_refused(name: str, place: str) -> None:
+    size = Symbol(name)
+    rule = dataclasses.replace(RULE, grid=(cdiv(size, 256), Const(1), Const(1))) if place == "launch" else RULE
+    guard = size >= 1 if place == "guard" else None
+    faulty = spec(kernels=(KernelCode("fast", "fast", rule, {"sm_89": FIRST}, guard),))
+    data = to_bytes(PluginSet({faulty.key: faulty}, {}))
+    with pytest.raises(BuildError) as caught:
+        from_bytes(data)
+    assert caught.value.fault == (f"layer pack::layer, kernel fast: its launch uses {name}, a size of no input")
+    assert "known after the launch only" in str(caught.value.repair)

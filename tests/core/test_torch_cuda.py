@@ -177,6 +177,23 @@ def test_outputs_have_the_strides_that_a_compiler_was_told(rows: int, cuda: Host
     assert bool(cuda.driver.launches) == (rows == 4)
 
 
+def test_a_rule_that_takes_a_root_of_a_size_is_made_for_the_sizes_of_the_call(cuda: HostCuda) -> None:
+    @lp.layer("lp_cuda::rooted")
+    def rooted(x: Tensor, weight: lp.Param) -> Tensor:
+        return x * weight * x.shape[-1] ** -0.5
+
+    @rooted.kernel(lp.cuda(SCALE, "scale<{x}>"), dtypes=("float32",))
+    def launch(x: Any, weight: Any, y: Any) -> lp.Launch:
+        n = x.numel()
+        return lp.Launch(lp.cdiv(n, 256), 256, (x, weight, y, n, x.shape[-1], x.shape[-1] ** -0.5))
+
+    run = operator(rooted, cuda)
+    for columns in (4, 9, 4):
+        x, weight = cuda.know(torch.randn(3, columns)), cuda.know(torch.ones(columns))
+        torch.testing.assert_close(run(x, weight), x * columns**-0.5)
+    assert len(cuda.driver.launches) == 3
+
+
 def test_nothing_is_launched_for_an_empty_tensor(cuda: HostCuda) -> None:
     got = operator(scaled("empty"), cuda)(torch.empty(0, 4), cuda.know(torch.ones(4)))
     assert got.shape == (0, 4)

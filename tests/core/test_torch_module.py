@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,3 +68,23 @@ def test_it_trains() -> None:
 
 def test_its_text_names_layer_and_attributes() -> None:
     assert repr(mixed.module(weight=[1.0], gain=4)) == "LayerModule(lp_module::mixed, gain=4.0)"
+
+
+class Halves(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+@lp.layer("lp_module::halves")
+def halves(x: Tensor) -> Halves:
+    return Halves(*x.chunk(2, -1))
+
+
+def test_a_named_tuple_comes_back_as_one() -> None:
+    x = torch.arange(6.0).reshape(1, 6)
+    module = halves.module()
+    program = torch.export.export(module, (x,))
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for answer in (halves(x), halves(x=x), module(x), program.module()(x), compiled(x)):
+        assert type(answer) is Halves
+        assert torch.equal(answer.left, x[:, :3]) and torch.equal(answer.right, x[:, 3:])

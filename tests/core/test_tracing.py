@@ -11,9 +11,9 @@ import pytest
 
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.expressions import Symbol, cdiv, minimum, where
+from layerport.expressions import Const, Symbol, cdiv, minimum, where
 from layerport.kernels import Kernel, Launch, TensorArg, cuda
-from layerport.launch_rules import LaunchRule
+from layerport.launch_rules import LaunchRule, ScalarArg
 from layerport.signature import Argument, Kind, Signature
 from layerport.tracing import trace, trace_predicate
 
@@ -246,3 +246,50 @@ def test_a_predicate_becomes_an_expression() -> None:
         predicate(lambda gate: True)
     with pytest.raises(PackError, match=r"neither true nor false yet"):
         predicate(lambda x: x.shape[0] > 1 and x.shape[1] > 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "value"),
+    [
+        (lambda c: c**-0.5, 0.125),
+        (lambda c: 1 / math.sqrt(c), 0.125),
+        (lambda c: math.log2(c), 6.0),
+        (lambda c: c / 128, 0.5),
+        (lambda c: c * 0.5, 32.0),
+        (lambda c: math.ceil(c / 3), "22"),
+    ],
+)
+def test_roots_and_quotients_of_known_sizes(size: Any, value: object) -> None:
+    """Also of an output's size, which is an expression where it is derived."""
+    known = {name: TensorArg(name, DType.FLOAT16, (Symbol("x.0"), Const(64))) for name in ("x", "output")}
+    rule = traced(lambda x, output: Launch(1, 1, (size(x.shape[-1]), size(output.shape[-1]))), **known)
+    for arg in rule.args:
+        assert isinstance(arg, ScalarArg) and (str(arg.value) if isinstance(value, str) else arg.value) == value
+
+
+def test_a_root_of_a_size_that_is_not_known_says_what_to_do() -> None:
+    with pytest.raises(PackError) as caught:
+        traced(lambda x, y: Launch(1, 1, (x, y, x.shape[-1] ** -0.5)))
+    assert "x.1 ** -0.5 would be a float, and its sizes are no numbers yet" in caught.value.fault
+    assert "make the sizes it is made of static in the export" in str(caught.value.repair)
+
+
+@pytest.mark.parametrize("place", ["grid", "args", "shared", "when"])
+def test_a_size_that_depends_on_data_is_refused(place: str) -> None:
+    found = TensorArg("output", DType.INT64, (Symbol("u0"), 2))
+    sizes = {"output": found, "u0": TensorArg("u0", DType.INT64, ())}
+
+    def launch(x: Any, y: Any, count: Any) -> Launch:
+        n = y.shape[0]
+        return Launch(
+            n if place == "grid" else 1, 1, (x, y, count, n if place == "args" else 1), n if place == "shared" else 0
+        )
+
+    with pytest.raises(PackError) as caught:
+        if place == "when":
+            when = made(launch, lambda x, output: output.shape[0] > 4)
+            trace_predicate(when, SIGNATURE, tensors(**sizes), {"beta": 2}, layer="p::l")
+        else:
+            traced(launch, **sizes)
+    assert "it uses the size u0, which depends on data: it is known after the launch only" in caught.value.fault
+    assert "launch for the greatest value of the size" in str(caught.value.repair)

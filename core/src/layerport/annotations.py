@@ -87,7 +87,9 @@ class _Reader:
         names = self._outputs(signature.return_annotation)
         if self.faults:
             return None
-        return Signature(tuple(arguments), len(names), tuple(name for name in names if name is not None))
+        named = tuple(name for name in names if name is not None)
+        record, _ = self._resolve(signature.return_annotation)
+        return Signature(tuple(arguments), len(names), named, record if named else None)
 
     def _argument(self, parameter: inspect.Parameter) -> Argument | None:
         name, fault = parameter.name, self._fault

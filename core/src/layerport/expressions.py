@@ -30,7 +30,16 @@ _NO_VALUE_YET = (
     "each with its own predicate"
 )
 
+_NO_FLOAT = (
+    "make the sizes it is made of static in the export; or pass the sizes as arguments of the kernel, and compute the "
+    "float there"
+)
+
 ExprLike: TypeAlias = "Expr | int"
+
+
+class NoNumberYetError(UsageError):
+    """A float is wanted of a size that is not known yet."""
 
 
 class Expr:
@@ -115,11 +124,18 @@ class Expr:
     def __divmod__(self, other: object) -> tuple[Expr, Expr]:
         return self // other, self % other
 
-    def __pow__(self, exponent: int) -> Expr:
+    def __pow__(self, exponent: Any) -> Expr:
+        if isinstance(exponent, (Expr, float)):
+            raise _no_float(f"{self} ** {exponent}")
         power = operator.index(exponent)
-        if not 0 <= power <= 16:
+        if power < 0:
+            raise _no_float(f"{self} ** {power}")
+        if power > 16:
             raise UsageError(f"{self} ** {power} is not a size", "use an exponent from 0 to 16")
         return _rules.product([self] * power)
+
+    def __rpow__(self, base: object) -> NoReturn:
+        raise _no_float(f"{base} ** {self}")
 
     def __neg__(self) -> Expr:
         return _rules.total([(self, -1)])
@@ -161,10 +177,10 @@ class Expr:
         return _rules.negation(self)
 
     def __truediv__(self, other: object) -> NoReturn:
-        raise UsageError(f"{self} / {other} is not a whole number", "use // or lp.cdiv")
+        raise _no_float(f"{self} / {other}", "use // or lp.cdiv for a whole number; for a float, ")
 
     def __rtruediv__(self, other: object) -> NoReturn:
-        raise UsageError(f"{other} / {self} is not a whole number", "use // or lp.cdiv")
+        raise _no_float(f"{other} / {self}", "use // or lp.cdiv for a whole number; for a float, ")
 
     def __bool__(self) -> bool:
         raise UsageError(f"{self} is symbolic here: it is neither true nor false yet", _NO_VALUE_YET)
@@ -175,7 +191,7 @@ class Expr:
     __index__ = __int__
 
     def __float__(self) -> float:
-        raise UsageError(f"{self} is symbolic here: it is no number yet", _NO_VALUE_YET)
+        raise _no_float(str(self))
 
     def __iter__(self) -> Iterator[Expr]:
         raise UsageError(f"{self} is one symbolic size and cannot be iterated over", _NO_VALUE_YET)
@@ -344,8 +360,14 @@ def _operand(value: object) -> Expr | None:
 def _binary(make: Callable[[Expr, Expr], Expr], a: object, b: object) -> Expr:
     left, right = _operand(a), _operand(b)
     if left is None or right is None:
+        if isinstance(a, float) or isinstance(b, float):
+            raise _no_float(f"a size computed from {a} and {b}")
         return NotImplemented  # type: ignore[no-any-return]
     return make(left, right)
+
+
+def _no_float(what: str, also: str = "") -> NoNumberYetError:
+    return NoNumberYetError(f"{what} would be a float, and its sizes are no numbers yet", also + _NO_FLOAT)
 
 
 def _plain(result: Expr, *given: ExprLike) -> ExprLike:

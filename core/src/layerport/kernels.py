@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.expressions import Expr, ExprLike, as_expr
+from layerport.expressions import Const, Expr, ExprLike, as_expr
 from layerport.launch_rules import AXES, constant_faults
 from layerport.signature import Attribute, Signature
 from layerport.triton_source import TritonSource
@@ -132,6 +132,11 @@ class TensorArg:
     name: str
     dtype: DType
     shape: tuple[ExprLike, ...]
+
+    def __post_init__(self) -> None:
+        # A rule may take roots and quotients of sizes that are known.
+        sizes = tuple(int(size) if isinstance(size, Const) else size for size in self.shape)
+        object.__setattr__(self, "shape", sizes)
 
     @classmethod
     def symbolic(cls, name: str, dtype: DType, rank: int) -> TensorArg:

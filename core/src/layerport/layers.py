@@ -57,6 +57,7 @@ class Layer:
         self.version = version
         self.reference = reference
         self.signature = Signature.of(reference)
+        self._record = self.signature.record
         self.shapes_override: Callable[..., Any] | None = None
         self._kernels: list[Kernel] = []
         self._operator: Any = None
@@ -88,8 +89,10 @@ class Layer:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # torch.compile knows the operator only; anywhere else the function behind it saves a Python call.
         if kwargs or self._is_compiling():
-            return self._operator(*args, **kwargs)
-        return self._direct(*args)
+            result = self._operator(*args, **kwargs)
+        else:
+            result = self._direct(*args)
+        return result if self._record is None else self._record(*result)
 
     def __repr__(self) -> str:
         return f"<layer {self.name} version {self.version}>"

@@ -50,7 +50,7 @@ def discover(*, environ: Mapping[str, str] | None = None) -> tuple[PackInfo, ...
     found: list[PackInfo] = []
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        if not _mentions_group(distribution):
+        if not _groups(distribution):
             continue
         name = _field(distribution, "Name") or "unknown"
         if canonical(name) in seen:
@@ -91,23 +91,37 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def suggest(name: str, known: Iterable[str]) -> list[str]:
+def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
     """The known names nearest to `name`, best first."""
     import difflib
 
-    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    return difflib.get_close_matches(name, sorted(known), n=3, cutoff=cutoff)
+
+
+def entry_point_line(name: str, value: str) -> str:
+    """What to write for an entry point, and where."""
+    return f'write {name} = "{value}" under [project.entry-points.{GROUP}] in its pyproject.toml'
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _mentions_group(distribution: metadata.Distribution) -> bool:
+def _groups(distribution: metadata.Distribution) -> tuple[str, ...]:
+    """The entry-point groups that are ours, or are spelt as if they were meant to be."""
     try:
-        text = distribution.read_text("entry_points.txt")
+        text = distribution.read_text("entry_points.txt") or ""
     except (OSError, UnicodeDecodeError):
-        return False
-    return f"[{GROUP}]" in (text or "")
+        return ()
+    groups = [group.strip() for group in re.findall(r"^\s*\[([^\]\n]+)\]", text, re.MULTILINE)]
+    return (GROUP,) if GROUP in groups else tuple(filter(_is_nearly_ours, groups))
+
+
+def _is_nearly_ours(group: str) -> bool:
+    plain = re.sub(r"[-_. ]", "", group).lower()
+    if GROUP in plain:
+        return True
+    return ("layer" in plain or "port" in plain) and bool(suggest(plain, (GROUP,), cutoff=0.85))
 
 
 def _field(distribution: metadata.Distribution, key: str) -> str | None:
@@ -127,8 +141,9 @@ def _first_on_path(name: str, distribution: metadata.Distribution) -> metadata.D
 
 def _packs_of(distribution: metadata.Distribution, name: str, blocked: set[str]) -> list[PackInfo]:
     version = _field(distribution, "Version") or "unknown"
+    groups = _groups(distribution)
     try:
-        points = [point for point in distribution.entry_points if point.group == GROUP]
+        points = [point for point in distribution.entry_points if point.group in groups]
     except Exception as error:  # importlib.metadata raises whatever its own line parser trips over
         fault = f"its entry_points.txt cannot be read ({type(error).__name__}: {error}); reinstall {name}"
         return [PackInfo(name, name, version, "", canonical(name) in blocked, fault)]
@@ -146,10 +161,39 @@ def _packs_of(distribution: metadata.Distribution, name: str, blocked: set[str])
 
 
 def _entry_point_fault(point: metadata.EntryPoint) -> str | None:
+    if point.group != GROUP:
+        return f"its entry point is in the group {point.group!r}; {entry_point_line(point.name, point.value)}"
     if point.name == CORE_NAME:
         return f"the name {CORE_NAME!r} belongs to the core; rename the entry point"
     if not re.fullmatch(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?", point.value):
         return f"its entry point {point.value!r} is not of the form module or module:object; correct it"
+    return _missing_module(point)
+
+
+def _missing_module(point: metadata.EntryPoint) -> str | None:
+    """What is wrong where the module of an entry point is nowhere; looks for files, imports nothing."""
+    import importlib.util
+    from importlib.machinery import PathFinder
+
+    path, parts = "", point.module.split(".")
+    found = None
+    locations: list[str] = []
+    for place, part in enumerate(parts):
+        path = f"{path}.{part}" if path else part
+        try:
+            locations = list((found and found.submodule_search_locations) or ())
+            found = importlib.util.find_spec(part) if place == 0 else PathFinder.find_spec(path, locations)
+        except (ImportError, ValueError, AttributeError):
+            return None  # a finder of somebody's own: the import will tell
+        if found is None:
+            import pkgutil
+
+            beside = [module.name for module in pkgutil.iter_modules(locations)]
+            near = [".".join((*parts[:place], one)) for one in suggest(part, beside)]
+            value = near[0] if near else "MODULE"
+            return f"its entry point names {point.value!r}, but there is no module {path}; " + entry_point_line(
+                point.name, value
+            )
     return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import io
@@ -28,7 +29,7 @@ import pluggy
 from layerport import hookspecs
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.pack_calls import HookCall, check_layers, reason
-from layerport.pack_discovery import GROUP, PackInfo, suggest
+from layerport.pack_discovery import GROUP, PackInfo, entry_point_line, suggest
 from layerport.pack_watch import watching
 from layerport.records import suspends
 
@@ -189,7 +190,7 @@ def _import_plugin(info: PackInfo, printed: _Printed) -> object:
         with watching(f"importing {info.entry_point_value}", notes=printed.notes), _captured(printed):
             if info.distribution is None:
                 return import_file(info.entry_point_value)
-            plugin: object = point.load()
+            plugin: object = importlib.import_module(point.module)
     except KeyboardInterrupt:
         raise
     except PackError as error:
@@ -197,7 +198,24 @@ def _import_plugin(info: PackInfo, printed: _Printed) -> object:
     except BaseException as error:
         verb = "exited with" if isinstance(error, SystemExit) else "raised"
         raise _FaultyPackError(f"importing {info.entry_point_value} {verb} {reason(error)}{_place(error)}") from error
+    for name in filter(None, (point.attr or "").split(".")):
+        if not hasattr(plugin, name):
+            raise _FaultyPackError(_no_attribute(info, point, plugin, name))
+        plugin = getattr(plugin, name)
     return plugin
+
+
+def _no_attribute(info: PackInfo, point: metadata.EntryPoint, holder: object, name: str) -> str:
+    """What is wrong where the object of an entry point is not there."""
+    public = [one for one in vars(holder) if not one.startswith("_")]
+    if any(one in hookspecs.HOOKS for one in public):
+        value = point.module
+    else:
+        near = suggest(name, public)
+        value = f"{point.module}:{near[0]}" if near else point.module
+    where = getattr(holder, "__name__", type(holder).__name__)
+    line = entry_point_line(info.name, value)
+    return f"its entry point names {info.entry_point_value!r}, but {where} has no {name}; {line}"
 
 
 @contextlib.contextmanager

@@ -319,13 +319,15 @@ def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, com
     if missing and complete:
         raise BuildError(f"layer {layer}: kernel image {missing[0][:12]} is not there", "build the bundle again")
     plugin_class = value["plugin_class"]
+    inputs = tuple(
+        Slot(_match(_IDENTIFIER, name), DType(dtype), _whole(rank), bool(parameter))
+        for name, dtype, rank, parameter in value["inputs"]
+    )
+    _check_sizes(layer, inputs, kernels)
     return PluginSpec(
         layer=layer,
         version=_whole(value["version"]),
-        inputs=tuple(
-            Slot(_match(_IDENTIFIER, name), DType(dtype), _whole(rank), bool(parameter))
-            for name, dtype, rank, parameter in value["inputs"]
-        ),
+        inputs=inputs,
         outputs=tuple(
             OutputSlot(_match(_IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in dims))
             for name, dtype, dims in value["outputs"]
@@ -341,6 +343,18 @@ def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, com
 def dump(value: Any) -> bytes:
     """JSON text that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True).encode()
+
+
+def _check_sizes(layer: str, inputs: tuple[Slot, ...], kernels: tuple[KernelCode, ...]) -> None:
+    """A launch is computed from the inputs' sizes; others, such as those that depend on data, are not known then."""
+    known = {f"{slot.name}.{axis}" for slot in inputs for axis in range(slot.rank)}
+    for kernel in kernels:
+        used = kernel.launch.symbols() | (frozenset() if kernel.guard is None else kernel.guard.symbols())
+        if unknown := sorted(used - known):
+            raise BuildError(
+                f"layer {layer}, kernel {kernel.name}: its launch uses {', '.join(unknown)}, a size of no input",
+                "launch for sizes of the inputs: one that depends on data is known after the launch only",
+            )
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -94,12 +94,13 @@ class Signature:
     """The arguments of a layer in order, and its number of outputs.
 
     output_names: "output", or "output0", "output1", ..., where the author gave none (a trailing underscore
-    keeps them apart from an argument of the same name).
+    keeps them apart from an argument of the same name).  record: the NamedTuple that the reference returns, if it does.
     """
 
     arguments: tuple[Argument, ...]
     outputs: int = 1
     output_names: tuple[str, ...] = ()
+    record: type[Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", tuple(self.arguments))

@@ -198,6 +198,14 @@ class _Tracer:
         known: frozenset[str] = frozenset().union(
             *(as_expr(size).symbols() for tensor in self.tensors for size in tensor.shape)
         )
+        # A size of an argument is "x.0"; one that depends on data has a name of its own.
+        if late := sorted(name for name in used & known if "." not in name):
+            raise self.fault(
+                function,
+                what,
+                f"it uses the size {', '.join(late)}, which depends on data: it is known after the launch only",
+                "launch for the greatest value of the size, from the inputs, and let the kernel stop early",
+            )
         if unknown := sorted(used - known):
             raise self.fault(
                 function,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerport.adapters.cuda_includes import include_repair
 from layerport.errors import BuildError
 
 if TYPE_CHECKING:
@@ -15,12 +16,6 @@ if TYPE_CHECKING:
 _ERROR = re.compile(r"^(?P<file>[^\n(]+)\((?P<line>\d+)\): (?:catastrophic )?error: (?P<text>[^\n]+)", re.MULTILINE)
 _ENTRY_UNIT = "__nv_name_map"  # the file in which NVRTC looks up name expressions
 _SHOWN = 5
-_HEADER_OF_TYPE = {
-    "__half": "cuda_fp16.h",
-    "__nv_bfloat16": "cuda_bf16.h",
-    "__nv_fp8_e4m3": "cuda_fp8.h",
-    "__nv_fp8_e5m2": "cuda_fp8.h",
-}
 _KERNEL = re.compile(r"__global__\b[^;{}]*?\b(\w+)\s*\((?=[^;{]*[;{])")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _HOST_HEADER = re.compile(r"[a-z_]+|std(?:int|def|io|lib|bool)\.h|(?:math|string|assert|limits|float)\.h")
@@ -49,13 +44,13 @@ def explain(answer: dict[str, Any], job: Job, toolkit: Sequence[str]) -> BuildEr
         faults.append(f"and {len(errors) - _SHOWN} more errors")
     repair = "correct the source there"
     missing = re.search(r'cannot open source file "([^"]+)"', text)
-    unknown = re.search(r'identifier "(\w+)" is undefined', text)
+    include = include_repair(job.text, job.entry, log)
     if missing:
         folders = [job.folder, *job.include, *toolkit]
         faults.append(f"searched: {', '.join(folders)}")
         repair = _header_repair(missing[1], bool(toolkit))
-    elif unknown and unknown[1] in _HEADER_OF_TYPE:
-        repair = f"add #include <{_HEADER_OF_TYPE[unknown[1]]}> to the source"
+    elif include:
+        repair = include
     elif "excessive recursion" in text:
         repair = "end the recursion of the template, with a specialisation or if constexpr"
     source = _excerpt(log, file, line)
@@ -94,10 +89,10 @@ def _not_compiled(answer: dict[str, Any], job: Job, how: str) -> BuildError:
 def _no_such_entry(job: Job, texts: Sequence[str], how: str) -> BuildError:
     for text in texts:
         unknown = re.search(r'identifier "(\w+)" is undefined', text)
-        if unknown and unknown[1] in _HEADER_OF_TYPE:
+        if unknown and (include := include_repair(job.text, job.entry, text)):
             return BuildError(
                 f"{job.label}: entry {job.entry!r} uses {unknown[1]}, which {job.name} does not know",
-                f"add #include <{_HEADER_OF_TYPE[unknown[1]]}> to the source",
+                include,
                 faults=[how],
             )
     names = kernel_names(job.text)

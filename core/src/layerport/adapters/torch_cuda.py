@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from layerport.adapters.torch_dtypes import to_dtype
+from layerport.adapters.torch_launch import Call, LaunchPlan, tensor_arg
 from layerport.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.conversion import from_standard, to_standard
 from layerport.dispatch import Dispatch, Selection, select
 from layerport.dtypes import DType
-from layerport.errors import UsageError
+from layerport.errors import PackError, UsageError
+from layerport.expressions import NoNumberYetError
 from layerport.kernels import Kernel, TensorArg
 from layerport.launcher import Launcher, require_driver
 from layerport.parameters import Parameters
 from layerport.signature import MISSING, Attribute, Kind
 from layerport.targets import Target
+from layerport.tracing import trace
 from layerport.triton_source import TritonSource
 
 if TYPE_CHECKING:
@@ -111,6 +113,7 @@ class CudaOperator:
         self._params = [(place, one.name) for place, one in enumerate(arguments) if one.kind is Kind.PARAM]
         self._plans: dict[Any, LaunchPlan | None] = {}  # None: the reference
         self._launchers: dict[Any, Launcher] = {}
+        self._need_numbers: set[Kernel] = set()
         self._converts: bool | None = None if self._params else False
         self._converted: Any = WeakTensorKeyDictionary()
 
@@ -196,7 +199,7 @@ class CudaOperator:
         launcher = self._launcher(chosen.kernel, chosen.dtypes, call, environment, index)
         return LaunchPlan(self, launcher, call, environment, index)
 
-    def _call(self, given: Sequence[Any], args: Sequence[Any]) -> tuple[_Call | None, str]:
+    def _call(self, given: Sequence[Any], args: Sequence[Any]) -> tuple[Call | None, str]:
         """What rules and predicates see of a call; or None and why the reference does not tell the outputs' sizes.
 
         given: the arguments of the call, which the reference takes; args: the same with converted parameters.
@@ -212,9 +215,9 @@ class CudaOperator:
         try:
             answer = self.layer.reference(**without_data)
             outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
-            tensors = {name: _tensor_arg(name, args[place]) for place, name in self._tensors}
+            tensors = {name: tensor_arg(name, args[place]) for place, name in self._tensors}
             tensors |= {
-                name: _tensor_arg(name, output)
+                name: tensor_arg(name, output)
                 for name, output in zip(self.layer.signature.output_names, outputs, strict=True)
             }
         except Exception as error:
@@ -222,13 +225,13 @@ class CudaOperator:
         attributes = self.layer.signature.bind_attributes(
             {one.name: given[place] for place, one in self._attributes}, path=self.layer.name
         )
-        return _Call(tensors, attributes, [(tuple(one.shape), one.dtype) for one in outputs]), ""
+        return Call(tensors, attributes, [(tuple(one.shape), one.dtype) for one in outputs]), ""
 
-    def _select(self, call: _Call) -> Selection:
+    def _select(self, call: Call) -> Selection:
         return select(self.layer, call.tensors, call.attributes, only=self._only)
 
     def _launcher(
-        self, kernel: Kernel, dtypes: Mapping[str, DType], call: _Call, environment: Any, index: int
+        self, kernel: Kernel, dtypes: Mapping[str, DType], call: Call, environment: Any, index: int
     ) -> Launcher:
         """The kernel, loaded."""
         architecture = environment.architecture(index)
@@ -247,15 +250,26 @@ class CudaOperator:
             )
         return found
 
-    def _traced(self, kernel: Kernel, call: _Call) -> Mapping[str, TensorArg | None]:
-        """What a launch rule is made of: it serves all sizes, but for Triton, where sizes decide the constants."""
-        if isinstance(kernel.source, TritonSource):
+    def _traced(self, kernel: Kernel, call: Call) -> Mapping[str, TensorArg | None]:
+        """What a launch rule is made of: it serves all sizes, unless it needs numbers.
+
+        It does for Triton, where sizes decide the constants, and where it takes a root or a quotient of a size.
+        """
+        if isinstance(kernel.source, TritonSource) or kernel in self._need_numbers:
             return call.tensors
         fixed = {name for _, name in self._params}
-        return {
+        symbolic = {
             name: one if one is None or name in fixed else TensorArg.symbolic(name, one.dtype, one.ndim)
             for name, one in call.tensors.items()
         }
+        try:
+            trace(kernel, self.layer.signature, symbolic, call.attributes, layer=self.layer.name)
+        except PackError as error:
+            if not isinstance(error.__cause__, NoNumberYetError):
+                raise
+            self._need_numbers.add(kernel)
+            return call.tensors
+        return symbolic
 
     def _build(
         self,
@@ -311,84 +325,6 @@ class CudaOperator:
             for place, name in present
             if answer[name] is not parameters[name]
         }
-
-
-class _Call:
-    """One call as launch rules see it, and the shapes and Torch dtypes of its outputs."""
-
-    def __init__(
-        self,
-        tensors: Mapping[str, TensorArg | None],
-        attributes: Mapping[str, Attribute],
-        outputs: list[tuple[tuple[int, ...], torch.dtype]],
-    ) -> None:
-        self.tensors = tensors
-        self.attributes = attributes
-        self.outputs = outputs
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {
-            f"{name}.{axis}": int(size)
-            for name, one in self.tensors.items()
-            if one is not None
-            for axis, size in enumerate(one.shape)
-        }
-
-
-class LaunchPlan:
-    """A launch of which only the tensors and the stream are open.  Called with all arguments of the operator."""
-
-    def __init__(self, operator: CudaOperator, launcher: Launcher, call: _Call, environment: Any, index: int) -> None:
-        self._launch = launcher.prepare(call.sizes).launch
-        self._environment, self._index = environment, index
-        alignments = launcher.rule.alignments
-        self._inputs = [
-            (place, name, alignments.get(name, 1) - 1)
-            for place, name in operator._tensors
-            if call.tensors[name] is not None
-        ]
-        self._outputs = [
-            (name, shape, _dense_strides(shape), dtype)
-            for name, (shape, dtype) in zip(operator.layer.signature.output_names, call.outputs, strict=True)
-        ]
-
-    def __call__(self, args: Sequence[Any]) -> Any:
-        environment, index = self._environment, self._index
-        if environment.current() != index:
-            with environment.on(index):
-                return self(args)
-        environment.enter(index)
-        pointers: dict[str, int] = {}
-        copies = []  # freed after the launch: Torch's allocator gives their memory to later work of the stream only
-        for place, name, mask in self._inputs:
-            tensor = args[place]
-            if not tensor.is_contiguous():
-                copies.append(tensor := tensor.contiguous())
-            address = tensor.data_ptr()
-            if address & mask:
-                copies.append(tensor := tensor.clone())
-                address = tensor.data_ptr()
-            pointers[name] = address
-        outputs, empty = [], environment.empty
-        for name, shape, strides, dtype in self._outputs:
-            output = empty(shape, strides, dtype)
-            pointers[name] = output.data_ptr()
-            outputs.append(output)
-        self._launch(pointers, environment.stream(index))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _tensor_arg(name: str, tensor: torch.Tensor | None) -> TensorArg | None:
-    return None if tensor is None else TensorArg(name, to_dtype(tensor.dtype), tuple(map(int, tensor.shape)))
-
-
-def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 def _hashable(value: Any) -> Any:

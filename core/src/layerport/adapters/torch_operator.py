@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def register_operator(layer: Layer) -> None:
     library.impl(layer.short_name, implementation, "CompositeExplicitAutograd")
     layer._cuda = CudaOperator(layer, implementation)
     library.impl(layer.short_name, layer._cuda, "CUDA")
-    torch.library.register_fake(layer.name, implementation, lib=library)
+    torch.library.register_fake(layer.name, _without_data(layer), lib=library)
     register_autograd(layer, library)
     layer._operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
     layer._direct = layer._operator._op
@@ -153,7 +153,6 @@ def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
     strides and dtypes; so by Torch's own check, written in C++.  Inference tensors do not record views, and it compares
     storages.
     """
-    count = layer.signature.outputs
     reference, shares = layer.reference, _torch._any_output_is_alias_to_input_or_output
 
     is_contiguous = torch.Tensor.is_contiguous
@@ -169,12 +168,7 @@ def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
         return result.clone() if shares(args, None, (result,)) else result
 
     def run_several(*args: Any) -> Any:
-        results = reference(*args)
-        if not isinstance(results, (tuple, list)) or len(results) != count:
-            raise _wrong_outputs(layer, results)
-        if not all(isinstance(item, torch.Tensor) for item in results):
-            raise _wrong_outputs(layer, results)
-        results = tuple([item.contiguous() for item in results])
+        results = tuple([item.contiguous() for item in _several(layer, reference(*args))])
         if not shares(args, None, results):
             return results
         outputs: list[torch.Tensor] = []
@@ -182,7 +176,32 @@ def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
             outputs.append(item.clone() if shares((*args, *outputs), None, (item,)) else item)
         return tuple(outputs)
 
-    return run if count == 1 else run_several
+    return run if layer.signature.outputs == 1 else run_several
+
+
+def _without_data(layer: Layer) -> Callable[..., Any]:
+    """What the operator gives for tensors without data; whether sizes that depend on data are dense is not asked."""
+
+    def empty(output: torch.Tensor) -> torch.Tensor:
+        return torch.empty(output.shape, dtype=output.dtype, device=output.device)
+
+    def run(*args: Any) -> Any:
+        result = layer.reference(*args)
+        if layer.signature.outputs > 1:
+            return tuple(map(empty, _several(layer, result)))
+        if not isinstance(result, torch.Tensor):
+            raise _wrong_outputs(layer, result)
+        return empty(result)
+
+    return run
+
+
+def _several(layer: Layer, results: Any) -> Sequence[torch.Tensor]:
+    if not isinstance(results, (tuple, list)) or len(results) != layer.signature.outputs:
+        raise _wrong_outputs(layer, results)
+    if not all(isinstance(item, torch.Tensor) for item in results):
+        raise _wrong_outputs(layer, results)
+    return results
 
 
 def _wrong_outputs(layer: Layer, result: Any) -> UsageError:

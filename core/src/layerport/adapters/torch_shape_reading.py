@@ -223,3 +223,20 @@ def _shape_env(program: ExportedProgram) -> Any:
 
 def _short(layer: str) -> str:
     return layer.rpartition("::")[2].partition("@")[0] or layer
+
+
+def check_deterministic(program: ExportedProgram, layer: str) -> None:
+    """Raise UsageError where a reference draws random numbers."""
+    for node in program.graph.nodes:
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            continue
+        arguments = node.target._schema.arguments
+        given = {argument.name: argument.default_value for argument in arguments}
+        given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+        # An operator that could, and is told not to.
+        if any(given.get(name, 1) in (0, False) for name in ("train", "training", "dropout_p", "p")):
+            continue
+        raise UsageError(
+            f"{layer}: the reference draws random numbers ({node.target})",
+            "give the same outputs for the same inputs: take the random tensor as an input, or leave it out",
+        )

@@ -20,7 +20,7 @@ from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from layerport.adapters.torch_dtypes import from_dtype
-from layerport.adapters.torch_shape_reading import Reading, size_override
+from layerport.adapters.torch_shape_reading import Reading, check_deterministic, size_override
 from layerport.errors import BuildError, UsageError
 from layerport.expressions import Expr
 from layerport.shape_rules import OutputRule, RuleAnswer, SizeSymbol, TensorShape, from_rule
@@ -102,6 +102,7 @@ def derive(
             failures.append(f"{shapes}: {type(error).__name__}: {_first_line(error)}")
             last = error
         else:
+            check_deterministic(program, layer)
             if rule is not None:
                 answer = from_rule(rule, tensors, attributes, layer)
                 return Derivation(answer.outputs, answer.size_symbols, (), {}, (), program, wrapper, (present, sizes))
@@ -117,10 +118,16 @@ def derive(
                 (present, sizes),
             )
     raise BuildError(
-        f"{layer}: the reference does not run on symbolic sizes",
+        f"{layer}: the reference does not run on symbolic sizes{_with_lists(attributes)}",
         f"give example sizes that it works with (hint={{'x.0': 8}}), or {size_override(layer)}",
         faults=failures,
     ) from last
+
+
+def _with_lists(attributes: Mapping[str, Any]) -> str:
+    """The attributes that may have a wrong length, for messages."""
+    lists = [f"{name}={list(value)}" for name, value in attributes.items() if isinstance(value, (tuple, list))]
+    return f" with {', '.join(lists)} (is that as many values as it takes?)" if lists else ""
 
 
 def export_together(derivations: Sequence[Derivation]) -> ExportedProgram:
@@ -159,7 +166,14 @@ class _Wrapper(torch.nn.Module):
         self._layer = layer
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        before = [tensor._version for tensor in tensors]
         answer = self._reference(**dict(zip(self._names, tensors, strict=True)), **self._constants)
+        pairs = zip(self._names, tensors, before, strict=True)
+        if changed := [name for name, tensor, version in pairs if tensor._version != version]:
+            raise UsageError(
+                f"{self._layer}: the reference changes its input {', '.join(changed)} in place",
+                "write it without in-place operations on its inputs, or clone the tensor first",
+            )
         outputs = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)
         for index, output in enumerate(outputs):
             if not isinstance(output, torch.Tensor):

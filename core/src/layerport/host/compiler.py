@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from layerport.adapters.cuda_includes import local_headers
+from layerport.adapters.cuda_includes import include_repair, local_headers
 from layerport.adapters.nvrtc import toolchain
 from layerport.cache import KernelCache, cache_key, default_folder
 from layerport.errors import BuildError, PackError, UsageError
@@ -177,11 +177,11 @@ def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], lab
         library.write_bytes(runtime)
         done = _call_compiler([*flags, *_folders(include), str(source), str(library), "-o", str(binary)], label)
         if done.returncode != 0:
-            raise _compile_error(done.stderr, label)
+            raise _compile_error(done.stderr, label, program)
         return HostProgram(binary.read_bytes(), _statics(binary, program))
 
 
-def _compile_error(log: str, label: str) -> Exception:
+def _compile_error(log: str, label: str, program: str) -> Exception:
     if "layerport_unsupported_inline_ptx" in log:
         return PackError(f"{label} has inline PTX, which cannot run on the CPU", _PLAIN_VARIANT)
     if match := _UNSUPPORTED.search(log):
@@ -189,7 +189,8 @@ def _compile_error(log: str, label: str) -> Exception:
     errors = [line for line in log.splitlines() if " error: " in line or "undefined reference" in line]
     return BuildError(
         f"{label} does not compile for the CPU",
-        f"correct the source; for what only a GPU has, {_PLAIN_VARIANT}",
+        include_repair(program, program.rpartition("run(")[2], log)
+        or f"correct the source; for what only a GPU has, {_PLAIN_VARIANT}",
         faults=errors[:8] or log.splitlines()[-8:],
     )
 
