@@ -6,8 +6,10 @@ By names alone, of the layer and of what stands in the module: what the packs kn
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import re
+import types
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,10 +89,11 @@ def _looks_like(module: torch.nn.Module, layer: Layer) -> bool:
     return len(words) > 1 and set(words) <= {*_words(name), *_inside(module)}
 
 
-def _acronyms(layer: Layer) -> set[str]:
+@functools.lru_cache(maxsize=1000)
+def _acronyms(layer: Layer) -> frozenset[str]:
     """What the first paragraph of the reference's docstring names in capitals, such as GLU."""
     text = (inspect.getdoc(layer.reference) or "").partition("\n\n")[0]
-    return {word.lower() for word in re.findall(r"\b[A-Z]{3,}\b", text)}
+    return frozenset(word.lower() for word in re.findall(r"\b[A-Z]{3,}\b", text))
 
 
 def _words(name: str) -> list[str]:
@@ -102,13 +105,15 @@ def _inside(module: torch.nn.Module) -> Iterator[str]:
     for child in module.children():
         yield type(child).__name__.lower()
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    if code is None:
-        return
-    for name in code.co_names:
-        yield from name.lower().split("_")
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "BINARY_OP":
-            yield _OPERATORS.get(instruction.argrepr.rstrip("="), "")
+    if code is not None:
+        yield from _words_of_code(code)
+
+
+@functools.lru_cache(maxsize=1000)
+def _words_of_code(code: types.CodeType) -> frozenset[str]:
+    names = {part for name in code.co_names for part in name.lower().split("_")}
+    operators = (one.argrepr.rstrip("=") for one in dis.get_instructions(code) if one.opname == "BINARY_OP")
+    return frozenset({*names, *(_OPERATORS[one] for one in operators if one in _OPERATORS)})
 
 
 def _reason(module: torch.nn.Module, layer: Layer, is_claimed_elsewhere: bool) -> str:
