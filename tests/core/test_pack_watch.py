@@ -318,3 +318,29 @@ def test_a_pack_that_is_the_first_to_import_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "changed Torch's default dtype (torch.float32, now torch.float64)" in done.stdout, done.stderr
     assert done.stdout.endswith("torch.float32\n")
+
+
+# What an export hook gets wrong by name
+
+
+@pytest.mark.parametrize(
+    ("bind", "words"),
+    [
+        (lambda module: scaled.bind(weight=module.wieght), "raised AttributeError: 'Scale' object has no attribute"),
+        (lambda module: scaled.bind(wieght=module.weight), "lp_watched::scaled"),
+        (lambda module: scaled.bind(), "lp_watched::scaled"),
+        (lambda module: scaled.bind(weight=module.weight, eps=1e-6), "lp_watched::scaled"),
+    ],
+)
+def test_names_that_do_not_exist(bind: Callable[[Any], Any], words: str) -> None:
+    class Binds(Pack):
+        @lp.hookimpl
+        def layerport_export_parameters(self, module: nn.Module) -> Any:
+            return bind(module) if isinstance(module, Scale) else None
+
+    with pytest.raises(PackError) as caught:
+        claim_layers(Source(Net().eval(), (torch.ones(2, 4),)), load(Binds(print)))
+    text = str(caught.value)
+    assert "layerport_export_parameters at first (Scale)" in text and "pack Binds" in text and words in text
+    if words.startswith("lp"):
+        assert "weight" in text or "wieght" in text or "eps" in text

@@ -40,6 +40,7 @@ class BuildReport:
     target_reason: str
     layers: list[dict[str, Any]] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
+    lookalikes: list[dict[str, Any]] = field(default_factory=list)
     plan_bytes: int | None = None
     verification: Verification | None = None
     warnings: list[str] = field(default_factory=list)
@@ -64,6 +65,7 @@ class BuildReport:
             "counts": self.counts,
             "layers": self.layers,
             "claims": self.claims,
+            "lookalikes": self.lookalikes,
             "plan_bytes": self.plan_bytes,
             "verification": self.verification.to_json() if self.verification else None,
             "warnings": self.warnings,
@@ -151,6 +153,7 @@ def build(
             )
             del made
             report.layers, report.claims = prepared.layers, prepared.claims
+            report.lookalikes = prepared.lookalikes
             report.warnings += prepared.warnings
             manifest = prepared.manifest
             for note in _decomposed(report.layers):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 
 class ReadOnly(TorchDispatchMode):
@@ -90,6 +90,11 @@ class ReadOnly(TorchDispatchMode):
         for _, tensor, alias in self._tensors:
             if _is_exchanged(tensor, alias):
                 tensor.data = alias
+
+
+def unwatched() -> Any:
+    """A block in which no `ReadOnly` around it sees anything: for what has one of its own, or needs none."""
+    return _disable_current_modes()
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from layerport.commands.reports import print_lookalikes
 from layerport.commands.tables import print_table
 from layerport.errors import UsageError
 
@@ -51,7 +52,13 @@ def explain(
             entry["attributes"] = dict(answer.parameters.attributes)
             entry["steps"] = [step._asdict() for step in answer.steps]
         rows.append(entry)
-    return {"source": source, "claims": rows, "failed_packs": {p.info.name: p.failure for p in loaded.failed}}
+    lookalikes = [one.to_json() for one in claimed.lookalikes if layer in (None, one.layer)]
+    return {
+        "source": source,
+        "claims": rows,
+        "lookalikes": lookalikes,
+        "failed_packs": {p.info.name: p.failure for p in loaded.failed},
+    }
 
 
 def print_explanation(result: Mapping[str, Any]) -> None:
@@ -80,5 +87,6 @@ def print_explanation(result: Mapping[str, Any]) -> None:
                 f"{one['module'] or '(root)'}: {step['path']}: {step['source_type']} to {result_type}, "
                 f"{step['action']} of {step['nbytes']} bytes by {step['by']}"
             )
+    print_lookalikes(result["lookalikes"])
     for name, failure in result["failed_packs"].items():
         print(f"pack {name} failed to load: {failure}")

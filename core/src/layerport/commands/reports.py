@@ -41,6 +41,7 @@ def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
     _print_layers(report.layers, _kernel_answers(report), file=file)
     _print_evidence(report.claims, file=file)
     _print_refused(report.claims, file=file)
+    print_lookalikes(report.lookalikes, file=file)
     for warning in report.warnings:
         print(f"note: {warning}", file=file)
 
@@ -158,6 +159,17 @@ def _print_evidence(claims: list[dict[str, Any]], *, file: TextIO | None = None)
         probed = sum(any(probe["proves_nothing"] is None for probe in one["probes"]) for one in held)
         line = f"claims: {len(held)} modules agree with their layers on the example inputs, {probed} on probes too"
         print(line, file=file)
+
+
+def print_lookalikes(lookalikes: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
+    """What looks like a layer and no pack answers for, a line for each class."""
+    for one in lookalikes[:10]:
+        what = (
+            f"{one['class']} ({one['count']} at {one['module'] or '(root)'}{' and so on' if one['count'] > 1 else ''})"
+        )
+        print(f"looks like {one['layer']} and is not claimed: {what}: {one['reason']}", file=file)
+    if len(lookalikes) > 10:
+        print(f"{len(lookalikes) - 10} more classes look like a layer; `--json` lists them", file=file)
 
 
 def _print_refused(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:

@@ -17,6 +17,7 @@ from layerport.front.claim_records import Candidate, Claim, Probe
 from layerport.front.claimed_layers import ClaimedLayer, run_candidate
 from layerport.front.comparison import relative_error
 from layerport.front.copies import replace_everywhere, structural_copy
+from layerport.front.lookalikes import Lookalike, find_lookalikes
 from layerport.front.proving import prove
 from layerport.front.samples import record_outputs
 from layerport.front.sources import Source
@@ -39,11 +40,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClaimedModel:
-    """The structural copy with its claimed modules replaced, the outputs of the untouched model, and the claims."""
+    """The structural copy with its claimed modules replaced, the outputs of the untouched model, and the claims.
+
+    lookalikes: what looks like a layer and no pack answers for.
+    """
 
     model: torch.nn.Module
     outputs: Any
     claims: tuple[Claim, ...]
+    lookalikes: tuple[Lookalike, ...] = ()
 
 
 def claim_layers(
@@ -72,8 +77,9 @@ def claim_layers(
         _decide(claim)
     _raise_for_conflicts(claim for claim, _ in asked)
     _raise_for_misses((claim for claim, _ in asked), required, strict)
+    lookalikes = find_lookalikes(model, packs, [module for _, module in asked], refused)
     model = _apply(model, asked)
-    return ClaimedModel(model, outputs, tuple(claim for claim, _ in asked))
+    return ClaimedModel(model, outputs, tuple(claim for claim, _ in asked), lookalikes)
 
 
 def _ask(model: torch.nn.Module, packs: Packs, refused: Collection[str]) -> list[tuple[Claim, torch.nn.Module]]:

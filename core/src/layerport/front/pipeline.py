@@ -58,6 +58,7 @@ class Prepared:
     profile: dict[str, list[list[int]]]
     layers: list[dict[str, Any]]
     claims: list[dict[str, Any]]
+    lookalikes: list[dict[str, Any]]
     warnings: list[str]
     digests: dict[str, str]
 
@@ -68,6 +69,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     start: told of each stage.  Raises UsageError, PackError and BuildError.
     """
     claims: list[dict[str, Any]] = []
+    lookalikes: list[dict[str, Any]] = []
     warnings: list[str] = []
     outputs: Any = None
     if not isinstance(source.model, torch.nn.Module) and (wishes.claim or wishes.no_claim):
@@ -91,6 +93,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
             model = claimed.model
             outputs = with_plain_outputs(model, claimed.outputs)
             claims = [one.to_json() for one in claimed.claims]
+            lookalikes = [one.to_json() for one in claimed.lookalikes]
         start("export")
         with _without_collection():
             exported = export_model(source, model, packs.layers, outputs)
@@ -131,7 +134,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "targets": [],
         "tools": {name: version for name in TOOLS if (version := _version(name))},
     }
-    return Prepared(manifest, _profile(exported, dims), layers, claims, warnings, written)
+    return Prepared(manifest, _profile(exported, dims), layers, claims, lookalikes, warnings, written)
 
 
 def _check_example(exported: Mapping[str, DimRange], dims: Mapping[str, DimRange]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from layerport.adapters.torch_state import RandomStates, preserved
-from layerport.adapters.torch_writes import ReadOnly, named_tensors, same_bits
+from layerport.adapters.torch_writes import ReadOnly, named_tensors, same_bits, unwatched
 from layerport.front.claim_records import Candidate, Claim, Probe
 from layerport.front.claimed_layers import run_candidate
 from layerport.front.comparison import TOLERANCES, Difference, compare, relative_error, tells_something
@@ -85,7 +85,8 @@ class _Prover:
                 if _versions(inputs) != versions:
                     claim.module_fault = "it changes its input, which a layer cannot"
                 elif claim.module_fault is None:
-                    self._check(claim, module, inputs, output)
+                    with unwatched():  # each run has its own watch, and two cost twice
+                        self._check(claim, module, inputs, output)
             finally:
                 self._busy = False
 
@@ -182,7 +183,7 @@ class _Trial:
     def _compare(self, magnitude: float, inputs: Any, truth: Run) -> Probe:
         worst, rounding = 0.0, 0.0
         for candidate in self._claim.agreeing:
-            difference = _compare_run(candidate, self.module, inputs, truth, self._tensors)
+            difference = _compare_run(candidate, self.module, inputs, truth, named_tensors(self.module))
             if difference.fault is None:
                 worst = max(worst, difference.error)
                 continue
