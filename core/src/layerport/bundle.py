@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from layerport.conditions import LIMIT, Condition
 from layerport.dims import DimRange, Port, follows_from
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
@@ -205,6 +206,14 @@ class Bundle:
         return {one["name"]: DimRange(one["name"], one["min"], one["opt"], one["max"]) for one in self.manifest["dims"]}
 
     @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the sizes of the dims must fulfil beyond their ranges."""
+        stated = self.manifest.get("conditions", [])
+        if not isinstance(stated, list) or len(stated) > LIMIT:
+            raise ValueError(f"the conditions are no list of at most {LIMIT}")
+        return tuple(Condition.read(one, self.dims) for one in stated)
+
+    @cached_property
     def checked(self) -> dict[str, Path]:
         """The files that were checked already."""
         return {}
@@ -250,7 +259,7 @@ class Bundle:
 
 def _check_shape(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    bundle.inputs, bundle.outputs, bundle.dims  # noqa: B018 - each reads and checks its part
+    bundle.inputs, bundle.outputs, bundle.dims, bundle.conditions  # noqa: B018 - each reads and checks its part
     for name, entry in manifest["files"].items():
         if not _FILE_NAME.fullmatch(name):
             raise ValueError(f"file name {name!r} leads out of the bundle")

@@ -21,6 +21,7 @@ from layerport.errors import BuildError
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
+from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
 from layerport.front.sources import Source
 from layerport.layers import Layer
@@ -47,12 +48,16 @@ _TENSOR_TYPES = [
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An ONNX graph in memory with the names and ranges of its inputs, outputs and dynamic dims."""
+    """An ONNX graph in memory with the names and ranges of its inputs, outputs and dynamic dims.
+
+    guards: what a Torch model's forward needs of its sizes.
+    """
 
     model: ir.Model
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     dims: Mapping[str, DimRange]
+    guards: Guards | None = None
 
 
 def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: Any) -> ExportedModel:
@@ -85,7 +90,7 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     inputs, outputs = (
         tuple(port_of(value, dims) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)
     )
-    return ExportedModel(graph, inputs, outputs, dims)
+    return ExportedModel(graph, inputs, outputs, dims, guards_of(program, dynamic) if dims else None)
 
 
 def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:
