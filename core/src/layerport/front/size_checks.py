@@ -126,12 +126,32 @@ def _check_node(
     who = f"layer {node.layer.name} ({module})"
     if derivation.unread:
         _check_unread(who, derivation.unread, tried, dims, checked, faults)
+    before = len(faults)
     for condition in needed:
         made = _in_dims(condition, node)
         finding = prove(made, _ranges(made, dims))
         verdict, reason = _judge(made, finding, tried, dims)
         _settle(Condition(readable(made), node.layer.name, module), verdict, reason, who, dims, checked, faults)
+    if len(faults) == before:
+        faults += _at_size_one(node, who, tried, dims)
     return unfit[0] if unfit else None
+
+
+def _at_size_one(node: LayerNode, who: str, tried: Try, dims: Mapping[str, DimRange]) -> list[str]:
+    """Where the reference is another one at size 1, of which Torch may note nothing."""
+    found = []
+    places = [
+        f"{name}.{axis}"
+        for name, shape in node.tensors.items()
+        for axis, dim in enumerate(shape.dims if shape is not None else ())
+        if not isinstance(dim, int)
+    ]
+    for made in {one.text: one for one in (_in_dims(Symbol(place) != 1, node) for place in places)}.values():
+        counterexamples = prove(made, _ranges(made, dims)).counterexamples
+        outcome = tried(counterexamples[0]) if counterexamples else None
+        if outcome is not None and outcome.verdict == DIFFERS:
+            found.append(f"{who} is exported for sizes where {readable(made)} only: {outcome.text}")
+    return found
 
 
 _PICKS: tuple[Callable[[DimRange], int], ...] = (
