@@ -227,31 +227,37 @@ def check(x: Tensor) -> Tensor:
     return x + 1
 
 
-CONDITIONS = {
-    "a check": (check, (2, 5), 1),
-    "a branch for one": (lambda x: x * 2 if x.shape[0] == 1 else x + 1, (2, 5), 1),
-    "a branch for even": (lambda x: x * 2 if x.shape[0] % 2 == 0 else x + 1, (1, 5), 4),
-}
-
-
-@pytest.mark.parametrize("name", CONDITIONS)
-def test_a_condition_on_a_size_is_kept_and_checked(name: str, tmp_path: Path) -> None:
-    run, good, bad = CONDITIONS[name]
-    report = lp.build((Does(run), (sample(3),), ROWS), tmp_path / "it.lp", target="portable")
+def test_sizes_that_the_model_refuses_are_refused_by_a_session(tmp_path: Path) -> None:
+    report = lp.build((Does(check), (sample(3),), ROWS), tmp_path / "it.lp", target="portable")
     (warning,) = [one for one in report.warnings if "rows" in one]
-    assert warning.startswith("the exported model holds only where ")
+    assert warning.startswith("the model takes sizes where rows != 1 only, and so does a session: rows=1 is within its")
     with lp.load(report.path) as session:
-        for rows in good:
+        for rows in (2, 5):
             np.testing.assert_allclose(session(x=sample(rows))["output"], sample(rows).numpy() + 1, rtol=1e-6)
         with pytest.raises(lp.UsageError) as caught:
-            session(x=sample(bad))
-    (fault,) = caught.value.faults
-    assert fault.startswith("the model was exported for ") and fault.endswith(f"only, got rows={bad}")
+            session(x=sample(1))
+    assert caught.value.faults == ("the model is right only where rows != 1, got rows=1",)
+
+
+def test_a_branch_for_one_leaves_it_out(tmp_path: Path) -> None:
+    branch = Does(lambda x: x * 2 if x.shape[0] == 1 else x + 1)
+    report = lp.build((branch, (sample(3),), ROWS), tmp_path / "it.lp", target="portable")
+    assert any("dim rows starts at 2: at 1 the model takes another way" in one for one in report.warnings)
+    with lp.load(report.path) as session, pytest.raises(lp.UsageError) as caught:
+        session(x=sample(1))
+    assert caught.value.faults == ("x: dim rows must be 2..64, got 1",)
+
+
+def test_any_other_branch_is_refused(tmp_path: Path) -> None:
+    error = refused((Does(lambda x: x * 2 if x.shape[0] % 2 == 0 else x + 1), (sample(3),), ROWS), tmp_path)
+    assert (
+        "the model is exported for sizes where" in error.faults[0] and "rows=2 is within its range" in error.faults[0]
+    )
 
 
 def test_a_condition_that_is_none_on_the_dims_is_damage(tmp_path: Path) -> None:
     report = lp.build((Does(check), (sample(3),), ROWS), tmp_path / "it.lp", target="portable")
     manifest = report.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace("rows != 1", "other != 1"))
-    with pytest.raises(lp.BuildError, match="condition 'other != 1' is not one on the dims"):
+    with pytest.raises(lp.BuildError, match="condition 'other != 1' names a size that is no dim"):
         lp.load(report.path)

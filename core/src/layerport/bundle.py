@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from layerport.conditions import LIMIT, Condition
 from layerport.dims import DimRange, Port, follows_from
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
@@ -217,13 +218,12 @@ class Bundle:
             )
 
     @cached_property
-    def conditions(self) -> tuple[str, ...]:
-        """Size expressions over the dims that must not be 0, because the exported model relies on them."""
-        found = tuple(self.manifest.get("conditions", ()))
-        for one in found:
-            if not follows_from(one, self.dims):
-                raise ValueError(f"condition {one!r:.80} is not one on the dims")
-        return found
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the sizes of the dims must fulfil beyond their ranges."""
+        stated = self.manifest.get("conditions", [])
+        if not isinstance(stated, list) or len(stated) > LIMIT:
+            raise ValueError(f"the conditions are no list of at most {LIMIT}")
+        return tuple(Condition.read(one, self.dims) for one in stated)
 
     @cached_property
     def checked(self) -> dict[str, Path]:

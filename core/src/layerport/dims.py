@@ -117,15 +117,6 @@ class Sizes:
         self._compound.clear()
         return {name: value for name, (value, _) in self._found.items()}
 
-    def require(self, conditions: Iterable[str]) -> None:
-        """Check conditions on the dims, as far as the sizes are known."""
-        values = self.values()
-        for condition in conditions:
-            expression = _parsed(condition)
-            if expression.symbols() <= values.keys() and not expression.evaluate(values):
-                got = ", ".join(f"{name}={values[name]}" for name in sorted(expression.symbols()))
-                self.faults.append(f"the model was exported for {condition} only, got {got}")
-
     def _set(self, name: str, size: int, port: Port) -> None:
         limits = self._dims[name]
         if size < limits.min or (limits.max is not None and size > limits.max):

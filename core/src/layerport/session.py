@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from layerport.bundle import Bundle, DamagedFile
+from layerport.conditions import first_faults
 from layerport.dims import Sizes
 from layerport.errors import BuildError, LayerportError, UsageError
 
@@ -149,5 +150,5 @@ def check_inputs(bundle: Bundle, arrays: Mapping[str, Any]) -> list[str]:
             faults.append(f"{name}: expected {str(port).removeprefix(f'{name}: ')}, got {got}")
         else:
             sizes.add(port, array.shape, got)
-    sizes.require(bundle.conditions)
-    return faults + sizes.faults
+    known = sizes.values()
+    return faults + sizes.faults + first_faults(bundle.conditions, known)

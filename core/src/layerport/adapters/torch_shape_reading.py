@@ -32,10 +32,17 @@ def size_override(layer: str) -> str:
 
 
 class Reading:
-    """The output rules of one exported reference; see `torch_shapes.Derivation` for the fields."""
+    """The output rules of one exported reference; see `torch_shapes.Derivation` for the fields.
 
-    def __init__(self, program: ExportedProgram, tensors: Mapping[str, TensorShape], layer: str) -> None:
+    strict: whether a condition that is no size expression is an error; without, the outputs are not read either.
+    """
+
+    def __init__(
+        self, program: ExportedProgram, tensors: Mapping[str, TensorShape], layer: str, *, strict: bool = True
+    ) -> None:
         self._program = program
+        self._strict = strict
+        self.unread: list[str] = []
         self._layer = layer
         self._nodes = {node.name: node for node in program.graph.nodes}
         self._shape_env = _shape_env(program)
@@ -45,7 +52,7 @@ class Reading:
         self.fixed: dict[str, int] = {}
         self.equalities: tuple[tuple[str, str], ...] = ()
         self._name_inputs(tensors)
-        self.outputs = self._read_outputs()
+        self.outputs = self._read_outputs() if strict else ()
         self.size_symbols = tuple(self._bounds.values())
 
     def constraints(self) -> tuple[Expr, ...]:
@@ -61,6 +68,9 @@ class Reading:
             try:
                 made = from_sympy(condition, self._names)
             except UsageError as error:
+                if not self._strict:
+                    self.unread.append(self._readable(condition))
+                    continue
                 raise UsageError(
                     f"{self._layer}: the reference turns sizes into a plain number or branches on them in a way "
                     f"that has no rule: it needs {self._readable(condition)} ({error.fault})",
@@ -91,7 +101,12 @@ class Reading:
                 else:
                     compound.append((chosen, expr))
         for place, expr in compound:
-            self._name_compound(place, expr)
+            try:
+                self._name_compound(place, expr)
+            except UsageError:
+                if self._strict:
+                    raise
+                self.unread.append(f"{place} == {self._readable(expr)}")
         self.equalities = tuple(equalities)
 
     def _name_compound(self, place: str, expr: Any) -> None:
@@ -203,6 +218,29 @@ class Reading:
             if symbol.name in self._names
         }
         return str(expr.xreplace(places))
+
+
+def read_guards(program: ExportedProgram, names: Mapping[str, Expr]) -> tuple[tuple[Expr, ...], tuple[str, ...]]:
+    """The conditions on sizes that a whole program relied on, and those that are no size expressions, as text.
+
+    names: the expression of each of Torch's symbols.  What depends on data stays in the program as a check.
+    """
+    env = _shape_env(program)
+    found: dict[str, Expr] = {}
+    unread: list[str] = []
+    asserts = [one for many in env.deferred_runtime_asserts.values() for one in many] if env is not None else []
+    for guard in [*env.guards, *asserts] if env is not None else []:
+        condition = env.replace(guard.expr)
+        if condition is sympy.true or any(_is_data(symbol) for symbol in condition.free_symbols):
+            continue
+        try:
+            made = from_sympy(condition, names)
+        except UsageError:
+            unread.append(str(condition))
+            continue
+        if not isinstance(made, Const):
+            found[made.text] = made
+    return tuple(sorted(found.values(), key=lambda made: made.sort_key)), tuple(unread)
 
 
 def _sympy_size(size: Any) -> Any:

@@ -47,6 +47,7 @@ class Derivation:
     made an int of the dim, and then the size is just the example's.
     constraints: conditions (expressions of value 0 or 1) under which the rules hold, because the reference branched
     on them; empty for most.  They can be stricter than the reference itself: Torch rules out size 1 here and there.
+    unread: such conditions in Torch's words, of a reference with a written rule, that are no size expressions.
     program: the exported reference, with the tensors in their order as inputs.
     body: the reference as a module of these tensors.  example: the shapes and example sizes it was exported with.
     """
@@ -56,6 +57,7 @@ class Derivation:
     equalities: tuple[tuple[str, str], ...]
     fixed: Mapping[str, int]
     constraints: tuple[Expr, ...]
+    unread: tuple[str, ...]
     program: ExportedProgram
     body: torch.nn.Module
     example: tuple[Mapping[str, TensorShape], Mapping[str, int]]
@@ -103,16 +105,15 @@ def derive(
             last = error
         else:
             check_deterministic(program, layer)
-            if rule is not None:
-                answer = from_rule(rule, tensors, attributes, layer)
-                return Derivation(answer.outputs, answer.size_symbols, (), {}, (), program, wrapper, (present, sizes))
-            reading = Reading(program, present, layer)
+            answer = None if rule is None else from_rule(rule, tensors, attributes, layer)
+            reading = Reading(program, present, layer, strict=answer is None)
             return Derivation(
-                reading.outputs,
-                reading.size_symbols,
+                reading.outputs if answer is None else answer.outputs,
+                reading.size_symbols if answer is None else answer.size_symbols,
                 reading.equalities,
                 reading.fixed,
                 reading.constraints(),
+                tuple(reading.unread),
                 program,
                 wrapper,
                 (present, sizes),

@@ -52,7 +52,7 @@ class Bodies:
                 f"layer {node.layer.name} has {expected} outputs, its shape rule gives {len(derivation.outputs)}",
                 "return one (dtype, dims) for each output",
             )
-        if derivation.fixed:
+        if derivation.fixed and node.layer.shapes_override is None:
             fixed = ", ".join(f"{place} at {size}" for place, size in derivation.fixed.items())
             raise BuildError(
                 f"layer {node.layer.name} ({node.module or node.name}): its reference fixes dynamic dims: {fixed}",

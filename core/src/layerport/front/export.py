@@ -18,10 +18,10 @@ from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.torch_shapes import any_size, quiet_export
 from layerport.dims import DimRange, Port, follows_from
 from layerport.errors import BuildError
-from layerport.front.conditions import can_be_deferred, deferred_conditions
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
-from layerport.front.export_errors import not_traced, not_translated
+from layerport.front.export_errors import can_be_deferred, not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
+from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
 from layerport.front.sources import Source
 from layerport.layers import Layer
@@ -50,14 +50,14 @@ _TENSOR_TYPES = [
 class ExportedModel:
     """An ONNX graph in memory with the names and ranges of its inputs, outputs and dynamic dims.
 
-    conditions: size expressions over the dims that must hold, because the export took a branch for them.
+    guards: what a Torch model's forward needs of its sizes.
     """
 
     model: ir.Model
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     dims: Mapping[str, DimRange]
-    conditions: tuple[str, ...] = ()
+    guards: Guards | None = None
 
 
 def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: Any) -> ExportedModel:
@@ -67,11 +67,8 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     Raises UsageError where an output is no tensor, BuildError that names the module in which the export stopped.
     """
     check_outputs(outputs)
-    conditions: tuple[str, ...] = ()
-    if isinstance(model, torch.export.ExportedProgram):
-        program, dynamic = model, read_dims(source, model)
-    else:
-        program, dynamic, conditions = _trace(source, model)
+    program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
+    dynamic = read_dims(source, program)
     table = {layer.operator: translation(layer) for layer in layers}
     # The graph was traced without gradients, and some of its views are refused with them.
     with quiet(), torch.no_grad():
@@ -93,13 +90,15 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     inputs, outputs = (
         tuple(port_of(value, dims) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)
     )
-    return ExportedModel(graph, inputs, outputs, dims, conditions)
+    return ExportedModel(graph, inputs, outputs, dims, guards_of(program, dynamic) if dims else None)
 
 
-def _trace(
-    source: Source, model: torch.nn.Module
-) -> tuple[torch.export.ExportedProgram, dict[str, DimRange], tuple[str, ...]]:
-    """The program, its dims by Torch's symbol, and the conditions on them that it relies on."""
+def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:
+    """The exported program.
+
+    A model may branch on a size, or check one.  Torch refuses a dim whose range breaks that; torch.onnx defers it to a
+    check at run time, which ONNX has no form for.  It is deferred here too, and read off the program (`guards`).
+    """
 
     def export(defer: bool) -> torch.export.ExportedProgram:
         with torch.no_grad(), quiet_export(), any_size():
@@ -113,15 +112,12 @@ def _trace(
             )
 
     try:
-        program = export(defer=False)
+        return export(defer=False)
     except Exception as error:
         if can_be_deferred(error):
             with contextlib.suppress(Exception):  # the first error says it better
-                program = export(defer=True)
-                dims = read_dims(source, program)
-                return program, dims, deferred_conditions(program, dims)
+                return export(defer=True)
         raise not_traced(error, source.name, model) from error
-    return program, read_dims(source, program), ()
 
 
 def translation(layer: Layer) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ For `export` and `bodies`.
 
 from __future__ import annotations
 
+import itertools
 import re
 import traceback
 from collections.abc import Iterator
@@ -31,9 +32,12 @@ def not_traced(error: BaseException, name: str, model: torch.nn.Module) -> Build
     start = f"torch.export cannot export {name}{_where(module)}: "
     violated = _VIOLATION.findall(text) if text.startswith("Constraints violated") else []
     if violated:
+        fixes = itertools.takewhile(bool, map(str.strip, text.partition("Suggested fixes:")[2].strip().splitlines()))
+        suggested = "; ".join(fixes) or "Dim(name, min=2)"
         return BuildError(
             start + text.splitlines()[0].partition("!")[0].lower(),
-            "leave such a dim static, state the limits that it needs (Dim(name, min=2)), or change that code",
+            f"leave such a dim static, state the limits that it needs ({cut(suggested)}), give its name as a string "
+            '({0: "rows"}) so that the build tries the sizes that Torch is unsure of, or change that code',
             faults=[cut(line) for line in violated[:20]],
         )
     if type(error).__name__ != "GuardOnDataDependentSymNode":
@@ -52,6 +56,12 @@ def not_traced(error: BaseException, name: str, model: torch.nn.Module) -> Build
         _experts_switch(model, module)
         or f"{_AS_A_LAYER}, or compute it with fixed sizes: topk and where in place of masks as indices{promise}",
     )
+
+
+def can_be_deferred(error: BaseException) -> bool:
+    """Whether torch.export stopped at conditions that may hold, not at a dim that became a constant."""
+    text = str(error)
+    return text.startswith("Constraints violated") and "to be a constant" not in text
 
 
 def not_translated(error: BaseException, name: str, model: object) -> BuildError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from layerport.front.nodes import layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
 from layerport.front.samples import record_outputs, torch_samples, write_samples
+from layerport.front.size_checks import check_layers, check_model, leave_out_size_one
 from layerport.front.sources import Source
 from layerport.kernel_sources import source_digest
 from layerport.kernels import Kernel
@@ -72,6 +73,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     lookalikes: list[dict[str, Any]] = []
     warnings: list[str] = []
     outputs: Any = None
+    model: Any = source.model
     if not isinstance(source.model, torch.nn.Module) and (wishes.claim or wishes.no_claim):
         raise UsageError(
             f"nothing is claimed in {source.name}: it is no nn.Module, its layers are nodes already",
@@ -83,7 +85,6 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     else:
         refuse_caches(source.args, source.kwargs)
         start("claim")
-        model: Any = source.model
         if isinstance(model, torch.export.ExportedProgram):
             outputs = record_outputs(source)
         else:
@@ -97,15 +98,15 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         start("export")
         with _without_collection():
             exported = export_model(source, model, packs.layers, outputs)
+    trial = exported.guards.trial(source, model, exported.dims) if exported.guards is not None else None
+    if trial is not None:
+        dims, said = leave_out_size_one(exported.dims, trial)
+        exported = replace(exported, dims=dims)
+        warnings += said
     dims = apply_ranges(exported.dims, wishes.ranges)
     _check_example(exported.dims, dims)
     if wishes.target.flavour != "portable":
         require_limits(dims, str(wishes.target))
-    warnings += [
-        f"the exported model holds only where {condition}, and a session refuses other sizes: torch.export took a "
-        "branch of the model's code for it"
-        for condition in exported.conditions
-    ]
     nodes = layer_nodes(exported.model, packs)
     warnings += [
         f"{count} nodes {name} are built from their bodies: no installed pack provides that layer"
@@ -113,8 +114,12 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     ]
     bodies = Bodies(dims)
     bodies.attach(exported.model, nodes)
+    checked = check_layers(nodes, bodies, dims)
+    if exported.guards is not None:
+        check_model(exported.guards, trial, dims, checked)
+    warnings += checked.warnings
     start("compile")
-    realisations, plugins = realise(nodes, bodies, packs, wishes.target, dims, wishes.decompose)
+    realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.decompose)
     digests = _source_digests(realisations)
     layers = [_layer_entry(one, packs, digests) for one in realisations]
     start("write")
@@ -127,7 +132,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "inputs": [port.to_json() for port in exported.inputs],
         "outputs": [port.to_json() for port in exported.outputs],
         "dims": [dim.to_json() for dim in dims.values()],
-        "conditions": list(exported.conditions),
+        "conditions": [one.to_json() for one in checked.conditions],
+        "conditions_dropped": checked.notes,
         "layers": layers,
         "claims": claims,
         "samples": reference,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerport.adapters.tensorrt_dtypes import in_plugins
-from layerport.dims import DimRange
-from layerport.front.bodies import Bodies, sizes_of
+from layerport.front.bodies import Bodies
 from layerport.front.nodes import LayerNode
 from layerport.layers import Place
 from layerport.packs import Packs
@@ -44,11 +43,12 @@ def realise(
     bodies: Bodies,
     packs: Packs,
     target: Target,
-    dims: Mapping[str, DimRange],
+    wrong_rules: Mapping[str, str],
     decompose: Collection[str] = (),
 ) -> tuple[list[Realisation], PluginSet]:
     """The realisation of every node, and the plugin specs that the engine half needs.
 
+    wrong_rules: why the derived output rule of a node does not fit a plugin.
     decompose: layers that the user wants without a plugin.  Raises PackError where a pack's hook fails.
     """
     for name in decompose:
@@ -67,7 +67,7 @@ def realise(
         place = node.module or node.name
         parameters = packs.convert_parameters(node.layer, node.bound.parameters, target, path=place)
         derivation = bodies.derivation(node)
-        if unfit := _unfit(node, derivation, dims):
+        if unfit := _unbounded(derivation) or wrong_rules.get(node.name):
             results.append(Realisation(node, DECOMPOSED, unfit))
             continue
         bound = dataclasses.replace(
@@ -101,25 +101,12 @@ def _types_that_tensorrt_lacks(spec: PluginSpec, constants: Collection[str]) -> 
     return f"TensorRT has no such tensors for a plugin: {', '.join(lacking)}" if lacking else None
 
 
-def _unfit(node: LayerNode, derivation: Derivation, dims: Mapping[str, DimRange]) -> str | None:
-    """Why a plugin with this output rule would be wrong here: no bound on a size, or a rule that does not hold."""
+def _unbounded(derivation: Derivation) -> str | None:
+    """Why no plugin can be made of this output rule: a size without a greatest value."""
     unbounded = [size.name for size in derivation.size_symbols if size.upper_bound is None]
     if unbounded:
         return (
             f"no greatest value is known for its data-dependent size {', '.join(unbounded)}; state it with "
             "torch._check(size <= bound) in the reference, or with a shape_rule"
         )
-    for pick in ("min", "opt", "max"):
-        env = {name: dim.opt if pick == "max" and dim.max is None else getattr(dim, pick) for name, dim in dims.items()}
-        named = sizes_of(node, env)
-        places = {
-            f"{name}.{axis}": dim if isinstance(dim, int) else named[dim]
-            for name, shape in node.tensors.items()
-            for axis, dim in enumerate(shape.dims if shape is not None else ())
-            if isinstance(dim, int) or dim in named
-        }
-        for condition in derivation.constraints:
-            if condition.symbols() <= places.keys() and not condition.evaluate(places):
-                sizes = ", ".join(f"{name}={places[name]}" for name in sorted(condition.symbols()))
-                return f"its output rule holds only where {condition}, which {sizes} (within the ranges) breaks"
     return None
