@@ -92,6 +92,56 @@ def test_kernel_takes_misaligned_pointers(case: Case) -> None:
     case.check(run_kernel(case.layer, *case.arguments(tensors), offset=4), case.expected(tensors))
 
 
+# Every pointer off by itself, so that packs have to be shifted by other amounts for each tensor.
+APART = [
+    {"gate": 2, "up": 6, "output": 14, "x": 14, "weight": 4},
+    {"gate": 0, "up": 8, "output": 2, "x": 6, "weight": 0},
+    {"gate": 10, "up": 0, "output": 0, "x": 0, "weight": 12},
+]
+SHIFTED = [
+    case
+    for case in CASES
+    if case.shape.reason
+    in (
+        "one element",
+        "less than a pack",
+        "exactly one block in fp32",
+        "exactly one block in 16 bits",
+        "one element more than a block",
+        "two blocks and a tail",
+        "row of one",
+        "narrow and no multiple of a pack",
+        "wide and odd",
+        "no weight, narrow",
+    )
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", range(len(APART)))
+@pytest.mark.parametrize("case", SHIFTED, ids=[case.id for case in SHIFTED])
+def test_kernel_shifts_packs_of_misaligned_tensors(case: Case, number: int) -> None:
+    size = {name: 4 if case.dtype_of(name) == "float32" else 2 for name in case.shape.shapes}
+    size["output"] = size[case.layer.signature.inputs[0].name]
+    offset = {name: APART[number][name] // bytes_ * bytes_ for name, bytes_ in size.items()}
+    order = ("forward", "backward", 77)[number]
+    tensors = case.tensors()
+    got = run_kernel(case.layer, *case.arguments(tensors), offset=offset, order=order, sanitize=number == 0)
+    case.check(got, case.expected(tensors))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [11008, 13824, 14336, 4095, 4096, 4099])
+def test_silu_mul_of_one_token(width: int, dtype: torch.dtype) -> None:
+    gate, up = (torch.randn(1, width, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (1, 2))
+    expected = torch.nn.functional.silu(gate.double()) * up.double()
+    limit = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    for offset in (0, 4):
+        got = torch.from_numpy(run_kernel(silu_mul, gate, up, offset=offset).astype(np.float64))
+        torch.testing.assert_close(got, expected, rtol=limit, atol=1e-6)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("entry", "width"), [("rms_norm_narrow<float, float>", 64), ("rms_norm_wide<float, float, 4>", 640)]
@@ -119,7 +169,7 @@ def test_rms_norm_blocks_go_on_to_further_rows(entry: str, width: int) -> None:
 SANITIZED = [
     case
     for case in CASES
-    if case.choice == "bfloat16"
+    if case.choice in ("bfloat16", "float32")
     and case.shape.reason in ("prime batch of narrow rows", "wide and odd", "two blocks and a tail")
 ]
 
@@ -213,4 +263,6 @@ def test_kernels_do_not_spill_and_move_16_bytes_at_once(architecture: str, monke
     for entry in entries:
         figures = entry["architectures"][architecture]
         assert figures["local_bytes"] == 0, entry
-        assert figures["loads_of_16_bytes"] >= 2 and figures["stores_of_16_bytes"] >= 1, entry
+        # More than the aligned path has: the last block and misaligned tensors move packs too.
+        least = 10 if entry["layer"] == silu_mul.name else 17
+        assert figures["loads_of_16_bytes"] >= least and figures["stores_of_16_bytes"] >= 3, entry

@@ -2,7 +2,9 @@
 //
 // T is the type of x and y, W that of weight (T or float; weight may be null).  Each thread keeps VECTORS packs of
 // 16 bytes of its row in registers, so device memory is read once.  What does not fit (very wide rows), and rows
-// that are not aligned to 16 bytes (odd widths, views), is read again for the second step, from L1 or L2.
+// that are not aligned to 16 bytes (odd widths, views), is read again for the second step, from L1 or L2.  There packs
+// start where y is aligned; those of x and weight are shifted together from two aligned ones, and only the packs that
+// hang over an end of the row go element by element.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,6 +15,17 @@ template <typename T>
 struct alignas(16) Pack {
     T items[16 / sizeof(T)];
 };
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename T> __device__ __forceinline__ T from_float(float value);
+template <> __device__ __forceinline__ float from_float<float>(float value) { return value; }
+template <> __device__ __forceinline__ __half from_float<__half>(float value) { return __float2half_rn(value); }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+    return __float2bfloat16_rn(value);
+}
 
 // Moved as one uint4: a plain copy of the struct may be split into smaller loads.
 template <typename T>
@@ -27,15 +40,69 @@ __device__ __forceinline__ void store(Pack<T>* to, const Pack<T>& pack) {
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&pack);
 }
 
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+template <typename P>
+__device__ __forceinline__ int bytes_off(const P* pointer) {
+    return static_cast<int>(reinterpret_cast<unsigned long long>(pointer) % 16);
+}
 
-template <typename T> __device__ __forceinline__ T from_float(float value);
-template <> __device__ __forceinline__ float from_float<float>(float value) { return value; }
-template <> __device__ __forceinline__ __half from_float<__half>(float value) { return __float2half_rn(value); }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
-    return __float2bfloat16_rn(value);
+// The 16 bytes that start `bytes` (below 16, a multiple of T's size) after the first pack.  In halving steps, because
+// an index that is not a constant would put the words into local memory.
+template <typename T>
+__device__ __forceinline__ Pack<T> shifted(const Pack<T>& first, const Pack<T>& second, int bytes) {
+    unsigned words[8];
+    *reinterpret_cast<uint4*>(words) = *reinterpret_cast<const uint4*>(&first);
+    *reinterpret_cast<uint4*>(words + 4) = *reinterpret_cast<const uint4*>(&second);
+#pragma unroll
+    for (int i = 0; i < 6; ++i) words[i] = bytes & 8 ? words[i + 2] : words[i];
+#pragma unroll
+    for (int i = 0; i < 5; ++i) words[i] = bytes & 4 ? words[i + 1] : words[i];
+    if constexpr (sizeof(T) < 4) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) words[i] = bytes & 2 ? words[i] >> 16 | words[i + 1] << 16 : words[i];
+    }
+    Pack<T> pack;
+    *reinterpret_cast<uint4*>(&pack) = *reinterpret_cast<const uint4*>(words);
+    return pack;
+}
+
+// The elements from `index` on of `count` elements at `from`; zeros for what lies outside, which is not read.
+// SHIFTED: `from + index` need not be aligned; then two aligned packs are read and shifted.
+template <bool SHIFTED, typename T, typename Index>
+__device__ __forceinline__ Pack<T> load_at(const T* from, Index index, Index count) {
+    constexpr int WIDTH = 16 / sizeof(T);
+    const int off = SHIFTED ? bytes_off(from + index) : 0;
+    const Index start = index - off / static_cast<int>(sizeof(T));
+    if (start >= 0 && start + (off ? 2 * WIDTH : WIDTH) <= count) {
+        const auto* packs = reinterpret_cast<const Pack<T>*>(from + start);
+        const Pack<T> first = load(packs);
+        return off ? shifted(first, load(packs + 1), off) : first;
+    }
+    Pack<T> pack;
+#pragma unroll
+    for (int k = 0; k < WIDTH; ++k) {
+        pack.items[k] = index + k >= 0 && index + k < count ? from[index + k] : from_float<T>(0.0f);
+    }
+    return pack;
+}
+
+// `to + index` is aligned; what lies outside is not written.
+template <typename T, typename Index>
+__device__ __forceinline__ void store_at(T* to, Index index, Index count, const Pack<T>& pack) {
+    constexpr int WIDTH = 16 / sizeof(T);
+    if (index >= 0 && index + WIDTH <= count) {
+        store(reinterpret_cast<Pack<T>*>(to + index), pack);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < WIDTH; ++k) {
+        if (index + k >= 0 && index + k < count) to[index + k] = pack.items[k];
+    }
+}
+
+// Where the first pack starts, at or below 0, so that `to` is aligned there.
+template <typename T>
+__device__ __forceinline__ int first_index(const T* to) {
+    return -(bytes_off(to) / static_cast<int>(sizeof(T)));
 }
 
 // Stops the compiler from keeping the converted floats of all packs alive across the sum, which costs more registers
@@ -81,8 +148,7 @@ struct SumOfBlock {
 // the last row: they own nothing but take part in the sum.
 template <int VECTORS, typename T, typename W, typename Sum>
 __device__ __forceinline__ void normalise_row(
-    const T* __restrict__ x, const W* __restrict__ weight, T* __restrict__ y, int cols, bool aligned, bool inside,
-    float eps, Sum sum
+    const T* __restrict__ x, const W* __restrict__ weight, T* __restrict__ y, int cols, bool inside, float eps, Sum sum
 ) {
     constexpr int WIDTH = 16 / sizeof(T);
     // A weight wider than x takes several packs for one of x.
@@ -92,7 +158,7 @@ __device__ __forceinline__ void normalise_row(
     // Loaded ahead of the sum where the registers allow it, which hides the latency for a single row.
     constexpr bool AHEAD = VECTORS <= 4 && sizeof(W) <= sizeof(T);
 
-    const int packs = inside && aligned ? cols / WIDTH : 0;
+    const int packs = inside ? cols / WIDTH : 0;
     const int step = blockDim.x;
     const int first = threadIdx.x;
     const auto* x_packs = reinterpret_cast<const Values*>(x);
@@ -128,13 +194,6 @@ __device__ __forceinline__ void normalise_row(
     }
 #pragma unroll 1
     for (int i = first + VECTORS * step; i < packs; i += step) add(load(x_packs + i));
-    if (inside && !aligned) {
-#pragma unroll 1
-        for (int i = first; i < cols; i += step) {
-            const float value = to_float(x[i]);
-            squares += value * value;
-        }
-    }
 
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
@@ -170,12 +229,45 @@ __device__ __forceinline__ void normalise_row(
     }
 #pragma unroll 1
     for (int i = first + VECTORS * step; i < packs; i += step) finish(i, load(x_packs + i), pieces_at(i));
-    if (inside && !aligned) {
+}
+
+// The same for a row that is not aligned.
+template <typename T, typename W, typename Sum>
+__device__ __forceinline__ void normalise_shifted_row(
+    const T* __restrict__ x, const W* __restrict__ weight, T* __restrict__ y, int cols, bool inside, float eps, Sum sum
+) {
+    constexpr int WIDTH = 16 / sizeof(T);
+    constexpr int PIECE = 16 / sizeof(W);
+    const int step = blockDim.x * WIDTH;
+    const int first = first_index(y) + static_cast<int>(threadIdx.x) * WIDTH;
+    const int end = inside ? cols : first;
+
+    float squares = 0.0f;
 #pragma unroll 1
-        for (int i = first; i < cols; i += step) {
-            const float value = to_float(x[i]) * scale;
-            y[i] = from_float<T>(weight == nullptr ? value : value * to_float(weight[i]));
+    for (int i = first; i < end; i += step) {
+        const Pack<T> pack = load_at<true>(x, i, cols);
+#pragma unroll
+        for (int k = 0; k < WIDTH; ++k) {
+            const float value = to_float(pack.items[k]);
+            squares += value * value;
         }
+    }
+    const float scale = rsqrtf(sum(squares) / static_cast<float>(cols) + eps);
+#pragma unroll 1
+    for (int i = first; i < end; i += step) {
+        Pack<T> pack = load_at<true>(x, i, cols);
+#pragma unroll
+        for (int p = 0; p < WIDTH / PIECE; ++p) {
+            Pack<W> piece;
+            if (weight != nullptr) piece = load_at<true>(weight, i + p * PIECE, cols);
+#pragma unroll
+            for (int k = 0; k < PIECE; ++k) {
+                T& item = pack.items[p * PIECE + k];
+                const float value = to_float(item) * scale;
+                item = from_float<T>(weight == nullptr ? value : value * to_float(piece.items[k]));
+            }
+        }
+        store_at(y, i, cols, pack);
     }
 }
 
@@ -201,7 +293,11 @@ __global__ void __launch_bounds__(256, 4) rms_norm_narrow(
         const long long row = base + threadIdx.y;
         const bool inside = row < rows;
         const long long start = inside ? row * cols : 0;
-        normalise_row<4>(x + start, weight, y + start, cols, aligned, inside, eps, SumOfLanes{});
+        if (aligned) {
+            normalise_row<4>(x + start, weight, y + start, cols, inside, eps, SumOfLanes{});
+        } else {
+            normalise_shifted_row(x + start, weight, y + start, cols, inside, eps, SumOfLanes{});
+        }
     }
 }
 
@@ -211,8 +307,14 @@ __global__ void __launch_bounds__(VECTORS > 4 ? 1024 : 512, VECTORS > 4 ? 1 : 2)
     const T* __restrict__ x, const W* __restrict__ weight, T* __restrict__ y, long long rows, int cols, float eps
 ) {
     __shared__ float partial[33];
-    const bool aligned = is_aligned(x, weight, y, cols);
-    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
-        normalise_row<VECTORS>(x + row * cols, weight, y + row * cols, cols, aligned, true, eps, SumOfBlock{partial});
+    // Two loops, because a branch inside of one takes more registers.
+    if (is_aligned(x, weight, y, cols)) {
+        for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+            normalise_row<VECTORS>(x + row * cols, weight, y + row * cols, cols, true, eps, SumOfBlock{partial});
+        }
+    } else {
+        for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+            normalise_shifted_row(x + row * cols, weight, y + row * cols, cols, true, eps, SumOfBlock{partial});
+        }
     }
 }

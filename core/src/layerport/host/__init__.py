@@ -6,7 +6,13 @@ concurrency.  No fallback for a missing GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 from layerport.errors import PackError
+
+Offset: TypeAlias = "int | Mapping[str, int]"
+"""Bytes by which the pointers of a run miss an allocation's alignment: of all, or by the tensor's name."""
 
 RUN_LIMIT = 300.0
 """Seconds that one run may take, unless the caller says less."""
@@ -14,6 +20,11 @@ RUN_LIMIT = 300.0
 
 class TimeUp(PackError):
     """A kernel did not end in the time that it was given."""
+
+
+def offset_of(offset: Offset, name: str) -> int:
+    """The bytes for one tensor."""
+    return offset if isinstance(offset, int) else offset.get(name, 0)
 
 
 def time_up(label: str, limit: float) -> TimeUp:

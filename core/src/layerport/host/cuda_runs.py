@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from layerport.errors import PackError, UsageError
-from layerport.host import time_up
+from layerport.host import Offset, offset_of, time_up
 from layerport.host.compiler import HostProgram
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg
 
@@ -35,7 +35,7 @@ class CudaJob:
     rule: LaunchRule
     geometry: Geometry
     order: str | int
-    offset: int
+    offset: Offset
     label: str
     time_limit: float
 
@@ -79,7 +79,11 @@ class CudaJob:
         parts += [struct.pack("<qQ", position, size) for position, size in self.program.statics]
         parts.append(_numbers(len(buffers)))
         for name, array in buffers.items():
-            parts += [_text(name), _numbers(self.offset, array.nbytes), np.ascontiguousarray(array).tobytes()]
+            parts += [
+                _text(name),
+                _numbers(offset_of(self.offset, name), array.nbytes),
+                np.ascontiguousarray(array).tobytes(),
+            ]
         parts.append(_numbers(len(self.rule.args)))
         places = {name: place for place, name in enumerate(buffers)}
         for arg, value in zip(self.rule.args, geometry.values, strict=True):

@@ -17,6 +17,7 @@ from layerport import host
 from layerport.dtypes import DType
 from layerport.errors import PackError
 from layerport.expressions import Expr
+from layerport.host import Offset
 from layerport.host.compiler import compile_for_host
 from layerport.host.cuda_runs import CudaJob
 from layerport.host.triton_interpreter import TritonJob
@@ -84,7 +85,7 @@ def make_job(
     attributes: Mapping[str, Any],
     *,
     order: str | int = "forward",
-    offset: int = 0,
+    offset: Offset = 0,
     sanitize: bool = False,
     time_limit: float | None = None,
 ) -> CudaJob | TritonJob:

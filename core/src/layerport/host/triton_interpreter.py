@@ -29,7 +29,7 @@ import numpy as np
 from layerport.adapters.triton_functions import place_of, require_triton
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.host import time_up
+from layerport.host import Offset, offset_of, time_up
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg
 from layerport.triton_source import Specialisation, TritonSource
 
@@ -50,13 +50,14 @@ class TritonJob:
     rule: LaunchRule
     geometry: Geometry
     order: str | int
-    offset: int
+    offset: Offset
     label: str
     time_limit: float
 
     def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs that the kernel writes.  Raises PackError for what it must not do."""
-        if self.offset % self.source.alignment:
+        offsets = self.offset.values() if isinstance(self.offset, Mapping) else (self.offset,)
+        if any(offset % self.source.alignment for offset in offsets):
             raise UsageError(
                 f"{self.label}: offset {self.offset} is no multiple of {self.source.alignment} bytes, "
                 "and the launcher refuses such an address",
@@ -128,12 +129,12 @@ def _spec(module: str) -> Any:
     return None
 
 
-def _lay_out(buffers: Mapping[str, Array], offset: int) -> tuple[bytes, dict[str, int]]:
+def _lay_out(buffers: Mapping[str, Array], offset: Offset) -> tuple[bytes, dict[str, int]]:
     """All arrays in one memory, far from each other, and where each starts."""
     memory = bytearray(_GAP)
     starts = {}
     for name, array in buffers.items():
-        memory += bytes(-len(memory) % _ALIGNMENT + offset)
+        memory += bytes(-len(memory) % _ALIGNMENT + offset_of(offset, name))
         starts[name] = len(memory)
         memory += np.ascontiguousarray(array).tobytes()
         memory += bytes(_GAP)

@@ -37,7 +37,7 @@ def run_kernel(
     order: str | int = "forward",
     sanitize: bool = False,
     kernel: str | None = None,
-    offset: int = 0,
+    offset: int | Mapping[str, int] = 0,
     target: str | Target = "rtx:sm_89",
     pack: object = None,
     **named: Any,
@@ -49,7 +49,7 @@ def run_kernel(
     order: in which the threads of a block (and the blocks) run: "forward", "backward", or a seed for a random one.
     sanitize: build with the address sanitiser; a Triton kernel's accesses are checked anyway.
     kernel: the name of one kernel; without it the first that fits.
-    offset: bytes by which every pointer misses the alignment of a device allocation.
+    offset: bytes by which every pointer misses the alignment of a device allocation, or those of some by name.
     target: what the parameters are converted for.  pack: the pack whose conversion is applied, as in `layerport.build`;
     without it the one that provides the layer: the module of its reference, or an installed pack.
 
