@@ -221,8 +221,10 @@ def test_an_output_rule_that_the_reference_breaks(tmp_path: Path) -> None:
         "    return ((x.dtype, (x.shape[0], weight.shape[0] + 0 * x.shape[0])),)\n\n\nCODE = ",
     )
     wrong = (rule[0], rule[1].replace("weight.shape[0] +", "weight.shape[0] - 1 +"))
-    (check,) = checks(tmp_path, wrong)
-    assert check.answer == "wrong" and "the reference gives float32[4, 20]" in check.reason
+    made, _ = prepared(tmp_path, changed(wrong), PackedLinear(20), torch.randn(4, 12), dynamic=ROWS)
+    (layer,) = made.manifest["layers"]
+    assert layer["realised"] == "decomposed" and "its own output rule" in layer["reason"]
+    assert "where output 0 is [1, 20]; correct the sizes with @packed_linear.shape_rule" in layer["reason"]
 
 
 class Calls(nn.Module):

@@ -294,7 +294,8 @@ def _check_rule(
             one is not None and one != size for one, size in zip(stated, shape, strict=True)
         ):
             sizes = ", ".join(f"{place}={size}" for place, size in places.items())
+            whose, name = ("derived", "write") if node.layer.shapes_override is None else ("own", "correct")
             unfit.append(
-                f"its derived output rule {rule} is wrong at {sizes} within the ranges, where output {index} is "
-                f"{list(shape)}; write the sizes with @{node.layer.short_name}.shape_rule"
+                f"its {whose} output rule {rule} is wrong at {sizes} within the ranges, where output {index} is "
+                f"{list(shape)}; {name} the sizes with @{node.layer.short_name}.shape_rule"
             )
