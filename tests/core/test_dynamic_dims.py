@@ -130,9 +130,9 @@ def test_a_branch_of_the_graph_keeps_its_sizes_apart(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cond(x.sum() > 0, lambda a: a * 2, lambda a: a - 1, (x,))
 
-    program = torch.export.export(Branching(), (torch.ones(3, 4),), dynamic_shapes=({0: Dim.DYNAMIC},))
-    lp.build(program, tmp_path / "cond.lp", target="portable")
-    assert set(names(tmp_path / "cond.lp")) == {"x_dim0"}
+    shapes = {"x": {0: Dim("rows")}}
+    lp.build(Branching(), tmp_path / "cond.lp", args=(torch.ones(3, 4),), dynamic_shapes=shapes, target="portable")
+    assert set(names(tmp_path / "cond.lp")) == {"rows"}
 
 
 class Shift(torch.nn.Module):

@@ -176,7 +176,7 @@ def _verify(bundle: bundles.Bundle, packs: Packs) -> Verification:
     from layerport.session import Session
     from layerport.verification import verify
 
-    with Session(bundle) as session:
+    with Session(bundle, exact=True) as session:
         return verify(session, packs=packs)
 
 

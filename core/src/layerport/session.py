@@ -56,19 +56,32 @@ class Session:
     """Runs a bundle: its engine on a GPU, or its portable model in ONNX Runtime; `why` says which and why.
 
     Several threads may use one session.  `close`, or leaving the `with` block, gives everything back.
+    exact: ONNX Runtime computes a quantised model as it is written, without fusions that change its numbers; slower.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto", cuda_graph: bool = False, contexts: int = 2) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        cuda_graph: bool = False,
+        contexts: int = 2,
+        exact: bool = False,
+    ) -> None:
         if device not in DEVICES and not _NUMBERED.fullmatch(device):
             raise UsageError(f"device {device!r} is not known", f"use one of {', '.join(DEVICES)}, or cuda:1")
         if contexts < 1:
             raise UsageError(f"a session needs at least 1 context, got {contexts}", "leave contexts out")
         self.bundle = bundle
-        runner = _runner(bundle, device, cuda_graph, contexts)
+        runner = _runner(bundle, device, cuda_graph, contexts, exact)
         self.on_gpu = runner.on_gpu
         self.why = runner.description
-        self.precision_note = runner.precision_note
         self.runner: Runner | None = runner
+
+    @property
+    def precision_note(self) -> str | None:
+        """What the numbers do not show, such as bfloat16's rounding; None where nothing, or where it is closed."""
+        return self.runner.precision_note if self.runner is not None else None
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         return self.run(inputs)
@@ -109,12 +122,12 @@ class Session:
         self.close()
 
 
-def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int) -> Runner:
+def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int, exact: bool) -> Runner:
     """What runs the bundle here."""
     from layerport.portable_runner import PortableRunner
 
     if device == "cpu":
-        return PortableRunner(bundle, "device cpu was asked for")
+        return PortableRunner(bundle, "device cpu was asked for", exact=exact)
     numbered = _NUMBERED.fullmatch(device)
     try:
         bundle.require_engine()
@@ -132,7 +145,7 @@ def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int) -> Run
                 f"no engine of {bundle.folder} runs here: {error.fault}", error.repair, faults=error.faults
             ) from error
         reason = "; ".join([error.fault, *error.faults])
-    return PortableRunner(bundle, f"no engine runs here: {reason}")
+    return PortableRunner(bundle, f"no engine runs here: {reason}", exact=exact)
 
 
 def check_inputs(bundle: Bundle, arrays: Mapping[str, Any]) -> list[str]:

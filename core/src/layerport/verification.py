@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerport.bundle import PLUGINS
+from layerport.bundle import PLUGINS, Bundle
 from layerport.comparison import OutputCheck, compare, refused
 from layerport.errors import UsageError
 from layerport.kernel_checks import NOT_RUN, WRONG, KernelCheck, check_kernels
-from layerport.session import Session, load
+from layerport.session import Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +98,7 @@ def verify(
     Raises as `load` does, and UsageError for a bundle without samples; a mismatch is an answer.
     """
     if not isinstance(bundle, Session):
-        with load(bundle, device=device) as session:
+        with Session(Bundle.open(bundle), device=device, exact=True) as session:
             return verify(session, atol=atol, rtol=rtol, kernels=kernels, packs=packs)
     opened = bundle.bundle
     inputs, expected = opened.samples()

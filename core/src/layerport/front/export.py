@@ -13,9 +13,11 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import values as onnxscript_values
+from torch._dynamo.exc import Unsupported
 
 from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.torch_shapes import any_size, quiet_export
+from layerport.conditions import Condition
 from layerport.dims import DimRange, Port, follows_from
 from layerport.errors import BuildError
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
@@ -50,7 +52,7 @@ _TENSOR_TYPES = [
 class ExportedModel:
     """An ONNX graph in memory with the names and ranges of its inputs, outputs and dynamic dims.
 
-    guards: what a Torch model's forward needs of its sizes.
+    guards: what a Torch model's forward needs of its sizes.  conditions: what the bundle that it is from checks.
     """
 
     model: ir.Model
@@ -58,6 +60,7 @@ class ExportedModel:
     outputs: tuple[Port, ...]
     dims: Mapping[str, DimRange]
     guards: Guards | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: Any) -> ExportedModel:
@@ -112,7 +115,12 @@ def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgr
             )
 
     try:
-        return export(defer=False)
+        try:
+            return export(defer=False)
+        except Unsupported:
+            # What torch.cond compiled while the samples were recorded is in its way (seen in Torch 2.13).
+            torch._dynamo.reset()
+            return export(defer=False)
     except Exception as error:
         if can_be_deferred(error):
             with contextlib.suppress(Exception):  # the first error says it better

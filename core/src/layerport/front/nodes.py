@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,13 @@ import onnx_ir as ir
 from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.torch_shapes import TensorShape
 from layerport.conversion import to_standard
-from layerport.errors import BuildError
+from layerport.errors import BuildError, UsageError
+from layerport.expressions import Expr, parse
 from layerport.layers import BoundLayer, Layer
 from layerport.packs import Packs
 from layerport.parameters import Parameters
+
+_PLACE = re.compile(r"[A-Za-z_]\w*\.\d+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +117,21 @@ def _shape(node: ir.Node, name: str, value: ir.Value) -> TensorShape:
         )
     dims = tuple(dim if isinstance(dim, int) else _dim_name(dim) for dim in shape)
     return TensorShape(to_dtype(value.dtype), dims)
+
+
+def in_model_dims(expression: Expr, node: LayerNode) -> Expr:
+    """An expression in the sizes of a node's tensors ("x.0") as one in the model's dims; a size unknown there stays."""
+
+    def size(match: re.Match[str]) -> str:
+        name, _, axis = match[0].rpartition(".")
+        shape = node.tensors.get(name)
+        dim = shape.dims[int(axis)] if shape is not None else None
+        return match[0] if dim is None else f"({dim})"
+
+    try:
+        return parse(_PLACE.sub(size, expression.text))
+    except UsageError:  # two fractions of a size that together have no form
+        return expression
 
 
 def _dim_name(dim: Any) -> str | None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from layerport.dims import DimRange, Port, apply_ranges
+from layerport.adapters.onnx_dtypes import from_dtype
+from layerport.bundle import MANIFEST, MODEL, SAMPLES, Bundle
+from layerport.dims import DimRange, Port, Sizes, apply_ranges
 from layerport.errors import BuildError, UsageError
-from layerport.expressions import parse
+from layerport.expressions import Expr, parse
 from layerport.front.bodies import Bodies
 from layerport.front.export import ExportedModel, port_of
 from layerport.front.graph_dims import rename_as_expressions
-from layerport.front.nodes import is_layer_node, layer_node
+from layerport.front.nodes import LayerNode, in_model_dims, is_layer_node, layer_node
 from layerport.packs import Packs
 
 
@@ -25,10 +27,16 @@ def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], pa
     ranges: the sizes of its dynamic dims; a dim without one is taken at least 1, usually 2, with no limit.
     Raises UsageError for a file that is not a model, BuildError for a layer node whose inputs have no known type.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r}", "give the path of an .onnx file")
+    bundle = bundle_of(path)
+    if bundle is not None:
+        bundle.model()  # its digests are checked
+    elif not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}", "give the path of an .onnx file or of a bundle")
     try:
         model = ir.load(path)
+        _load_weights(model, path.parent)
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{path} is not an ONNX model: {type(error).__name__}: {error}", "check it with onnx.checker.check_model"
@@ -40,16 +48,64 @@ def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], pa
     rename_as_expressions(model)
     sizes = [dim.value for value in model.graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)]
     names = dict.fromkeys(name for size in sizes for name in sorted(parse(str(size)).symbols()))
-    dims = apply_ranges({name: DimRange(name, 1, 2, None) for name in names}, ranges)
-    _infer(model, Bodies(dims), packs)
+    stated = bundle.dims if bundle is not None else {}
+    dims = apply_ranges({name: stated.get(name) or DimRange(name, 1, 2, None) for name in names}, ranges)
+    _infer(model, dims, packs)
     inputs, outputs = (
         tuple(port_of(value, dims) for value in values) for values in (model.graph.inputs, model.graph.outputs)
     )
-    return ExportedModel(model, inputs, outputs, dims)
+    return ExportedModel(model, inputs, outputs, dims, conditions=bundle.conditions if bundle is not None else ())
 
 
-def _infer(model: ir.Model, bodies: Bodies, packs: Packs) -> None:
+def bundle_of(path: Path) -> Bundle | None:
+    """The bundle whose portable model this file is; None where it is some other file."""
+    return Bundle.open(path.parent) if path.name == MODEL and (path.parent / MANIFEST).is_file() else None
+
+
+def stored_samples(
+    path: Path, ports: Sequence[Port], dims: Mapping[str, DimRange]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None:
+    """The samples of the bundle that a file belongs to, and whose outputs they are; None where none fit."""
+    bundle = bundle_of(path)
+    if bundle is None or SAMPLES not in bundle.manifest["files"] or not bundle.manifest.get("samples"):
+        return None
+    inputs, outputs = bundle.samples()
+    sizes = Sizes(dims)
+    for port in ports:
+        if port.name not in inputs or inputs[port.name].ndim != len(port.dims):
+            return None
+        sizes.add(port, inputs[port.name].shape, port.name)
+    sizes.values()
+    return None if sizes.faults else (inputs, outputs, dict(bundle.manifest["samples"]))
+
+
+def _load_weights(model: ir.Model, folder: Path) -> None:
+    """Load weights that lie in other files of the folder.  Raises UsageError for one that lies elsewhere."""
+    inside = folder.resolve()
+    for value in model.graph.initializers.values():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            place = folder / str(tensor.location)
+            if not place.resolve().is_relative_to(inside) or not place.is_file():
+                raise UsageError(
+                    f"tensor {value.name!r} keeps its data in {str(tensor.location)!r}, no file beside the model",
+                    "put the model and its data into one folder",
+                )
+    ir.external_data.load_to_model(model)
+
+
+def _size(size: Expr, node: LayerNode) -> int | str | None:
+    """A size of a layer's output as the graph holds it; None where it depends on data, or on a size without a name."""
+    if any("." not in symbol for symbol in size.symbols()):
+        return None
+    made = in_model_dims(size, node)
+    if not made.symbols():
+        return made.evaluate({})
+    return None if any("." in symbol for symbol in made.symbols()) else made.text
+
+
+def _infer(model: ir.Model, dims: Mapping[str, DimRange], packs: Packs) -> None:
     """Infer shapes up to the next layer, write down what the layer's rule says, go on."""
+    bodies = Bodies(dims)
     ShapeInferencePass(strict_mode=False)(model)
     for node in model.graph.all_nodes():
         if not is_layer_node(node, model, packs) or _known(node.outputs):
@@ -62,8 +118,8 @@ def _infer(model: ir.Model, bodies: Bodies, packs: Packs) -> None:
         found = layer_node(node, packs)
         rules = bodies.derivation(found).outputs
         for value, rule in zip(node.outputs, rules, strict=False):
-            value.dtype = ir.DataType[rule.dtype.name]
-            value.shape = ir.Shape([dim.evaluate({}) if not dim.symbols() else None for dim in rule.dims])
+            value.dtype = ir.DataType(from_dtype(rule.dtype))
+            value.shape = ir.Shape([_size(dim, found) for dim in rule.dims])
         ShapeInferencePass(strict_mode=False)(model)
 
 

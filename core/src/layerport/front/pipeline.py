@@ -117,6 +117,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     checked = check_layers(nodes, bodies, dims)
     if exported.guards is not None:
         check_model(exported.guards, trial, dims, checked)
+    checked.conditions += [one for one in exported.conditions if one not in checked.conditions]
     warnings += checked.warnings
     start("compile")
     realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.decompose)
@@ -180,6 +181,9 @@ def _samples(
     if not isinstance(source.model, Path):
         digest = write_samples(*torch_samples(source, exported, outputs), folder)
         return {"reference": "torch", "version": _version("torch")}, {bundles.SAMPLES: digest}
+    stored = None if source.kwargs else onnx_files.stored_samples(source.model, exported.inputs, dims)
+    if stored is not None:
+        return stored[2], {bundles.SAMPLES: write_samples(stored[0], stored[1], folder)}
     if not wishes.samples:
         return None, {}
     inputs = onnx_files.example(exported.inputs, dims, source.kwargs)

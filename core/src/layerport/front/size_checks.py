@@ -6,7 +6,6 @@ into the manifest, for the session to check.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,10 +20,9 @@ from layerport.expressions import Expr, Symbol, parse
 from layerport.front.bodies import Bodies
 from layerport.front.evidence import AGREES, DIFFERS, REJECTED, Outcome, compare, random_tensor
 from layerport.front.guards import Guards
-from layerport.front.nodes import LayerNode
+from layerport.front.nodes import LayerNode, in_model_dims
 from layerport.size_proofs import Finding, prove
 
-_PLACE = re.compile(r"[A-Za-z_]\w*\.\d+")
 # An example for a size that no dim tells.
 _ANY_SIZE = 3
 _TRIED = 32
@@ -133,7 +131,7 @@ def _check_node(
         _check_unread(who, derivation.unread, tried, dims, checked, faults)
     before = len(faults)
     for condition in needed:
-        made = _in_dims(condition, node)
+        made = in_model_dims(condition, node)
         finding = prove(made, _ranges(made, dims))
         verdict, reason = _judge(made, finding, tried, dims)
         _settle(Condition(readable(made), node.layer.name, module), verdict, reason, who, dims, checked, faults)
@@ -151,7 +149,7 @@ def _at_size_one(node: LayerNode, who: str, tried: Try, dims: Mapping[str, DimRa
         for axis, dim in enumerate(shape.dims if shape is not None else ())
         if not isinstance(dim, int)
     ]
-    for made in {one.text: one for one in (_in_dims(Symbol(place) != 1, node) for place in places)}.values():
+    for made in {one.text: one for one in (in_model_dims(Symbol(place) != 1, node) for place in places)}.values():
         counterexamples = prove(made, _ranges(made, dims)).counterexamples
         outcome = tried(counterexamples[0]) if counterexamples else None
         if outcome is not None and outcome.verdict == DIFFERS:
@@ -229,21 +227,6 @@ def _refusal(faults: Sequence[str]) -> BuildError:
         "branch as torch.where of both results",
         faults=tuple(dict.fromkeys(faults)),
     )
-
-
-def _in_dims(condition: Expr, node: LayerNode) -> Expr:
-    """A condition on the sizes of a layer's tensors as one on the model's dims; a size that is not known stays."""
-
-    def size(match: re.Match[str]) -> str:
-        name, _, axis = match[0].rpartition(".")
-        shape = node.tensors.get(name)
-        dim = shape.dims[int(axis)] if shape is not None else None
-        return match[0] if dim is None else f"({dim})"
-
-    try:
-        return parse(_PLACE.sub(size, condition.text))
-    except UsageError:  # a dim of somebody's file that is no expression
-        return condition
 
 
 def _ranges(condition: Expr, dims: Mapping[str, DimRange]) -> dict[str, tuple[int, int | None]]:

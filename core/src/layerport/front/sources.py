@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from layerport.bundle import MANIFEST, MODEL
 from layerport.dims import parse_ranges
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.packs import import_file
 
 REPAIR = (
-    "a source is 'module:callable', 'file.py:callable' or a .onnx file; a callable returns (module, args), "
+    "a source is 'module:callable', 'file.py:callable', an .onnx file or a bundle; a callable returns (module, args), "
     "(module, args, dynamic_shapes) or a module, args being a tuple of example inputs or a dict of keyword inputs; "
     "a bare module takes them from --input NAME=DTYPE:DIMS"
 )
@@ -42,7 +43,7 @@ class Source:
 def open_source(
     text: str, *, inputs: Iterable[str] = (), ranges: Iterable[str] = (), args: Any = None, dynamic_shapes: Any = None
 ) -> Source:
-    """The model that a source text names, `module:callable`, `file.py:callable` or a path ending in .onnx.
+    """The model that a source text names: `module:callable`, `file.py:callable`, an .onnx file or a bundle.
 
     inputs: "NAME=DTYPE:DIMS" for a bare module, DIMS being sizes and names that `ranges` gives sizes for.
     Raises UsageError where it does not import or returns the wrong thing.
@@ -51,9 +52,10 @@ def open_source(
         if args is not None:
             raise UsageError("example inputs are given twice", "give args or --input, not both")
         args, dynamic_shapes = example_inputs(inputs, ranges)
-    if text.endswith(".onnx"):
-        path = Path(text)
-        return Source(path, (), dict(args or {}), None, path.stem)
+    folder = Path(text)
+    if text.endswith(".onnx") or (folder / MANIFEST).is_file():
+        path = folder if text.endswith(".onnx") else folder / MODEL
+        return Source(path, (), dict(args or {}), None, folder.stem)
     place, separator, attribute = text.rpartition(":")
     if not separator or not place or not attribute:
         raise UsageError(f"source {text!r} names no callable", REPAIR)
