@@ -17,6 +17,7 @@ import numpy as np
 
 from layerport.adapters.onnx_values import NodeInput, node_inputs
 from layerport.bundle import Bundle
+from layerport.conditions import first_faults
 from layerport.dims import DimRange, Sizes
 from layerport.errors import LayerportError, UsageError
 from layerport.expressions import parse
@@ -69,7 +70,8 @@ class Recorded:
         try:
             shapes = {port.name: port.shape(env) for port in self._bundle.inputs if port.name in self._inputs}
             most = max(_LARGEST_MODEL_INPUT, 4 * sum(array.size for array in self._inputs.values()))
-            if sum(math.prod(shape) for shape in shapes.values()) > most:
+            too_large = sum(math.prod(shape) for shape in shapes.values()) > most
+            if too_large or first_faults(self._bundle.conditions, env):
                 return {}
             inputs = {name: _resized(self._inputs[name], shape) for name, shape in shapes.items()}
             return node_inputs(self._bundle.model(), inputs, self._nodes)
