@@ -21,7 +21,7 @@ from layerport.conditions import Condition
 from layerport.dims import DimRange, Port, follows_from
 from layerport.errors import BuildError
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
-from layerport.front.export_errors import can_be_deferred, not_traced, not_translated
+from layerport.front.export_errors import not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
@@ -103,7 +103,7 @@ def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgr
     check at run time, which ONNX has no form for.  It is deferred here too, and read off the program (`guards`).
     """
 
-    def export(defer: bool) -> torch.export.ExportedProgram:
+    def export(defer: bool = True) -> torch.export.ExportedProgram:
         with torch.no_grad(), quiet_export(), any_size():
             return torch.export.export(
                 model,
@@ -116,16 +116,17 @@ def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgr
 
     try:
         try:
-            return export(defer=False)
+            return export()
         except Unsupported:
             # What torch.cond compiled while the samples were recorded is in its way (seen in Torch 2.13).
             torch._dynamo.reset()
+            return export()
+    except Exception:
+        # Without deferring, Torch says what the code made of a dim ("specialized it to be a constant").
+        try:
             return export(defer=False)
-    except Exception as error:
-        if can_be_deferred(error):
-            with contextlib.suppress(Exception):  # the first error says it better
-                return export(defer=True)
-        raise not_traced(error, source.name, model) from error
+        except Exception as error:
+            raise not_traced(error, source.name, model) from error
 
 
 def translation(layer: Layer) -> Callable[..., Any]:

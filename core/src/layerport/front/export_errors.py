@@ -58,12 +58,6 @@ def not_traced(error: BaseException, name: str, model: torch.nn.Module) -> Build
     )
 
 
-def can_be_deferred(error: BaseException) -> bool:
-    """Whether torch.export stopped at conditions that may hold, not at a dim that became a constant."""
-    text = str(error)
-    return text.startswith("Constraints violated") and "to be a constant" not in text
-
-
 def not_translated(error: BaseException, name: str, model: object) -> BuildError:
     """What to raise where torch.onnx stopped."""
     inner = innermost(error)
