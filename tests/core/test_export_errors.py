@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.export import Dim
 
 import layerport as lp
+from layerport.cli import main
 from layerport.front.export_errors import LONGEST, cut
 from small_models import ROWS, sample
 
@@ -237,6 +239,8 @@ def test_sizes_that_the_model_refuses_are_refused_by_a_session(tmp_path: Path) -
         with pytest.raises(lp.UsageError) as caught:
             session(x=sample(1))
     assert caught.value.faults == ("the model is right only where rows != 1, got rows=1",)
+    shown = CliRunner().invoke(main, ["inspect", str(report.path)]).stdout
+    assert "only where rows != 1, for the model; a session checks it" in shown
 
 
 def test_a_branch_for_one_leaves_it_out(tmp_path: Path) -> None:

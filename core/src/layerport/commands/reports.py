@@ -117,6 +117,8 @@ def print_inspection(summary: Mapping[str, Any]) -> None:
             print(f"{kind[:-1]} {port['name']}: {port['dtype']}[{', '.join(dims)}]")
     for dim in summary["dims"]:
         print(f"dim {dim['name']}: {dim['min']}..{dim['opt']}..{dim['max'] or 'any'}")
+    for one in summary.get("conditions", ()):
+        print(f"only where {one['condition']}, for {one['layer'] or 'the model'}; a session checks it")
     _print_layers(summary["layers"])
     _print_evidence(summary["claims"])
     _print_refused(summary["claims"])
