@@ -54,19 +54,18 @@ def test_a_builder_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not alive(pids[0])
 
 
-# The worker is stopped where TensorRT begins, which stands for a build of hours that answers nobody.
+# The worker is stopped before it is asked, which stands for a build of hours that answers nobody.
 STOPPED = f"""
 import os, signal, sys
 from layerport.engine import child
-original = child.BuildProcess.build
-def build(self, request, on_event):
-    def tell(event):
-        if event["event"] == "phase":
-            os.kill(self.pid, signal.SIGSTOP)
-            print("engine", self.pid, flush=True)
-        on_event(event)
-    return original(self, request, tell)
-child.BuildProcess.build = build
+send = child.BuildProcess._send
+def stop_and_send(self, message):
+    if message["command"] == "build":
+        os.kill(self.pid, signal.SIGSTOP)
+    send(self, message)
+    if message["command"] == "build":
+        print("engine", self.pid, flush=True)
+child.BuildProcess._send = stop_and_send
 from layerport.cli import main
 main(["build", {f"{MODELS}:net"!r}, "-o", sys.argv[1], "--target", {ENGINE!r}, "--pack", {SMALL!r}])
 """
