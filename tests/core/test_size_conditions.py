@@ -125,6 +125,20 @@ def test_the_models_own_branch(tmp_path: Path) -> None:
     assert str(bundle.inputs[0]) == "x: float32[2*half, 6]"
 
 
+@pytest.mark.parametrize("most", [None, 10**9])
+def test_sizes_too_large_to_be_tried_are_left_to_the_session(tmp_path: Path, most: int | None) -> None:
+    def own(x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] * x.shape[1] < 10**9 else x * 3
+
+    shapes = ({0: Dim("rows", min=2, max=most), 1: Dim("columns", min=2, max=most)},)
+    lp.build(Calls(own).eval(), tmp_path / "own.lp", args=(torch.ones(4, 3),), dynamic_shapes=shapes, target="portable")
+    (condition,) = Bundle.open(tmp_path / "own.lp").conditions
+    assert condition.fault({"rows": 1000, "columns": 1000}) is None
+    assert condition.fault({"rows": 10**5, "columns": 10**5}) is not None
+    with lp.load(tmp_path / "own.lp") as session:
+        np.testing.assert_array_equal(session(x=torch.ones(5, 6))["output"], np.full((5, 6), 3.0))
+
+
 def test_an_exported_program_has_its_conditions(tmp_path: Path) -> None:
     def own(x: Tensor) -> Tensor:
         return x * 2 if x.shape[0] % 2 == 0 else x * 3

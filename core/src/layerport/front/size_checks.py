@@ -77,7 +77,8 @@ def check_model(guards: Guards, tried: Try | None, dims: Mapping[str, DimRange],
     """Check what the model's own forward needs, and add to `checked`.
 
     tried: runs model and program at some sizes; None where there is no model to run.  Sizes that the model itself
-    refuses are left to the session, which refuses them as well.  Raises as `check_layers` does.
+    refuses, or that are too large to be tried, are left to the session, which refuses them.  Raises as `check_layers`
+    does.
     """
     faults: list[str] = []
     if guards.unread:
@@ -85,9 +86,9 @@ def check_model(guards: Guards, tried: Try | None, dims: Mapping[str, DimRange],
     for condition in guards.conditions:
         verdict, reason = _judge(condition, prove(condition, _ranges(condition, dims)), tried, dims)
         made = Condition(readable(condition), "", "")
-        if verdict == "rejected":
+        if verdict in ("rejected", "untried"):
             verdict = "outside"
-            checked.warnings.append(f"the model takes sizes where {made.text} only, and so does a session: {reason}")
+            checked.warnings.append(f"a session will take sizes where {made.text} only: {reason}")
         _settle(made, verdict, reason, "the model", dims, checked, faults)
     if faults:
         raise _refusal(faults)
@@ -166,7 +167,7 @@ _PICKS: tuple[Callable[[DimRange], int], ...] = (
 
 
 def _judge(condition: Expr, finding: Finding, tried: Try | None, dims: Mapping[str, DimRange]) -> tuple[str, str]:
-    """("proven" | "open" | "caution" | "outside" | "rejected" | "false", why)."""
+    """("proven" | "open" | "caution" | "outside" | "rejected" | "untried" | "false", why)."""
     if finding.proven:
         return "proven", ""
     if not finding.counterexamples:
@@ -190,7 +191,9 @@ def _judge(condition: Expr, finding: Finding, tried: Try | None, dims: Mapping[s
     if agreed:
         others = "" if finding.complete and agreed == len(finding.counterexamples) else " tried"
         return "caution", f"at all {agreed} sizes{others} without it, such as {at}, the numbers are the same"
-    return "false", f"{at} is within its range, and what it gives there could not be tried"
+    return (
+        "untried" if bounded else "outside"
+    ), f"{at} is within its range, and what it gives there could not be tried"
 
 
 def _some(points: Sequence[dict[str, int]]) -> list[dict[str, int]]:
@@ -207,7 +210,7 @@ def _settle(
     checked: Checked,
     faults: list[str],
 ) -> None:
-    if verdict in ("false", "rejected"):
+    if verdict in ("false", "rejected", "untried"):
         faults.append(f"{who} is exported for sizes where {condition.text} only: {reason}")
     elif verdict == "caution":
         checked.notes.append(f"{who}: Torch's condition {condition.text} was dropped: {reason}")
