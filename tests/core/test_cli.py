@@ -94,20 +94,33 @@ def test_inspect(engine_bundle: Built) -> None:
         assert text in shown.stdout
 
 
+def with_samples(bundle: Path, samples: Parameters) -> None:
+    """Put other samples into a bundle, as somebody who means harm would."""
+    samples.save(bundle / bundles.SAMPLES)
+    manifest = json.loads((bundle / bundles.MANIFEST).read_text())
+    manifest["files"][bundles.SAMPLES] = {
+        "sha256": bundles.digest(bundle / bundles.SAMPLES),
+        "bytes": (bundle / bundles.SAMPLES).stat().st_size,
+    }
+    (bundle / bundles.MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_an_output_that_the_samples_lack_is_no_pass(engine_bundle: Built, tmp_path: Path) -> None:
+    other = engine_bundle.copy(tmp_path / "other.lp")
+    samples = Parameters.load(other / bundles.SAMPLES)
+    with_samples(other, Parameters({name: one for name, one in samples.items() if name.startswith("input.")}, {}))
+    shown = run("verify", other, "--no-kernels")
+    assert shown.exit_code == 1
+    assert "FAIL: the samples lack this output, so nothing was compared" in shown.stdout
+
+
 def test_verify_says_yes_and_no(engine_bundle: Built, tmp_path: Path) -> None:
     assert answer("verify", engine_bundle.path)["passed"] is True
     shown = run("verify", engine_bundle.path)
     assert "portable model: passed" in shown.stdout
     other = engine_bundle.copy(tmp_path / "other.lp")
     samples = Parameters.load(other / bundles.SAMPLES)
-    wrong = samples.replace(**{"output.output": samples["output.output"] + np.float32(0.01)})
-    wrong.save(other / bundles.SAMPLES)
-    manifest = json.loads((other / bundles.MANIFEST).read_text())
-    manifest["files"][bundles.SAMPLES] = {
-        "sha256": bundles.digest(other / bundles.SAMPLES),
-        "bytes": (other / bundles.SAMPLES).stat().st_size,
-    }
-    (other / bundles.MANIFEST).write_text(json.dumps(manifest))
+    with_samples(other, samples.replace(**{"output.output": samples["output.output"] + np.float32(0.01)}))
     refused = run("verify", other)
     assert (refused.exit_code, "FAILED" in refused.stdout) == (1, True)
     assert run("verify", other, "--atol", "0.02").exit_code == 0
