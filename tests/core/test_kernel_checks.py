@@ -380,9 +380,9 @@ class Rows(nn.Module):
     [
         ("", "", "right on the CPU"),
         ("columns, eps)", "columns, 1e-7)", "WRONG on the CPU: output["),
-        ("columns, eps)", "columns - 1, eps)", "WRONG on the CPU: layer "),
+        ("columns, eps)", "columns - 1, eps)", "WRONG on the CPU: leaves elements of its outputs unwritten; "),
         ("(x, weight, y, columns", "(x, x, y, columns", "WRONG on the CPU: output[0, "),
-        ("grid=x.numel() // columns", "grid=1", "WRONG on the CPU: layer "),
+        ("grid=x.numel() // columns", "grid=1", "WRONG on the CPU: leaves elements of its outputs unwritten; "),
     ],
 )
 def test_a_triton_kernel(tmp_path: Path, old: str, new: str, answer: str) -> None:

@@ -16,7 +16,7 @@ from layerport.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.conversion import from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.engine.gpu_kernels import GpuJob, GpuKernels
-from layerport.errors import LayerportError, PackError
+from layerport.errors import LayerportError, PackError, UsageError
 from layerport.host import TimeUp
 from layerport.host.execution import Outputs, execute, make_job
 from layerport.kernel_sources import source_digest
@@ -109,7 +109,8 @@ class Runs:
             except TimeUp as error:
                 return {"answer": "not run", "reason": f"{error.fault}, which is its budget on the CPU"}
             except PackError as error:
-                reason = "; ".join([error.fault, *error.faults[:3]])
+                said = error.fault.removeprefix(f"layer {layer.name}, kernel {kernel.name}").lstrip(": ")
+                reason = "; ".join([said, *error.faults[:3]])
                 return {"answer": "wrong", "reason": f"{reason} (on {trial.what})", "where": where}
             off, fault, finite = _compare(spec, got, wanted)
             if fault:
@@ -125,7 +126,10 @@ class Runs:
 
     def _kernel(self, spec: PluginSpec, code: KernelCode, source: str | None, on_gpu: bool) -> tuple[Layer, Kernel]:
         """The layer and the kernel in the pack that is loaded, if they are what the bundle was built from."""
-        layer = self._packs.layer(spec.layer)
+        try:
+            layer = self._packs.layer(spec.layer)
+        except UsageError as error:
+            raise _NotRun(f"{error.fault}; name its pack with --pack or packs=") from error
         if layer.version != spec.version:
             raise _NotRun(f"the installed pack has version {layer.version} of the layer, the bundle {spec.version}")
         kernel = next((one for one in layer.kernels if one.name == code.name), None)

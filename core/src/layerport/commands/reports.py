@@ -94,7 +94,8 @@ def _print_kernels(checks: Sequence[KernelCheck]) -> None:
         print(f"kernels: {len(right)} of {len(checks)} right{worst}")
     for one in checks:
         if one.answer != "right":
-            print(f"kernel {one.kernel or '(none)'} of {one.layer}, {len(one.nodes)} nodes: {one}")
+            nodes = f"{len(one.nodes)} node{'s' if len(one.nodes) > 1 else ''}"
+            print(f"kernel {one.kernel or '(none)'} of {one.layer}, {nodes}: {one}")
 
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
