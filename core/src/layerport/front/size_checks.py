@@ -76,9 +76,9 @@ def leave_out_size_one(dims: Mapping[str, DimRange], tried: Try) -> tuple[dict[s
 def check_model(guards: Guards, tried: Try | None, dims: Mapping[str, DimRange], checked: Checked) -> None:
     """Check what the model's own forward needs, and add to `checked`.
 
-    tried: runs model and program at some sizes; None where there is no model to run.  Sizes that the model itself
-    refuses, or that are too large to be tried, are left to the session, which refuses them.  Raises as `check_layers`
-    does.
+    tried: runs model and program at some sizes; None where there is no model to run.  Sizes that nobody stated, that
+    the model itself refuses, or that are too large to be tried, are left to the session, which refuses them.  Raises
+    as `check_layers` does.
     """
     faults: list[str] = []
     if guards.unread:
@@ -86,7 +86,7 @@ def check_model(guards: Guards, tried: Try | None, dims: Mapping[str, DimRange],
     for condition in guards.conditions:
         verdict, reason = _judge(condition, prove(condition, _ranges(condition, dims)), tried, dims)
         made = Condition(readable(condition), "", "")
-        if verdict in ("rejected", "untried"):
+        if verdict in ("rejected", "untried") or (verdict == "false" and not _bounded(condition, dims)):
             verdict = "outside"
             checked.warnings.append(f"a session will take sizes where {made.text} only: {reason}")
         _settle(made, verdict, reason, "the model", dims, checked, faults)
@@ -174,7 +174,7 @@ def _judge(condition: Expr, finding: Finding, tried: Try | None, dims: Mapping[s
         return "open", ""
     smallest = finding.counterexamples[0]
     at = ", ".join(f"{name}={size}" for name, size in smallest.items())
-    bounded = all(name in dims and dims[name].max is not None for name in condition.symbols())
+    bounded = _bounded(condition, dims)
     if tried is None:
         return ("false" if bounded else "outside"), f"{at} is within its range"
     agreed, rejected = 0, ""
@@ -194,6 +194,11 @@ def _judge(condition: Expr, finding: Finding, tried: Try | None, dims: Mapping[s
     return (
         "untried" if bounded else "outside"
     ), f"{at} is within its range, and what it gives there could not be tried"
+
+
+def _bounded(condition: Expr, dims: Mapping[str, DimRange]) -> bool:
+    """Whether somebody stated how far each of its sizes goes, and so asked for all of them."""
+    return all(name in dims and dims[name].max is not None for name in condition.symbols())
 
 
 def _some(points: Sequence[dict[str, int]]) -> list[dict[str, int]]:
