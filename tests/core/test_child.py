@@ -125,3 +125,18 @@ def test_a_closed_process_stays_closed(tmp_path: Path, monkeypatch: pytest.Monke
     process.close()
     process.close()
     assert process._process.returncode == -signal.SIGKILL
+
+
+def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(1000))  # time for the signal to come in
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt), child._interrupts_put_off():
+            Interrupted()  # nothing holds it, so it is finalised here
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -57,6 +57,7 @@ def test_a_builder_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # The worker is stopped before it is asked, which stands for a build of hours that answers nobody.
 STOPPED = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from layerport.engine import child
 send = child.BuildProcess._send
 def stop_and_send(self, message):

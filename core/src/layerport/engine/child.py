@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from types import TracebackType
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 from layerport.errors import BuildError
@@ -46,7 +47,9 @@ class BuildProcess:
     def build(self, request: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Build one plan; see `worker.build_plan`.  Raises BuildError for a failure and for a worker that died."""
         self._send({"command": "build", **request})
-        gc.collect()  # a model's modules refer to each other; their memory is given back while the worker is at work
+        with _interrupts_put_off():
+            # A model's modules refer to each other; their memory is given back while the worker is at work.
+            gc.collect()
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:
@@ -98,3 +101,19 @@ class BuildProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _interrupts_put_off() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends: raised inside a finaliser, it would be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught and callable(before):
+        before(*caught[0])
