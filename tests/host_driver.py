@@ -12,9 +12,11 @@ import struct
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gpu_doubles import Status
 from launch_doubles import LaunchDriver
+from layerport import compilation
 from layerport.adapters.cubin import Cubin
 from layerport.compilation import BuiltKernel, Compilation
 from layerport.host import RUN_LIMIT
@@ -38,6 +40,18 @@ class HostLaunchDriver(LaunchDriver):
         assert isinstance(kernel.source, CudaSource)
         entry = kernel.entry(compilation.signature, compilation.dtypes, compilation.attributes)
         self.known[built.cubin.digest] = (kernel.source, entry, built.rule, built.cubin)
+
+    def learn_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Learn every kernel that is compiled from here on."""
+        build = compilation.build_kernels
+
+        def learn(compilations: list[Compilation], **options: Any) -> Any:
+            built = build(compilations, **options)
+            for one, kernel in zip(compilations, built, strict=True):
+                self.learn(one, kernel)
+            return built
+
+        monkeypatch.setattr(compilation, "build_kernels", learn)
 
     def know(self, address: int, nbytes: int) -> None:
         """Memory at this address, as if it had been allocated on the GPU."""

@@ -14,8 +14,6 @@ import torch
 from test_plugin import stand_in
 
 from host_driver import HostLaunchDriver
-from layerport import compilation
-from layerport.compilation import Compilation
 from layerport.engine import plugin as plugins
 from layerport.engine import runner
 from layerport.launcher import Launcher
@@ -30,15 +28,7 @@ TARGET = Target("tensorrt", ("sm_90",))
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> HostLaunchDriver:
     made = HostLaunchDriver()
-    build = compilation.build_kernels
-
-    def learn(compilations: list[Compilation], **options: Any) -> Any:
-        built = build(compilations, **options)
-        for one, kernel in zip(compilations, built, strict=True):
-            made.learn(one, kernel)
-        return built
-
-    monkeypatch.setattr(compilation, "build_kernels", learn)
+    made.learn_all(monkeypatch)
     monkeypatch.setattr(plugins, "native_architecture", lambda: "sm_90")
     monkeypatch.setattr(runner, "Launcher", lambda *args: Launcher(*args, driver=made))
     monkeypatch.setattr(runner, "_loaded", weakref.WeakValueDictionary())

@@ -356,7 +356,7 @@ def test_run_kernel_applies_the_packs_conversion(tmp_path: Path) -> None:
     assert not torch.allclose(torch.from_numpy(got), linear(x), atol=1e-2)
 
 
-def test_a_layer_inside_a_loop_and_an_own_plugin_class_are_not_run() -> None:
+def test_what_a_check_that_did_not_run_says() -> None:
     check = KernelCheck("key", "a::b", "k", ("n",), "not run", "its node stands inside a loop or a branch")
     assert str(check) == "not run: its node stands inside a loop or a branch"
     assert kernel_checks.worst([]) is None and kernel_trials.MOST_ELEMENTS > 0
@@ -410,5 +410,4 @@ def test_layers_of_every_kind(tmp_path: Path, small: Any) -> None:
     assert [(one.layer, one.answer) for one in found] == [
         ("lp_small::many", "right"),
         ("lp_small::norm", "right"),
-        ("lp_small::gate", "not run"),
-    ][:2], [str(one) for one in found]
+    ], [str(one) for one in found]

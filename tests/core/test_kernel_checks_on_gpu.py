@@ -14,8 +14,6 @@ from test_kernel_checks import ROWS, TRANSPOSED, PackedLinear, changed, prepared
 
 from gpu_doubles import Status
 from host_driver import HostLaunchDriver
-from layerport import compilation
-from layerport.compilation import Compilation
 from layerport.engine import gpu_kernels
 from layerport.engine.gpu import Gpu
 from layerport.kernel_checks import check_kernels
@@ -46,15 +44,7 @@ class RunningDriver(HostLaunchDriver):
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> RunningDriver:
     made = RunningDriver()
-    build = compilation.build_kernels
-
-    def learn(compilations: list[Compilation], **options: Any) -> Any:
-        built = build(compilations, **options)
-        for one, kernel in zip(compilations, built, strict=True):
-            made.learn(one, kernel)
-        return built
-
-    monkeypatch.setattr(compilation, "build_kernels", learn)
+    made.learn_all(monkeypatch)
     monkeypatch.setattr(gpu_kernels, "open_gpu_kernels", lambda: gpu_kernels.GpuKernels(Gpu(made)))
     return made
 

@@ -14,7 +14,6 @@ import torch
 
 from layerport.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.conversion import from_standard, to_standard
-from layerport.dtypes import DType
 from layerport.engine.gpu_kernels import GpuJob, GpuKernels
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.host import TimeUp
@@ -76,17 +75,14 @@ class Runs:
             values = recorded.at(node, env)
             return None if values is None else {slot.name: v for slot, v in zip(spec.inputs, values, strict=True)}
 
-        named = at(recorded.env)
-        assert named is not None
-        constants = {name: value.array for name, value in named.items() if value.constant}
-
         def moving(env: Mapping[str, int]) -> dict[str, NodeInput] | None:
-            values = at(env)
-            return None if values is None else {name: value for name, value in values.items() if name not in constants}
+            named = at(env)
+            return None if named is None else {name: one for name, one in named.items() if not one.constant}
 
+        constants = {name: one.array for name, one in (at(recorded.env) or {}).items() if one.constant}
         limit = MOST_ELEMENTS if isinstance(kernel.source, CudaSource) else MOST_INTERPRETED
         trials, reason = make_trials(
-            {name: value for name, value in named.items() if name not in constants},
+            moving(recorded.env) or {},
             moving,
             recorded.env,
             recorded.dims,
@@ -221,8 +217,8 @@ def _tensors(
     tensors: dict[str, TensorArg | None] = {argument.name: None for argument in layer.signature.tensors}
     for slot in spec.inputs:
         tensors[slot.name] = TensorArg(slot.name, slot.dtype, tuple(int(size) for size in arrays[slot.name].shape))
-    for name, array in outputs.empty(0).items():
-        tensors[name] = TensorArg(name, DType.from_numpy(array.dtype), tuple(int(size) for size in array.shape))
+    for name, (shape, dtype) in outputs.shapes().items():
+        tensors[name] = TensorArg(name, dtype, shape)
     return tensors
 
 

@@ -42,13 +42,16 @@ class Outputs:
     most: Mapping[str, int]
     sizes: Mapping[str, int]
 
-    def empty(self, poison: int) -> dict[str, Array]:
-        """Memory for all of them, every byte the poison."""
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], DType]]:
+        """Shape and dtype of all that is written, sizes that depend on data at their greatest."""
         env = {**self.sizes, **self.most}
         shapes = {name: (_numbers(dims, env), dtype) for name, (dtype, dims) in self.dims.items()}
-        shapes |= dict.fromkeys(self.most, ((), DType.INT64))
+        return shapes | dict.fromkeys(self.most, ((), DType.INT64))
+
+    def empty(self, poison: int) -> dict[str, Array]:
+        """Memory for all of them, every byte the poison."""
         made = {}
-        for name, (shape, dtype) in shapes.items():
+        for name, (shape, dtype) in self.shapes().items():
             array = np.empty(shape, dtype.to_numpy())
             array.reshape(-1).view(np.uint8)[...] = poison
             made[name] = array

@@ -138,7 +138,7 @@ class _Call:
     @property
     def sizes(self) -> dict[str, int]:
         shapes = {name: array.shape for name, array in self.arrays.items()}
-        shapes |= {name: array.shape for name, array in self.outputs.empty(0).items()}
+        shapes |= {name: shape for name, (shape, _) in self.outputs.shapes().items()}
         return {f"{name}.{axis}": int(size) for name, shape in shapes.items() for axis, size in enumerate(shape)}
 
     def known_tensors(self) -> dict[str, TensorArg | None]:
