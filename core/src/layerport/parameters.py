@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,9 @@ def standard_fault(array: Any) -> str | None:
     return None
 
 
+_LONE = re.compile("[\ud800-\udfff]")  # half a pair, which no file can hold
+
+
 def canonical_bytes(array: Array) -> memoryview:
     """The bytes that stand for an array: its memory, but for 4-bit types, whose upper halves mean nothing."""
     if DType.from_numpy(array.dtype).bits == 4:
@@ -82,7 +86,7 @@ class Parameters(Mapping[str, Array]):
     ) -> None:
         arrays, faults = dict(arrays or {}), []
         for name, array in arrays.items():
-            if not isinstance(name, str) or not name or name == "__metadata__":
+            if not isinstance(name, str) or not name or name == "__metadata__" or _LONE.search(name):
                 faults.append(f"{name!r} cannot be the name of a parameter")
             elif (fault := standard_fault(array)) is not None:
                 faults.append(f"{name}: {fault}")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 LIMIT = 1 << 30
+_RANKS = 65  # NumPy's most axes; TensorRT takes 8
 _METADATA = "layerport"
 # One byte an element, so that shapes stay; kernels get addresses, whatever TensorRT calls the bytes.
 _CARRIED_AS_BYTES = frozenset({DType.UINT8, DType.FLOAT8_E5M2})
@@ -320,7 +321,7 @@ def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, com
         raise BuildError(f"layer {layer}: kernel image {missing[0][:12]} is not there", "build the bundle again")
     plugin_class = value["plugin_class"]
     inputs = tuple(
-        Slot(_match(_IDENTIFIER, name), DType(dtype), _whole(rank), bool(parameter))
+        Slot(_match(_IDENTIFIER, name), DType(dtype), _whole(rank, below=_RANKS), bool(parameter))
         for name, dtype, rank, parameter in value["inputs"]
     )
     _check_sizes(layer, inputs, kernels)
@@ -372,7 +373,7 @@ def _match(pattern: re.Pattern[str], value: Any, *, limit: int = 512) -> str:
     return text
 
 
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+def _whole(value: Any, *, below: int = 2**31) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
         raise ValueError(f"{value!r:.80} is not a whole number")
     return value

@@ -28,8 +28,9 @@ class PortableRunner:
         self._ran = False
         self._session, self.precision_note = open_session(bundle.model(), exact=exact)
         stated = [{port.name for port in ports} for ports in (bundle.inputs, bundle.outputs)]
-        found = [{one.name for one in ports} for ports in (self._session.get_inputs(), self._session.get_outputs())]
-        if not (found[0] <= stated[0] and found[1] == stated[1]):
+        found = [[one.name for one in ports] for ports in (self._session.get_inputs(), self._session.get_outputs())]
+        once = all(len(set(names)) == len(names) for names in found)
+        if not (once and set(found[0]) <= stated[0] and set(found[1]) == stated[1]):
             raise BuildError(
                 f"the model of {bundle.folder} has inputs {', '.join(sorted(found[0]))} and outputs "
                 f"{', '.join(sorted(found[1]))}, the manifest says otherwise",

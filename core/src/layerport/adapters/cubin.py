@@ -23,6 +23,7 @@ _REGCOUNT = 0x2F
 _KPARAM_INFO_V2 = 0x45  # for kernels with more than 4 KiB of parameters
 _FORMAT_SIZED = 4
 _EM_CUDA = 190
+_HEADER = 64
 _INFO = ".nv.info."
 _RESERVED_SHARED = 1024
 
@@ -80,7 +81,11 @@ class _Sections:
     """The section table of a 64-bit little-endian ELF file."""
 
     def __init__(self, image: bytes) -> None:
-        if image[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<H", image, 18)[0] != _EM_CUDA:
+        if (
+            len(image) < _HEADER
+            or image[:6] != b"\x7fELF\x02\x01"
+            or struct.unpack_from("<H", image, 18)[0] != _EM_CUDA
+        ):
             raise ValueError("no CUDA ELF header")
         self.image = image
         start, flags = struct.unpack_from("<Q", image, 40)[0], struct.unpack_from("<I", image, 48)[0]
@@ -89,6 +94,8 @@ class _Sections:
         size, count, names = struct.unpack_from("<HHH", image, 58)
         if size != 64 or names >= count:
             raise ValueError("no section table")
+        if start + count * size > len(image):
+            raise ValueError("the section table is cut short")
         table = [struct.unpack_from("<IIQQQQIIQQ", image, start + index * size) for index in range(count)]
         self.by_name = {self._string(table[names], row[0]): row for row in table}
 

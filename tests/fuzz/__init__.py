@@ -1,0 +1,1 @@
+"""Fuzzing of everything that layerport reads from strangers: see `run`."""
