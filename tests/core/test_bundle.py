@@ -21,6 +21,7 @@ from layerport.errors import BuildError, LayerportError, UsageError
 from layerport.front import portable
 from layerport.session import load
 from layerport.verification import verify
+from small_bundles import write_small
 from small_models import net
 from small_setup import ENGINE, SMALL, Built
 
@@ -54,27 +55,23 @@ def test_a_block_that_does_not(tmp_path: Path, error: BaseException) -> None:
 
 
 def test_an_existing_output_is_kept(tmp_path: Path) -> None:
-    out = tmp_path / "a.lp"
-    out.mkdir()
-    (out / bundles.MANIFEST).write_text("old")
+    out = write_small(tmp_path / "a.lp", "old")
     with pytest.raises(UsageError) as caught, writing(out):
         raise AssertionError("not reached")
     assert caught.value.fault == f"{out} exists and was kept"
     assert caught.value.repair == "choose another name with -o, or overwrite it with --force"
     with writing(out, force=True) as folder:
-        (folder / bundles.MANIFEST).write_text("new")
-        assert (out / bundles.MANIFEST).read_text() == "old"
-    assert (out / bundles.MANIFEST).read_text() == "new"
+        write_small(folder, "new")
+        assert (out / bundles.MODEL).read_text() == "old"
+    assert (out / bundles.MODEL).read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["a.lp"]
 
 
 def test_a_forced_build_that_fails_keeps_the_old_one(tmp_path: Path) -> None:
-    out = tmp_path / "a.lp"
-    out.mkdir()
-    (out / bundles.MANIFEST).write_text("old")
+    out = write_small(tmp_path / "a.lp", "old")
     with pytest.raises(ValueError), writing(out, force=True):
         raise ValueError
-    assert (out / bundles.MANIFEST).read_text() == "old"
+    assert (out / bundles.MODEL).read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.lp"]
 
 
@@ -278,7 +275,7 @@ def test_a_manifest_that_is_no_manifest(tmp_path: Path, text: str) -> None:
 
 
 def test_a_manifest_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "_MANIFEST_LIMIT", 10)
+    monkeypatch.setattr(bundles, "MANIFEST_LIMIT", 10)
     (tmp_path / bundles.MANIFEST).write_text("{" + " " * 20)
     with pytest.raises(BuildError, match="has 21 bytes, at most 10 are read"):
         Bundle.open(tmp_path)

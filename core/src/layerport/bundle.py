@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,19 +16,30 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from layerport.bundle_names import FORMAT, MANIFEST, MANIFEST_LIMIT, MODEL, MODEL_DATA, PLUGINS, SAMPLES
 from layerport.conditions import LIMIT, Condition
 from layerport.dims import DimRange, Port, follows_from
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
+from layerport.replacing import is_whole, put_in_place, recover, remove_own, require_replaceable, set_aside
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-MODEL = "model.onnx"
-MODEL_DATA = "model.onnx.data"
-PLUGINS = "plugins.safetensors"
-SAMPLES = "samples.safetensors"
-_MANIFEST_LIMIT = 64 << 20
 _SIDE_BY_SIDE = 1 << 20
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "MODEL",
+    "MODEL_DATA",
+    "PLUGINS",
+    "SAMPLES",
+    "Bundle",
+    "DamagedFile",
+    "HashedFile",
+    "check_output",
+    "digest",
+    "write_hashed",
+    "write_manifest",
+    "writing",
+]
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 
 
@@ -37,50 +47,44 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 def writing(out: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends well, and is gone otherwise.
 
-    Raises UsageError where `out` exists and `force` is not set, BuildError where the disk does not take it.
+    Raises UsageError where `out` exists and `force` is not set, or is no bundle, BuildError where the disk does not
+    take it.
     """
     check_output(out, force=force)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:
         raise BuildError(f"cannot write beside {out}: {error.strerror}", "choose another place with -o") from error
+    made = folder.lstat()
     try:
         folder.chmod(0o755)
         yield folder
         check_output(out, force=force)  # another build may have been quicker
-        _replace(folder, out)
+        put_in_place(folder, out)
     except OSError as error:
         raise BuildError(
             f"writing {out} failed: {error.strerror or error}; nothing was written",
             "free some space, or choose another place with -o",
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_own(folder, made)
 
 
 def check_output(out: Path, *, force: bool = False) -> None:
-    """Raise UsageError where a bundle cannot be written to `out`; cheap enough to ask before a long build."""
+    """Raise UsageError where a bundle cannot be written to `out`; cheap enough to ask before a long build.
+
+    An older bundle that a killed replacement left beside `out` is put back first.
+    """
     if not out.parent.is_dir():
         raise UsageError(f"there is no folder {out.parent}", "make it first, or choose another place with -o")
-    if (out.exists() or out.is_symlink()) and not force:
-        raise UsageError(f"{out} exists and was kept", "choose another name with -o, or overwrite it with --force")
-    if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file():
-        raise UsageError(
-            f"{out} is not a bundle and was kept, also with --force",
-            "choose another name with -o, or remove it yourself",
-        )
     if not os.access(out.parent, os.W_OK):
         raise BuildError(f"cannot write beside {out}: permission denied", "choose another place with -o")
-
-
-def _replace(folder: Path, out: Path) -> None:
-    if not out.exists():
-        folder.rename(out)
+    recover(out)
+    if not os.path.lexists(out):
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    out.rename(old / "bundle")
-    folder.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    if not force:
+        raise UsageError(f"{out} exists and was kept", "choose another name with -o, or overwrite it with --force")
+    require_replaceable(out)
 
 
 def digest(path: Path) -> str:
@@ -171,12 +175,17 @@ class Bundle:
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
+            if not os.path.lexists(folder) and is_whole(aside := set_aside(folder)):
+                raise UsageError(
+                    f"{folder} is not there: a build was killed while it replaced it",
+                    f"rename {aside} to {folder.name}, or build again, which does that first",
+                )
             raise UsageError(
                 f"{folder} is not a bundle: it has no {MANIFEST}", "name the folder that `layerport build -o` wrote"
             )
-        if path.stat().st_size > _MANIFEST_LIMIT:
+        if path.stat().st_size > MANIFEST_LIMIT:
             raise BuildError(
-                f"{path} has {path.stat().st_size} bytes, at most {_MANIFEST_LIMIT} are read", "build it again"
+                f"{path} has {path.stat().st_size} bytes, at most {MANIFEST_LIMIT} are read", "build it again"
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
