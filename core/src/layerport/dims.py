@@ -11,6 +11,7 @@ from typing import Any
 from layerport.errors import UsageError
 from layerport.expressions import parse
 
+_LONGEST_NAME = 512
 _RANGE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<min>\d+)\.\.(?:(?P<opt>\d+)\.\.)?(?P<max>\d+)")
 
 
@@ -40,12 +41,20 @@ class DimRange:
 class Port:
     """An input or output of a model: name, dtype (standard name) and dims.
 
+    A name has 1 to 512 characters that can be shown, so no control characters; a UsageError says so.
     A dim is a size, the name of a dynamic dim or an expression over such names, or None where nothing is known of it.
     """
 
     name: str
     dtype: str
     dims: tuple[int | str | None, ...]
+
+    def __post_init__(self) -> None:
+        if not (0 < len(self.name) <= _LONGEST_NAME and self.name.isprintable()):
+            raise UsageError(
+                f"{self.name[:80]!r} cannot be the name of an input or output, it has {len(self.name)} characters",
+                f"rename it in the model: 1 to {_LONGEST_NAME} characters, none of them a control character",
+            )
 
     def shape(self, sizes: Mapping[str, int]) -> list[int]:
         """The shape for these sizes of the dynamic dims; UsageError where a dim does not follow from them."""

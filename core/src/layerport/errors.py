@@ -5,6 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def shown(text: str) -> str:
+    """A text as a terminal or a page may show it: whatever could steer it (all but a new line) comes out as `\\x1b`.
+
+    Names and messages of packs, models, bundles and tools go through this one place before anybody sees them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 class LayerportError(Exception):
     """Base of every error that layerport raises on purpose.
 
@@ -26,7 +39,7 @@ class LayerportError(Exception):
         lines = [self.fault, *(f"  - {fault}" for fault in self.faults)]
         if self.repair:
             lines.append(f"  to repair: {self.repair}")
-        return "\n".join(lines)
+        return shown("\n".join(lines))
 
 
 class VerifyError(LayerportError):

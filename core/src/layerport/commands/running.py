@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from layerport.errors import BuildError, UsageError
+from layerport.commands.output_files import OutputFolder, file_names
+from layerport.errors import UsageError
 
 # NumPy's file format has no such types; their bytes travel as unsigned integers of the same size.
 _CARRIERS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
@@ -17,22 +17,27 @@ _CARRIERS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uin
 def run_bundle(
     bundle: str, inputs: Sequence[str], out: str | None, *, device: str = "auto", force: bool = False
 ) -> dict[str, Any]:
-    """Run and, with `out`, write each output as NAME.npy; the report says shape, dtype and range of each.
+    """Run and, with `out`, write each output as NAME.npy; the report says shape, dtype, range and file of each.
 
-    inputs: NAME=FILE.npy; none at all takes the bundle's samples.  Nothing is written unless everything ran.
+    inputs: NAME=FILE.npy; none at all takes the bundle's samples.  Nothing runs unless every output can be a file, and
+    nothing is written unless everything ran.
     """
-    from layerport.session import load
+    from layerport.bundle import Bundle
+    from layerport.session import Session
 
-    with load(bundle, device=device) as session:
-        arrays = _read(inputs, {port.name: port.dtype for port in session.bundle.inputs})
-        if not inputs:
-            arrays = session.bundle.samples()[0]
-        folder = _folder(out, [port.name for port in session.bundle.outputs], force)
+    opened = Bundle.open(bundle)
+    files, folder = {}, None
+    if out is not None:
+        files = file_names([port.name for port in opened.outputs])
+        folder = OutputFolder(Path(out), list(files.values()), force=force)
+    with Session(opened, device=device) as session:
+        arrays = _read(inputs, {port.name: port.dtype for port in opened.inputs}) if inputs else opened.samples()[0]
         outputs = session.run(arrays)
     report = {name: _summary(array) for name, array in outputs.items()}
     if folder is not None:
-        for name, path in _write(outputs, folder).items():
-            report[name]["file"] = str(path)
+        paths = folder.write({files[name]: _saving(array) for name, array in outputs.items()})
+        for name, one in report.items():
+            one["file"] = str(paths[files[name]])
     return {"device": session.why, "note": session.precision_note, "outputs": report}
 
 
@@ -88,43 +93,11 @@ def _read(inputs: Sequence[str], dtypes: Mapping[str, str]) -> dict[str, Any]:
     return arrays
 
 
-def _folder(out: str | None, names: Sequence[str], force: bool) -> Path | None:
-    if out is None:
-        return None
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(
-            f"{folder} is a file, not a folder", "name a folder with -o; each output becomes NAME.npy in it"
-        )
-    existing = [f"{name}.npy" for name in names if (folder / f"{name}.npy").exists()]
-    if existing and not force:
-        raise UsageError(f"{folder} has {', '.join(existing)} already, kept", "choose another folder, or add --force")
-    return folder
-
-
-def _write(outputs: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def _saving(array: Any) -> Callable[[BinaryIO], None]:
     import numpy as np
 
-    paths, temporary = {}, []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, array in outputs.items():
-            carrier = _CARRIERS.get(array.dtype.name)
-            part = folder / f".{name}.npy.partial"
-            temporary.append(part)
-            with part.open("wb") as file:
-                np.save(file, array.view(carrier) if carrier else array, allow_pickle=False)
-            paths[name] = folder / f"{name}.npy"
-        for name, path in paths.items():
-            os.replace(folder / f".{name}.npy.partial", path)
-    except OSError as error:
-        raise BuildError(
-            f"outputs cannot be written to {folder}: {error.strerror}", "choose another folder with -o"
-        ) from error
-    finally:
-        for part in temporary:
-            part.unlink(missing_ok=True)
-    return paths
+    carrier = _CARRIERS.get(array.dtype.name)
+    return lambda file: np.save(file, array.view(carrier) if carrier else array, allow_pickle=False)
 
 
 def finite(value: Any) -> float | None:
