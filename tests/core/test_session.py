@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,3 +112,90 @@ def test_verifying_a_portable_bundle_loads_only_what_runs_it(tmp_path: Path) -> 
     done = python(code, str(path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("step", ["read", "run"])
+def test_close_waits_for_a_call_and_later_ones_are_told(engine_bundle: Built, step: str) -> None:
+    session = lp.load(engine_bundle.path, device="cpu")
+    inside, go = threading.Event(), threading.Event()
+    real = getattr(session.runner, step)
+
+    def slow(*arguments: Any) -> Any:
+        inside.set()
+        assert go.wait(30)
+        return real(*arguments)
+
+    setattr(session.runner, step, slow)
+    results: list[Any] = []
+    caller = threading.Thread(target=lambda: results.append(session(x=sample(2))["output"]))
+    closers = [threading.Thread(target=session.close) for _ in range(2)]
+    caller.start()
+    assert inside.wait(30)
+    for closer in closers:
+        closer.start()
+    closers[0].join(0.2)
+    assert all(closer.is_alive() for closer in closers)
+    with pytest.raises(UsageError) as caught:
+        session(x=sample(2))  # it is closing already
+    assert str(caught.value) == (
+        f"the session of {engine_bundle.path} is closed\n  to repair: open it again with layerport.load"
+    )
+    go.set()
+    for thread in (caller, *closers):
+        thread.join(30)
+    assert results[0].shape == (2, 16)
+    session.close()
+
+
+def test_threads_that_call_while_it_is_closed(engine_bundle: Built) -> None:
+    x, faults, done = sample(2).numpy(), [], []
+    for _ in range(15):
+        session = lp.load(engine_bundle.path, device="cpu")
+        begin = threading.Barrier(4)
+
+        def call(session: Any = session, begin: Any = begin) -> None:
+            begin.wait()
+            for _ in range(50):
+                try:
+                    done.append(session(x=x)["output"].shape)
+                except UsageError as error:
+                    assert error.fault.endswith("is closed")
+                    return
+                except BaseException as error:
+                    faults.append(error)
+                    return
+
+        threads = [threading.Thread(target=call) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begin.wait()
+        session.close()
+        for thread in threads:
+            thread.join()
+    assert faults == []
+    assert set(done) <= {(2, 16)}
+
+
+def test_closing_within_a_call_is_refused(engine_bundle: Built) -> None:
+    """As a signal handler would that interrupts one: waiting for the call would be waiting for ever."""
+
+    class Closes:
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            with pytest.raises(UsageError) as caught:
+                session.close()
+            self.said.append(caught.value.fault)
+            return sample(2).numpy()
+
+        def __dlpack_device__(self) -> Any:
+            return 1, 0
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.__array__().__dlpack__()
+
+    session, value = lp.load(engine_bundle.path, device="cpu"), Closes()
+    assert session(x=value)["output"].shape == (2, 16)
+    assert value.said == [f"the session of {engine_bundle.path} is closed from within a call of it"]
+    session.close()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -77,11 +80,15 @@ class Session:
         self.on_gpu = runner.on_gpu
         self.why = runner.description
         self.runner: Runner | None = runner
+        self._closed = False
+        self._calls: Counter[int] = Counter()  # how many calls each thread is in
+        self._changed = threading.Condition()
 
     @property
     def precision_note(self) -> str | None:
         """What the numbers do not show, such as bfloat16's rounding; None where nothing, or where it is closed."""
-        return self.runner.precision_note if self.runner is not None else None
+        runner = self.runner
+        return runner.precision_note if runner is not None else None
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         return self.run(inputs)
@@ -90,28 +97,58 @@ class Session:
         """The outputs by name for inputs by name, in any array type that the conversions know.
 
         Outputs are NumPy arrays (ml_dtypes for bfloat16).  On a GPU, inputs in its memory are read where they lie, and
-        with one of them the outputs stay there too: as Torch tensors where it is one, as arrays with the CUDA array
-        interface otherwise.  They are complete when this returns.
+        with one of them the outputs stay there too: as Torch tensors where it is one, otherwise as arrays with DLPack
+        and the CUDA array interface.  They are complete when this returns.
         Raises UsageError that lists every missing, unknown, ill-shaped and ill-placed input, before anything runs.
         """
-        runner = self.runner
-        if runner is None:
-            raise UsageError(f"the session of {self.bundle.folder} is closed", "open it again with layerport.load")
-        tensors = {name: runner.read(name, value) for name, value in inputs.items()}
-        faults = check_inputs(self.bundle, tensors) or runner.faults(tensors)
-        if faults:
-            raise UsageError(
-                f"{len(faults)} inputs do not fit {self.bundle.folder}",
-                "it takes " + "; ".join(str(port) for port in self.bundle.inputs),
-                faults=faults,
-            )
-        return runner.run(tensors)
+        with self._running() as runner:
+            tensors = {name: runner.read(name, value) for name, value in inputs.items()}
+            faults = check_inputs(self.bundle, tensors) or runner.faults(tensors)
+            if faults:
+                raise UsageError(
+                    f"{len(faults)} inputs do not fit {self.bundle.folder}",
+                    "it takes " + "; ".join(str(port) for port in self.bundle.inputs),
+                    faults=faults,
+                )
+            return runner.run(tensors)
+
+    @contextmanager
+    def _running(self) -> Iterator[Runner]:
+        """What runs it, for one call, which `close` waits for.  Raises UsageError where the session is closed."""
+        thread = threading.get_ident()
+        with self._changed:
+            self._calls[thread] += 1
+        try:
+            runner = self.runner
+            if self._closed or runner is None:
+                raise UsageError(f"the session of {self.bundle.folder} is closed", "open it again with layerport.load")
+            yield runner
+        finally:
+            with self._changed:
+                self._calls[thread] -= 1
+                if not self._calls[thread]:
+                    del self._calls[thread]
+                self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for runs of other threads and give back what the session holds; outputs stay valid."""
-        runner, self.runner = self.runner, None
-        if runner is not None:
-            runner.close()
+        """Wait for calls of other threads and give back what the session holds; outputs stay valid.
+
+        Later calls are a UsageError, and so is closing it from within a call, such as in a signal handler that
+        interrupts one.  Closing twice is fine.
+        """
+        with self._changed:
+            if threading.get_ident() in self._calls:
+                raise UsageError(
+                    f"the session of {self.bundle.folder} is closed from within a call of it",
+                    "close it when the call has returned",
+                )
+            self._closed = True
+            while self._calls:
+                self._changed.wait()
+            # Within the lock, so that whoever closes it too returns when it is closed.
+            runner, self.runner = self.runner, None
+            if runner is not None:
+                runner.close()
 
     def __enter__(self) -> Self:
         return self
