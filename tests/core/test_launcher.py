@@ -278,6 +278,64 @@ def test_more_shared_memory_is_asked_for_once_per_device() -> None:
     assert asked(driver)[2:] == [("max dynamic shared", 70_000, 77, 1)]
 
 
+def test_shared_memory_that_was_asked_for_never_shrinks_again() -> None:
+    """A thread with small sizes that asks while another one asks for more, also through another launcher."""
+    cubin = compiled("wide")
+    driver = RecordingDriver(cubin.parameter_sizes)
+    made = rule((PointerArg("y"),), grid=Const(1), shared=N)
+    launchers = [Launcher(cubin.image, "wide", made, driver=driver) for _ in range(2)]
+    asking, larger = threading.Event(), threading.Event()
+    applied: list[int] = []
+
+    def slow(attribute: Any, dynamic: int, kernel: Any, device: Any) -> tuple[Any, ...]:
+        if dynamic == 60_000:
+            asking.set()
+            larger.wait(0.3)  # in vain, where one waits for the other
+        applied.append(dynamic)
+        return (Status.CUDA_SUCCESS,)
+
+    driver.cuKernelSetAttribute = slow  # type: ignore[method-assign, assignment]
+    small, large = (one.prepare({"x.0": size}) for one, size in zip(launchers, (60_000, 90_000), strict=True))
+    thread = threading.Thread(target=small.launch, args=({"y": 1}, 0))
+    thread.start()
+    assert asking.wait(30)
+    large.launch({"y": 1}, 0)
+    larger.set()
+    thread.join(30)
+    assert applied[-1] == 90_000
+    small.launch({"y": 1}, 0)
+    assert applied[-1] == 90_000
+
+
+def test_one_image_is_loaded_once_and_unloaded_with_its_last_user() -> None:
+    driver = RecordingDriver(compiled("wide").parameter_sizes)
+    made = rule((PointerArg("y"),), grid=Const(1), shared=N)
+
+    def launcher() -> Launcher:
+        return Launcher(compiled("wide").image, "wide", made, driver=driver)
+
+    first, second = launcher(), launcher()
+    names = [call[0] for call in driver.calls]
+    assert names == ["load", "kernel"]
+    first.close()
+    assert "unload" not in [call[0] for call in driver.calls]
+    second.resolve({"x.0": 64})
+    second.launch({"y": 1}, 0)
+    del second
+    gc.collect()
+    assert [call[0] for call in driver.calls] == ["load", "kernel", "launch", "unload"]
+    threads: list[Launcher] = []
+    workers = [threading.Thread(target=lambda: threads.append(launcher())) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [call[0] for call in driver.calls].count("load") == 2
+    # Another driver is another matter.
+    Launcher(compiled("wide").image, "wide", made, driver=RecordingDriver())
+    assert [call[0] for call in driver.calls].count("load") == 2
+
+
 def test_more_shared_memory_than_the_architecture_has() -> None:
     launcher, _ = wide(N)
     launcher.resolve({"x.0": 98 * 1024})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,7 @@ class HostCuda:
     def __init__(self, driver: Any, architecture: str = "sm_90") -> None:
         self.driver, self._architecture = driver, architecture
         self.device = 0
+        self.captures = False
         self.entered: list[int] = []
 
     def architecture(self, index: int) -> str:
@@ -69,6 +71,9 @@ class HostCuda:
 
     def current(self) -> int:
         return self.device
+
+    def capturing(self) -> bool:
+        return self.captures
 
     @contextmanager
     def on(self, index: int) -> Iterator[None]:
@@ -152,7 +157,37 @@ def test_a_second_call_only_launches_and_a_new_shape_loads_nothing(cuda: HostCud
     assert len(cuda.driver.libraries) == 1
     assert [launch[2:4] for launch in cuda.driver.launches] == [(0, STREAM)] * 3
     torch.testing.assert_close(run(x, weight, 0.5), x * weight * 0.5)
-    assert len(cuda.driver.libraries) == 2  # attributes are constants of a launch rule
+    assert len(run._launchers) == 2  # attributes are constants of a launch rule
+    assert len(cuda.driver.libraries) == 1  # and the machine code is the same
+
+
+def test_nothing_is_compiled_or_loaded_while_a_graph_is_captured(cuda: HostCuda) -> None:
+    layer = scaled("captured")
+    run = operator(layer, cuda)
+    x, weight = cuda.know(torch.randn(4, 5)), cuda.know(torch.arange(5.0))
+    cuda.captures = True
+    with pytest.raises(UsageError) as caught:
+        run(x, weight)
+    assert str(caught.value) == (
+        "layer lp_cuda::captured is called while a CUDA graph is captured, and kernel captured_0 is not compiled and "
+        "loaded yet\n  to repair: call it once before with tensors of the same dtypes and shapes, then capture"
+    )
+    assert not cuda.driver.libraries and not cuda.driver.launches
+    cuda.captures = False
+    run(x, weight)
+    cuda.captures = True
+    for rows in (4, 9):  # a new shape of the same kernel loads nothing
+        x = cuda.know(torch.randn(rows, 5))
+        torch.testing.assert_close(run(x, weight), x * weight * 2.0)
+
+
+def test_no_parameter_is_converted_while_a_graph_is_captured(cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = scaled("captured_weight")
+    loaded = packs.load(Reversing(layer), environ={"LAYERPORT_DISABLE_PACKS": "builtin"})
+    monkeypatch.setattr(torch_cuda, "installed_packs", lambda: loaded)
+    cuda.captures = True
+    with pytest.raises(UsageError, match="and its parameters are not converted yet"):
+        operator(layer, cuda)(torch.randn(2, 5), torch.arange(5.0))
 
 
 def test_views_are_copied_where_the_kernel_needs_dense_memory(cuda: HostCuda) -> None:
@@ -233,31 +268,66 @@ def test_another_gpu_is_made_current_for_the_launch(cuda: HostCuda, monkeypatch:
     assert cuda.device == 0
 
 
-def test_a_new_thread_gets_a_context() -> None:
-    class Driver:
-        set: list[int] = []
+class ContextDriver:
+    """The contexts of two GPUs, each thread with its own current one, as the driver has them."""
 
-        def cuCtxGetCurrent(self) -> Any:
-            return 0, 0
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0)
 
-        def cuDeviceGet(self, index: int) -> Any:
-            return 0, index
+    def __init__(self) -> None:
+        self.thread = threading.local()
+        self.retained: list[int] = []
+        self.asked = 0
 
-        def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
-            return 0, 500 + device
+    def cuCtxGetDevice(self) -> Any:
+        self.asked += 1
+        current = getattr(self.thread, "context", None)
+        return (201, None) if current is None else (0, current - 500)
 
-        def cuCtxSetCurrent(self, context: int) -> Any:
-            self.set.append(context)
-            return (0,)
+    def cuDeviceGet(self, index: int) -> Any:
+        return 0, index
 
-    cuda = object.__new__(torch_cuda.Cuda)
-    cuda.driver, cuda._entered = Driver(), threading.local()
+    def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
+        self.retained.append(device)
+        return 0, 500 + device
+
+    def cuCtxSetCurrent(self, context: int) -> Any:
+        self.thread.context = context
+        return (0,)
+
+
+def entering(driver: Any, gpus: int, monkeypatch: pytest.MonkeyPatch) -> torch_cuda.Cuda:
+    monkeypatch.setattr(torch_cuda, "require_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    # The names of CUDA builds of Torch.
+    for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
+        monkeypatch.setattr(torch._C, name, lambda *_: 0, raising=False)
+    monkeypatch.setattr(torch._C._dynamo.guards, "_empty_strided_cuda", torch.empty_strided, raising=False)
+    return torch_cuda.Cuda()
+
+
+def test_a_new_thread_gets_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = ContextDriver()
+    cuda = entering(driver, 1, monkeypatch)
+    seen = []
+    for _ in range(2):
+        worker = threading.Thread(target=lambda: (cuda.enter(0), cuda.enter(0), seen.append(driver.thread.context)))
+        worker.start()
+        worker.join()
+    assert seen == [500, 500] and driver.retained == [0]
+    assert driver.asked == 2  # once for each thread, where there is one GPU
+
+
+def test_the_context_of_another_gpu_is_not_launched_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch says that GPU 1 is current, and has not told CUDA yet: a launch would go to GPU 0."""
+    driver = ContextDriver()
+    cuda = entering(driver, 2, monkeypatch)
+    for index in (0, 1, 1, 0, 1):
+        cuda.enter(index)
+        assert driver.thread.context == 500 + index
+    driver.thread.context = 500  # whoever it was
     cuda.enter(1)
-    cuda.enter(1)
-    worker = threading.Thread(target=cuda.enter, args=(1,))
-    worker.start()
-    worker.join()
-    assert Driver.set == [501, 501]
+    assert driver.thread.context == 501
+    assert driver.retained == [0, 1]
 
 
 def through_the_dispatcher(layer: lp.Layer, cuda: HostCuda) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,12 +47,92 @@ def require_driver() -> Any:
     return driver
 
 
+_loading = threading.Lock()
+_loaded: weakref.WeakValueDictionary[tuple[int, str], LoadedImage] = weakref.WeakValueDictionary()
+
+
+class LoadedImage:
+    """A cubin that the driver has loaded, once in a process however many launchers use it; `load_image` gives it.
+
+    Loaded independently of CUDA contexts: its kernels run in the one that is current.  It is unloaded when its last
+    user is gone.
+    """
+
+    def __init__(self, driver: Any, cubin: Cubin, label: str) -> None:
+        self._where = (driver, cubin.architecture)
+        self._library = called(self._where, label, "cuLibraryLoadData", cubin.image, [], [], 0, [], [], 0)
+        self._kernels: dict[str, LoadedKernel] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, driver.cuLibraryUnload, self._library).atexit = False
+
+    def kernel(self, symbol: str, label: str) -> LoadedKernel:
+        """The kernel of this name."""
+        with self._lock:
+            found = self._kernels.get(symbol)
+            if found is None:
+                handle = called(self._where, label, "cuLibraryGetKernel", self._library, symbol.encode())
+                found = self._kernels[symbol] = LoadedKernel(self._where, handle)
+        return found
+
+
+class LoadedKernel:
+    """A kernel of a loaded image, with what CUDA was asked for it."""
+
+    def __init__(self, where: tuple[Any, str], handle: Any) -> None:
+        self._where, self._handle = where, handle
+        # The driver takes a kernel wherever it takes a function.
+        self.function = where[0].CUfunction(int(handle))
+        self._widened: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def widen_shared(self, dynamic: int, label: str) -> None:
+        """Allow this much dynamic shared memory on the current device, which CUDA wants to be asked for."""
+        device = called(self._where, label, "cuCtxGetDevice")
+        # The limit must only grow, whoever asks meanwhile: a launch of another thread may rely on it already.
+        with self._lock:
+            if self._widened.get(int(device), 0) < dynamic:
+                attribute = self._where[0].CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                called(self._where, label, "cuKernelSetAttribute", attribute, dynamic, self._handle, device)
+                self._widened[int(device)] = dynamic
+
+
+def load_image(driver: Any, cubin: Cubin, label: str) -> LoadedImage:
+    """A cubin, loaded.  Raises BuildError where the driver does not take it."""
+    key = (id(driver), cubin.digest)  # the image keeps its driver, so the number stays its own
+    with _loading:
+        found = _loaded.get(key)
+        if found is None:
+            found = _loaded[key] = LoadedImage(driver, cubin, label)
+    return found
+
+
+def called(where: tuple[Any, str], label: str, name: str, *arguments: Any) -> Any:
+    """What a call of the driver answers.  where: the driver, and the architecture of the kernel that it is about.
+
+    Raises BuildError with the name of the status.
+    """
+    driver, architecture = where
+    status, *results = getattr(driver, name)(*arguments)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise failure(architecture, label, name, status)
+    return results[0] if results else None
+
+
+def failure(architecture: str, label: str, name: str, status: Any) -> BuildError:
+    """The error for a call of the driver that failed."""
+    return BuildError(
+        f"{label}: {name} failed: {status.name}",
+        f"the kernel is compiled for {architecture}: the GPU must be of that architecture, "
+        "its context current, and earlier work on it must not have failed",
+    )
+
+
 class Launcher:
     """One compiled kernel, loaded, with its launch rule.
 
     `resolve` whenever sizes change, then `launch` as often as wanted.  image: a cubin.  label: for errors.
     driver: for tests; the installed one where None.  Raises BuildError, PackError, or LayerportError without
-    a driver. Loaded independently of CUDA contexts: it launches in the one that is current.
+    a driver.
     """
 
     def __init__(
@@ -61,13 +142,10 @@ class Launcher:
         self.cubin = Cubin.read(image, symbol)
         self.rule = rule
         check_fit(rule, self.cubin, label=self.label)
-        self._driver = require_driver() if driver is None else driver
+        self.driver = require_driver() if driver is None else driver
         self._current: Prepared | None = None
-        self._widened: dict[int, int] = {}
-        self._library = self._call("cuLibraryLoadData", image, [], [], 0, [], [], 0)
-        self._kernel = self._call("cuLibraryGetKernel", self._library, symbol.encode())
-        # The driver takes a kernel wherever it takes a function.
-        self._function = self._driver.CUfunction(int(self._kernel))
+        self._image: LoadedImage | None = load_image(self.driver, self.cubin, self.label)
+        self.kernel = self._image.kernel(symbol, self.label)
 
     def prepare(self, sizes: Mapping[str, int]) -> Prepared:
         """The launch for these sizes, independent of `resolve`, for callers that keep several.
@@ -99,38 +177,14 @@ class Launcher:
         self._current.launch(pointers, stream)
 
     def close(self) -> None:
-        """Unload the kernel.  Wait for its launches before; closing twice is fine."""
-        if self._library is not None:
-            library, self._library, self._current = self._library, None, None
-            self._call("cuLibraryUnload", library)
+        """Give the kernel back; it is unloaded with its last user.  Wait for its launches before."""
+        self._image = self._current = None
 
     def __enter__(self) -> Launcher:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        status, *results = getattr(self._driver, name)(*arguments)
-        if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise self.failure(name, status)
-        return results[0] if results else None
-
-    def failure(self, name: str, status: Any) -> BuildError:
-        """The error for a call of the driver that failed."""
-        return BuildError(
-            f"{self.label}: {name} failed: {status.name}",
-            f"the kernel is compiled for {self.cubin.architecture}: the GPU must be of that architecture, "
-            "its context current, and earlier work on it must not have failed",
-        )
-
-    def widen_shared(self, dynamic: int) -> None:
-        """Allow this much dynamic shared memory on the current device, which CUDA wants to be asked for."""
-        device = self._call("cuCtxGetDevice")
-        if self._widened.get(int(device), 0) < dynamic:
-            attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._call("cuKernelSetAttribute", attribute, dynamic, self._kernel, device)
-            self._widened[int(device)] = dynamic
 
 
 class Prepared:
@@ -159,9 +213,10 @@ class Prepared:
             elif arg.name is not None:
                 self._patches.append((index, arg.name, arg.alignment - 1))
         self._shape = (*geometry.grid, *geometry.block, geometry.shared)
-        self._function = launcher._function
-        self._start = launcher._driver.cuLaunchKernel
-        self._success = launcher._driver.CUresult.CUDA_SUCCESS
+        self._kernel = launcher.kernel
+        self._function = launcher.kernel.function
+        self._start = launcher.driver.cuLaunchKernel
+        self._success = launcher.driver.CUresult.CUDA_SUCCESS
         self._wide = launcher.cubin.resources.static_shared + geometry.shared > UNASKED_SHARED
 
     def launch(self, pointers: Mapping[str, int], stream: int) -> None:
@@ -171,7 +226,7 @@ class Prepared:
         slots = self._slots
         with self._lock:
             if self._wide:
-                self._launcher.widen_shared(self.geometry.shared)
+                self._kernel.widen_shared(self.geometry.shared, self._launcher.label)
             for index, name, mask in self._patches:
                 address = slots[index] = pointers[name]
                 if address & mask:
@@ -189,7 +244,9 @@ class Prepared:
 
     def _raise(self, status: Any) -> None:
         if status != self._success:
-            raise self._launcher.failure(f"cuLaunchKernel with {self.geometry}", status)
+            raise failure(
+                self._launcher.cubin.architecture, self._launcher.label, f"cuLaunchKernel with {self.geometry}", status
+            )
 
 
 def _pack(slots: Any, index: int, value: int | float | bool | None, size: int, label: str) -> None:

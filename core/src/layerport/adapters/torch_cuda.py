@@ -22,7 +22,7 @@ from layerport.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.conversion import from_standard, to_standard
 from layerport.dispatch import Dispatch, Selection, select
 from layerport.dtypes import DType
-from layerport.errors import PackError, UsageError
+from layerport.errors import BuildError, PackError, UsageError
 from layerport.expressions import NoNumberYetError
 from layerport.kernels import Kernel, TensorArg
 from layerport.launcher import Launcher, require_driver
@@ -55,6 +55,10 @@ class Cuda:
         # What compiled Torch models allocate with: a third of the time of torch.empty.  (shape, strides, dtype) on the
         # current device.
         self.empty: Callable[..., torch.Tensor] = _torch._dynamo.guards._empty_strided_cuda
+        self.capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing
+        self._alone = torch.cuda.device_count() == 1
+        self._contexts: dict[int, tuple[int, Any]] = {}  # the driver's number of each GPU, and its primary context
+        self._entering = threading.Lock()
         self._entered = threading.local()
 
     def architecture(self, index: int) -> str:
@@ -66,14 +70,34 @@ class Cuda:
         return torch.cuda.device(index)
 
     def enter(self, index: int) -> None:
-        """Make sure that this thread has a CUDA context: one that only takes memory from Torch's cache has none."""
-        done: set[int] = self._entered.__dict__.setdefault("gpus", set())
-        if index not in done:
-            _, context = self.driver.cuCtxGetCurrent()
-            if not int(context):
-                _, context = self.driver.cuDevicePrimaryCtxRetain(self.driver.cuDeviceGet(index)[1])
-                self.driver.cuCtxSetCurrent(context)
-            done.add(index)
+        """Make sure that the CUDA context of this thread is the one of this GPU, which is the current one for Torch.
+
+        A thread that only takes memory from Torch's cache has no context, and one that Torch moved to another GPU may
+        still have the one of the GPU before: Torch puts that off until it calls CUDA itself.
+        """
+        if self._alone and getattr(self._entered, "once", False):
+            return
+        known = self._contexts.get(index)
+        if known is None:
+            with self._entering:
+                known = self._contexts.get(index)
+                if known is None:
+                    device = self._call("cuDeviceGet", index)
+                    known = self._contexts[index] = (int(device), self._call("cuDevicePrimaryCtxRetain", device))
+        # Fails where the thread has no context.
+        status, current = self.driver.cuCtxGetDevice()
+        if status != self.driver.CUresult.CUDA_SUCCESS or int(current) != known[0]:
+            self._call("cuCtxSetCurrent", known[1])
+        self._entered.once = True
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *results = getattr(self.driver, name)(*arguments)
+        if status != self.driver.CUresult.CUDA_SUCCESS:
+            raise BuildError(
+                f"{name} failed: {status.name}",
+                "see whether earlier work on this GPU failed; a new process starts afresh",
+            )
+        return results[0] if results else None
 
 
 cuda: Callable[[], Cuda] = functools.cache(Cuda)
@@ -240,6 +264,7 @@ class CudaOperator:
         key = (id(kernel), sizes, tuple(map(_hashable, call.attributes.values())), architecture)
         found = self._launchers.get(key)
         if found is None:
+            self._refuse_capture(environment, index, f"kernel {kernel.name} is not compiled and loaded yet")
             built = self._build(kernel, dtypes, call.attributes, architecture, tensors)
             found = self._launchers[key] = Launcher(
                 built.cubin.image,
@@ -249,6 +274,15 @@ class CudaOperator:
                 driver=environment.driver,
             )
         return found
+
+    def _refuse_capture(self, environment: Any, index: int, why: str) -> None:
+        """Raise UsageError while a CUDA graph is captured, which nothing may be loaded, copied or waited for in."""
+        with environment.on(index):
+            if environment.capturing():
+                raise UsageError(
+                    f"layer {self.layer.name} is called while a CUDA graph is captured, and {why}",
+                    "call it once before with tensors of the same dtypes and shapes, then capture",
+                )
 
     def _traced(self, kernel: Kernel, call: Call) -> Mapping[str, TensorArg | None]:
         """What a launch rule is made of: it serves all sizes, unless it needs numbers.
@@ -313,6 +347,7 @@ class CudaOperator:
     def _ask_pack(self, args: Sequence[Any], present: Sequence[tuple[int, str]]) -> dict[int, torch.Tensor]:
         """The parameters that the layer's pack changes, by place."""
         device = args[present[0][0]].device
+        self._refuse_capture(self._environment(), device.index or 0, "its parameters are not converted yet")
         standard = {name: to_standard(args[place].detach(), path=name).array for place, name in present}
         attributes = self.layer.signature.bind_attributes(
             {one.name: args[place] for place, one in self._attributes}, path=self.layer.name

@@ -35,7 +35,6 @@ class SharedLauncher:
             found = _loaded.get(key)
             if found is None:
                 found = _loaded[key] = Launcher(image, symbol, rule)
-                weakref.finalize(found, found._driver.cuLibraryUnload, found._library).atexit = False
         self._launcher = found
         # Attributes, so that a call goes straight to the driver's arguments.
         self.launch: Launch = self._unresolved
