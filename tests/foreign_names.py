@@ -30,10 +30,14 @@ EVERYWHERE = {
     "runtime": "Runtime",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
 }
 # ... in one file, or in one function of it.
 IN_FILE = {
     "engine/configuring.py": {"self._config": "IBuilderConfig", "self._cache": "ITimingCache"},
+    "engine/engine_session.py": {"self._engine": "ICudaEngine", "self._runtime": "Runtime"},
+    "engine/lanes.py": {"one.context": "IExecutionContext"},
+    "engine/runtime_cache.py": {"cache": "IRuntimeCache", "self._cache": "IRuntimeCache"},
     "engine/plugin.py": {"builder": "IExprBuilder", "description": "PluginTensorDesc"},
     "adapters/tensorrt_expressions.py": {"builder": "IExprBuilder", "self._builder": "IExprBuilder"},
     "adapters/tensorrt_arrays.py": {"weights": "Weights", "field": "PluginField"},
@@ -72,7 +76,8 @@ def adapter_files() -> list[Path]:
     """The files that speak to TensorRT."""
     files = [*sorted((SOURCE / "engine").glob("*.py")), *sorted((SOURCE / "adapters").glob("tensorrt_*.py"))]
     return [path for path in files if any(getattr(node, "id", "") == "trt" for node in ast.walk(_tree(path)))] + [
-        SOURCE / "adapters" / "tensorrt_expressions.py"
+        SOURCE / "adapters" / "tensorrt_expressions.py",
+        SOURCE / "engine" / "runtime_cache.py",
     ]
 
 

@@ -9,6 +9,7 @@ function.  They show what a session asks of both and in which order; that a real
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from types import SimpleNamespace
@@ -48,6 +49,9 @@ class HostDriver:
         self.captured: dict[int, list[Work]] = {}
         self.contexts = 0
         self.gpus = 1
+        self.version = 13000
+        self.faults: list[str] = []  # what was done to a GPU that was not the current one
+        self._thread = threading.local()
         self.depth = 0
         self.calls: list[str] = []
         self._next = 1000
@@ -62,6 +66,20 @@ class HostDriver:
             "contexts": self.contexts,
             "pushed": self.depth,
         }
+
+    def current(self) -> int | None:
+        """The GPU whose context is current in this thread."""
+        stack = self._stack()
+        return stack[-1] if stack else None
+
+    def _stack(self) -> list[int]:
+        stack: list[int] = self._thread.__dict__.setdefault("stack", [])
+        return stack
+
+    def needs(self, device: int, what: str) -> None:
+        """Note where something of a GPU is used or given back while another one, or none, is current."""
+        if self.current() != device:
+            self.faults.append(f"{what} of GPU {device} with {self.current()} current")
 
     def adopt(self, array: Any, owner: int = 0) -> None:
         """Take host memory for memory of a GPU: an address, size pair or a NumPy array."""
@@ -99,22 +117,26 @@ class HostDriver:
         number = int(self.architecture[3:])
         return Status.CUDA_SUCCESS, number // 10 if kind == "major" else number % 10
 
+    def cuDriverGetVersion(self) -> Any:
+        return Status.CUDA_SUCCESS, self.version
+
     def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
         self.contexts += 1
-        return Status.CUDA_SUCCESS, 7
+        return Status.CUDA_SUCCESS, 7 + device
 
     def cuDevicePrimaryCtxRelease(self, device: int) -> Any:
         self.contexts -= 1
         return (Status.CUDA_SUCCESS,)
 
     def cuCtxPushCurrent(self, context: int) -> Any:
-        assert context == 7
+        assert 7 <= context < 7 + self.gpus
+        self._stack().append(context - 7)
         self.depth += 1
         return (Status.CUDA_SUCCESS,)
 
     def cuCtxPopCurrent(self) -> Any:
         self.depth -= 1
-        return Status.CUDA_SUCCESS, 7
+        return Status.CUDA_SUCCESS, 7 + self._stack().pop()
 
     def cuMemAlloc(self, size: int) -> Any:
         assert self.depth, "memory is asked for without a current context"
@@ -269,6 +291,13 @@ class FakeEngine:
         self.contexts: list[FakeContext] = []
         self.fails: dict[str, Any] = {}
         self.num_optimization_profiles = len(profiles)
+        self.device_memory_size_v2 = 4096
+        self.device = driver.current()
+        self.compiled = 0
+
+    def __del__(self) -> None:
+        if self.device is not None:
+            self.driver.needs(self.device, "the engine")
 
     @property
     def num_io_tensors(self) -> int:
@@ -296,13 +325,51 @@ class FakeEngine:
         return [self.trt.Dims(list(dims)) for dims in self.profiles[number][name]]
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace(cuda_graph_strategy=None)
+        return FakeRuntimeConfig(self)
 
     def create_execution_context(self, config: Any = None) -> Any:
         if "context" in self.fails:
             return None
-        self.contexts.append(FakeContext(self, config))
-        return self.contexts[-1]
+        made = FakeContext(self, config)
+        cache = config.cache if isinstance(config, FakeRuntimeConfig) else None
+        if cache is not None and b"compiled" not in cache.content:
+            cache.content += b"compiled"
+            self.compiled += 1
+        self.contexts.append(made)
+        return made
+
+
+class FakeRuntimeCache:
+    """What RTX compiled.  It takes what it wrote itself, on the same GPU."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.content = engine, b""
+
+    def serialize(self) -> Any:
+        return memoryview(b"cache " + self.content)
+
+    def deserialize(self, blob: Any) -> bool:
+        assert self.engine.driver.depth, "a cache is read without a current context"
+        fits = bytes(blob).startswith(b"cache ") and "cache" not in self.engine.fails
+        if fits:
+            self.content = bytes(blob)[6:]
+        return fits
+
+
+class FakeRuntimeConfig:
+    """How contexts of an engine of RTX are made."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.cuda_graph_strategy: Any = None
+        self.cache: FakeRuntimeCache | None = None
+        self._engine = engine
+
+    def create_runtime_cache(self) -> Any:
+        return FakeRuntimeCache(self._engine)
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return True
 
 
 class FakeContext:
@@ -314,7 +381,12 @@ class FakeContext:
         self.set: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.allocators: dict[str, Any] = {}
+        self.memory: tuple[int, int] | None = None
         self.runs = 0
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0 and size >= self.engine.device_memory_size_v2
+        self.memory = (memory, size)
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         self.active_optimization_profile = number
@@ -349,11 +421,18 @@ class FakeContext:
         engine, driver = self.engine, self.engine.driver
         if "execute" in engine.fails:
             return False
+        if self.config is not None and self.config == engine.trt.ExecutionContextAllocationStrategy.USER_MANAGED:
+            assert self.memory is not None, "a context that was given no memory runs"
         self.runs += 1
         shapes, addresses = dict(self.set), dict(self.addresses)
+        # TensorRT reads these now; a graph that is captured now has what it read.
+        hosted = {name: at(addresses[name], engine.inputs[name], shapes[name]).copy() for name in engine.host}
 
         def work() -> None:
-            arrays = {name: at(addresses[name], dtype, shapes[name]).copy() for name, dtype in engine.inputs.items()}
+            arrays = {
+                name: hosted[name] if name in hosted else at(addresses[name], dtype, shapes[name]).copy()
+                for name, dtype in engine.inputs.items()
+            }
             for name, value in engine.compute(arrays).items():
                 allocator = self.allocators.get(name)
                 address = addresses.get(name)
@@ -376,7 +455,7 @@ class _Double:
         self._real, self._own_graphs = real, own_graphs
 
     def __getattr__(self, name: str) -> Any:
-        if name == "CudaGraphStrategy" and not self._own_graphs:
+        if name in ("CudaGraphStrategy", "IRuntimeCache") and not self._own_graphs:
             raise AttributeError(name)
         return getattr(self._real, name)
 
@@ -384,8 +463,8 @@ class _Double:
 def tensorrt_double(make: Callable[[Any], FakeEngine | None], *, own_graphs: bool = True) -> Any:
     """TensorRT's module whose runtime deserialises everything to the engine that `make(module)` gives.
 
-    own_graphs: whether it captures CUDA graphs by itself, as rtx does.  `engine` is the last engine,
-    `plan` its bytes.
+    own_graphs: whether it captures CUDA graphs by itself and compiles when it runs, as rtx does.  `engine` is the last
+    engine, `plan` its bytes.
     """
     from layerport.engine import flavours
 

@@ -10,16 +10,24 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
 import layerport as lp
 from gpu_doubles import CudaArray, FakeContext, FakeEngine, HostDriver, tensorrt_double
+from layerport.adapters.cuda_arrays import DeviceArray
 from layerport.bundle import Bundle
+from layerport.dims import Port
 from layerport.engine import creators, flavours
+from layerport.engine.engine_session import EngineRunner
+from layerport.engine.gpu import Gpu
+from layerport.engine.plans import Plan
 from layerport.errors import BuildError, UsageError
 from layerport.portable_runner import PortableRunner
 from small_models import sample
@@ -112,6 +120,41 @@ def test_it_reads_memory_of_the_gpu_where_it_lies_and_leaves_the_outputs_there(
     assert repr(got).startswith("DeviceArray(float32[4, 16] at 0x")
     again = one.session(x=got)["output"]  # what it gives it takes
     np.testing.assert_array_equal(again.numpy(), expected(engine_bundle, got.numpy()))
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])
+def test_dtypes_that_the_array_interface_cannot_name_go_round(
+    driver: HostDriver, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several steps on the GPU, the output of one being the input of the next, as a decoder does."""
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    trt = tensorrt_double(
+        lambda module: FakeEngine(
+            driver,
+            module,
+            inputs={"x": dtype},
+            outputs={"output": dtype},
+            profiles=[{"x": [[1, 16], [3, 16], [64, 16]]}],
+            compute=lambda arrays: {"output": (arrays["x"].astype(np.float32) * 2).astype(dtype)},
+            shapes=lambda shapes: {"output": shapes["x"]},
+        )
+    )
+    bundle = SimpleNamespace(
+        inputs=(Port("x", name, ("rows", 16)),), outputs=(Port("output", name, ("rows", 16)),), folder="small.lp"
+    )
+    plan = Plan("rtx-sm_89.plan", "rtx", ("sm_89",), "1", ())
+    runner = EngineRunner(bundle, plan, b"plan", Gpu(driver), trt=trt)  # type: ignore[arg-type]
+    try:
+        values = (np.arange(48) % 4).reshape(3, 16).astype(dtype)
+        output: Any = runner.to_device(values)
+        for _ in range(3):
+            tensors = {"x": runner.read("x", output)}
+            assert runner.faults(tensors) == []
+            output = runner.run(tensors)["output"]
+            assert isinstance(output, DeviceArray)
+        np.testing.assert_array_equal(output.numpy(), (values.astype(np.float32) * 8).astype(dtype))
+    finally:
+        runner.close()
 
 
 def test_it_waits_for_the_stream_that_still_writes_an_input(
@@ -250,14 +293,152 @@ def test_captured_graphs_are_replayed_and_kept_by_shape(engine_bundle: Built, op
     (context,) = one.engine.contexts
     assert context.runs == 2  # one that ran and one that was captured
     assert one.driver.calls.count("graph") == 11
-    # Another shape goes to the other context, so that both graphs stay.
-    for _ in range(3):
-        np.testing.assert_array_equal(one.session(x=sample(7))["output"], expected(engine_bundle, sample(7)))
-        np.testing.assert_array_equal(one.session(x=sample(3))["output"], expected(engine_bundle, sample(3)))
-    assert [context.runs for context in one.engine.contexts] == [2, 2]
-    # A third one takes a context over; its larger buffers end the graph that knew the smaller ones.
-    for rows in (64, 3, 7):
+
+
+def test_a_lane_keeps_the_graphs_of_several_shapes(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    """Each in a context of its own, because a graph is bad as soon as its context is changed; the oldest makes room."""
+    one = opened(own_graphs=False, cuda_graph=True, contexts=2)
+
+    def run(rows: int) -> None:
+        x = sample(rows, seed=one.driver.calls.count("graph"))
+        np.testing.assert_array_equal(one.session(x=x)["output"], expected(engine_bundle, x))
+
+    sizes = (9, 3, 7, 1)  # the largest first: larger buffers end the graphs that know the smaller ones
+    for rows in sizes * 3:
+        run(rows)
+    assert [context.runs for context in one.engine.contexts] == [2, 2, 2, 2]
+    assert one.driver.calls.count("graph") == 8
+    assert len({context.memory for context in one.engine.contexts}) == 1  # they compute in the same memory
+    run(9)
+    run(5)
+    assert [context.runs for context in one.engine.contexts] == [2, 4, 2, 2]  # 3 was used longest ago
+    for rows in (9, 7, 1, 5):
+        run(rows)
+    assert [context.runs for context in one.engine.contexts] == [2, 4, 2, 2]
+    run(64)
+    assert one.driver.live()["graphs"] == 1
+    for rows in (3, 7, 64):
+        run(rows)
+
+
+def test_a_graph_is_for_the_values_of_inputs_that_hold_shapes(opened: Callable[..., Opened]) -> None:
+    """Those are read when work is enqueued, so that a replay would compute with the old ones."""
+    changes = {"host": ["x"], "compute": lambda arrays: {"output": arrays["x"] * 2}}
+    one = opened(changes=changes, own_graphs=False, cuda_graph=True)
+    for turn in range(3):
+        for seed in range(3):
+            x = sample(3, seed=seed).numpy()
+            np.testing.assert_array_equal(one.session(x=x)["output"], x * 2)
+            value = CudaArray(one.driver, x)
+            np.testing.assert_array_equal(one.session(x=value)["output"].numpy(), x * 2)
+        assert sum(context.runs for context in one.engine.contexts) == 6, turn  # each value was captured once
+
+
+def test_an_idle_lane_is_preferred_to_a_new_context(engine_bundle: Built, opened: Callable[..., Opened]) -> None:
+    one = opened(contexts=3)
+    for rows in (1, 5, 64, 5, 1):
         np.testing.assert_array_equal(one.session(x=sample(rows))["output"], expected(engine_bundle, sample(rows)))
+    assert len(one.engine.contexts) == 1
+
+
+def test_a_context_is_made_beside_the_runs_of_others(opened: Callable[..., Opened]) -> None:
+    """Making one takes seconds where TensorRT compiles; who has a lane runs on, and gives it back, meanwhile."""
+    one = opened(contexts=2)
+    running, making, go, leave = (threading.Event() for _ in range(4))
+
+    def slow(arrays: dict[str, Any]) -> dict[str, Any]:
+        if not running.is_set():
+            running.set()
+            assert leave.wait(30)
+        return {"output": arrays["x"]}
+
+    one.engine.compute = slow
+    create = one.engine.create_execution_context
+
+    def waits(config: Any = None) -> Any:
+        if one.engine.contexts:
+            making.set()
+            assert go.wait(30)
+        return create(config)
+
+    one.engine.create_execution_context = waits  # type: ignore[method-assign]
+    threads = [threading.Thread(target=lambda: one.session(x=sample(2))) for _ in range(2)]
+    threads[0].start()
+    assert running.wait(30)
+    threads[1].start()
+    assert making.wait(30)
+    leave.set()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+    one.session(x=sample(3))  # on the lane that came back, while the other one is still being made
+    go.set()
+    threads[1].join(30)
+    assert len(one.engine.contexts) == 2
+
+
+def test_a_context_that_cannot_be_made_takes_no_place(opened: Callable[..., Opened]) -> None:
+    one = opened(contexts=1)
+    one.engine.fails["context"] = True
+    for _ in range(3):
+        with pytest.raises(BuildError, match="cannot make an execution context"):
+            one.session(x=sample(2))
+    one.engine.fails.clear()
+    assert one.session(x=sample(2))["output"].shape == (2, 16)
+    one.session.close()
+
+
+def test_what_rtx_compiled_is_there_at_the_next_start(
+    driver: HostDriver, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path))
+
+    def compiled(**fails: Any) -> int:
+        one = opened()
+        one.engine.fails.update(fails)
+        one.session(x=sample(2))
+        one.session.close()
+        return one.engine.compiled
+
+    assert compiled() == 1
+    entries = list((tmp_path / "runtime").rglob("*"))
+    assert compiled() == 0 and list((tmp_path / "runtime").rglob("*")) == entries
+    assert compiled(cache=True) == 1  # TensorRT refuses it, so it compiles again
+    assert compiled() == 0
+    (entry,) = (path for path in entries if path.is_file())
+    entry.write_bytes(entry.read_bytes()[:-1])
+    assert compiled() == 1
+    driver.version = 13010
+    assert compiled() == 1
+
+
+def test_what_was_compiled_is_kept_also_where_nobody_closes_the_session(
+    opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path))
+    opened().session(x=sample(2))
+    assert [path for path in (tmp_path / "runtime").rglob("*") if path.is_file()]
+
+
+def test_a_flavour_that_compiles_nothing_keeps_nothing(
+    opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path))
+    one = opened(own_graphs=False)
+    one.session(x=sample(2))
+    one.session.close()
+    assert not (tmp_path / "runtime").exists()
+
+
+def test_everything_is_given_back_with_its_own_gpu_current(opened: Callable[..., Opened], driver: HostDriver) -> None:
+    driver.gpus = 2
+    one = opened(device="cuda:1", own_graphs=False, cuda_graph=True)
+    one.session(x=sample(2))
+    one.engine.contexts.clear()
+    one.trt.engine = None
+    one.session.close()
+    gc.collect()
+    assert driver.faults == []
+    assert driver.live() == dict.fromkeys(driver.live(), 0)
 
 
 def test_a_flavour_with_graphs_of_its_own_is_asked_for_them(opened: Callable[..., Opened]) -> None:
@@ -338,6 +519,33 @@ def test_close_waits_for_a_run_of_another_thread(opened: Callable[..., Opened]) 
     closer.join(30)
     runner.join(30)
     np.testing.assert_array_equal(results[0], sample(2).numpy())
+
+
+@pytest.mark.parametrize("step", ["read", "faults", "run"])
+def test_close_waits_wherever_a_call_is(opened: Callable[..., Opened], step: str) -> None:
+    one = opened()
+    inside, go = threading.Event(), threading.Event()
+    real = getattr(one.session.runner, step)
+
+    def slow(*arguments: Any) -> Any:
+        inside.set()
+        assert go.wait(30)
+        return real(*arguments)
+
+    setattr(one.session.runner, step, slow)
+    results: list[Any] = []
+    caller = threading.Thread(target=lambda: results.append(one.session(x=sample(2))["output"]))
+    caller.start()
+    assert inside.wait(30)
+    closer = threading.Thread(target=one.session.close)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()
+    go.set()
+    closer.join(30)
+    caller.join(30)
+    assert results[0].shape == (2, 16)
+    assert one.driver.live()["contexts"] == 0
 
 
 def test_sessions_share_creators(opened: Callable[..., Opened]) -> None:

@@ -74,7 +74,7 @@ from gpu_doubles import CudaArray, FakeEngine, tensorrt_double
 import layerport as lp
 from layerport.engine import flavours
 
-at_once = SimpleNamespace(submit=lambda stream, work: work(), captured=(), adopt=lambda *_: None)
+at_once = SimpleNamespace(submit=lambda stream, work: work(), captured=(), adopt=lambda *_: None, current=lambda: None)
 single = np.dtype(np.float32)
 
 def make(module):

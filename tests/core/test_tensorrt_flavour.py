@@ -26,7 +26,12 @@ DESCRIBE = (
     "print(foreign_names.describe(flavours.load(sys.argv[1])))\n"
 )
 # What one flavour has and the other lacks, of all that our code uses.
-ONLY_RTX = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
+ONLY_RTX = {
+    *("ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"),
+    *("CudaGraphStrategy", "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE", "IRuntimeConfig.cuda_graph_strategy"),
+    *("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache"),
+    *("IRuntimeCache.serialize", "IRuntimeCache.deserialize"),
+}
 PER_FLAVOUR = pytest.mark.parametrize("flavour", ["rtx", "tensorrt"])
 
 

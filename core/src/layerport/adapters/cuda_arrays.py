@@ -1,4 +1,4 @@
-"""Arrays in GPU memory: those of Torch, of the CUDA array interface and of DLPack read, and one of our own to hand out.
+"""Arrays in GPU memory: those of Torch, of the CUDA array interface and of DLPack read, and one of our own to give.
 
 Sessions use it.  It imports none of these libraries: a Torch tensor is known by the Torch that made it.
 """
@@ -67,15 +67,24 @@ def read_device_tensor(value: Any, *, path: str) -> DeviceTensor | None:
 
     Raises UsageError for a tensor of a kind that has no plain memory.
     """
+    if isinstance(value, DeviceArray):
+        return DeviceTensor(value.address, value.dtype, value.shape, keep=value)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(torch, value, path) if value.is_cuda else None
     interface = getattr(value, "__cuda_array_interface__", None)
-    if interface is not None:
+    # The interface has no name for bfloat16 and fp8 and says raw bytes; DLPack has.
+    typestr = None if interface is None else interface["typestr"]
+    if typestr is not None and _named(typestr):
         return _from_interface(interface, value, path)
     if hasattr(type(value), "__dlpack_device__") and int(value.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED):
         # The producer orders its work before the stream that it is told; whoever reads then waits for that one.
         return read_capsule(value.__dlpack__(stream=LEGACY_STREAM), path, LEGACY_STREAM)
+    if typestr is not None:
+        raise UsageError(
+            f"{path}: its CUDA array interface says {typestr}, raw bytes, and it does not speak DLPack",
+            "pass it as a Torch tensor, or as an array with DLPack: the interface has no name for bfloat16 and fp8",
+        )
     return None
 
 
@@ -133,6 +142,18 @@ def _from_interface(interface: Any, value: Any, path: str) -> DeviceTensor:
     return DeviceTensor(int(interface["data"][0] or 0), dtype, shape, steps, stream, value)
 
 
+def _named(typestr: str) -> bool:
+    """Whether a type of the array interface is a dtype; those of ml_dtypes say raw bytes, or what nobody knows."""
+    try:
+        return np.dtype(typestr).kind != "V"
+    except TypeError:
+        return False
+
+
+def _plain(dtype: np.dtype[Any]) -> bool:
+    return dtype.isbuiltin == 1
+
+
 class _Device(ctypes.Structure):
     _fields_ = (("type", ctypes.c_int32), ("number", ctypes.c_int32))
 
@@ -157,11 +178,15 @@ _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat"}
 _NAMED_KINDS = {(6, 8): "bool", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
 
 
-def read_capsule(capsule: Any, path: str, stream: int | None = None) -> DeviceTensor:
-    """What a DLPack capsule describes; the capsule is kept, and with it the memory."""
+def _tensor_in(capsule: Any) -> _Tensor:
     address = ctypes.pythonapi.PyCapsule_GetPointer
     address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _Tensor.from_address(address(capsule, b"dltensor"))
+    return _Tensor.from_address(address(capsule, b"dltensor"))
+
+
+def read_capsule(capsule: Any, path: str, stream: int | None = None) -> DeviceTensor:
+    """What a DLPack capsule describes; the capsule is kept, and with it the memory."""
+    tensor = _tensor_in(capsule)
     name = _NAMED_KINDS.get((tensor.code, tensor.bits)) or f"{_KINDS.get(tensor.code, 'unknown')}{tensor.bits}"
     if tensor.lanes != 1 or name not in DType.__members__.values():
         raise UsageError(
@@ -179,11 +204,14 @@ def read_capsule(capsule: Any, path: str, stream: int | None = None) -> DeviceTe
     )
 
 
-class DeviceArray:
-    """An array in GPU memory that a session made: the CUDA array interface, and `numpy()` for a copy on the host.
+_CODES = {"bfloat16": 4, "float8_e4m3fn": 10, "float8_e5m2": 12}  # those that NumPy's capsules lack
 
-    Torch takes it with `torch.as_tensor(array, device="cuda")`, CuPy with `cupy.asarray(array)`, both without a copy.
-    The interface has no name for bfloat16 and fp8: there it says raw bytes of that size.
+
+class DeviceArray:
+    """An array in GPU memory that a session made: DLPack, the CUDA array interface, and `numpy()` for a host copy.
+
+    Torch takes it with `torch.from_dlpack(array)`, CuPy with `cupy.from_dlpack(array)`, and a session as it is, all
+    without a copy.  The CUDA array interface has no name for bfloat16 and fp8: an array of these has DLPack alone.
     """
 
     def __init__(self, gpu: Gpu, dtype: np.dtype[Any], shape: tuple[int, ...], capacity: int = 0) -> None:
@@ -199,6 +227,9 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        if not _plain(self.dtype):
+            # Nobody could tell these bytes from those of another dtype of that size.
+            raise AttributeError(f"the CUDA array interface has no name for {self.dtype.name}; use DLPack")
         return {
             "version": 3,
             "shape": self.shape,
@@ -207,6 +238,41 @@ class DeviceArray:
             "strides": None,
             "stream": None,
         }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return _CUDA, self._gpu.number
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A capsule that keeps this array.  stream: of no effect, as what a session hands out is complete.
+
+        Raises BufferError for another device, and where a copy is asked for.
+        """
+        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
+            raise BufferError(f"{self!r} gives no copy and stays on its GPU; copy it with numpy()")
+        code = _CODES.get(self.dtype.name)
+        if code is None and not _plain(self.dtype):
+            raise BufferError(
+                f"{self!r}: DLPack has no name for {self.dtype.name} in whole bytes; copy it with numpy()"
+            )
+        # NumPy makes the capsule, because who owns it and when it ends must be right in every thread: it sees numbers
+        # of that size at that address, and never reads them.
+        memory: Any = (ctypes.c_uint8 * max(1, self.nbytes)).from_address(self.address)
+        memory.owner = self
+        kind = self.dtype if _plain(self.dtype) else np.dtype(f"u{self.dtype.itemsize}")
+        shown = np.frombuffer(memory, np.uint8)[: self.nbytes].view(kind).reshape(self.shape)
+        capsule = shown.__dlpack__()
+        tensor = _tensor_in(capsule)
+        tensor.device.type, tensor.device.number = self.__dlpack_device__()
+        if code is not None:
+            tensor.code = code
+        return capsule
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """A copy in host memory."""

@@ -7,6 +7,7 @@ neither torch nor a pack nor a compiler.  Tests run it against doubles of both; 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from layerport.engine import creators, flavours, images
 from layerport.engine.gpu import Gpu
 from layerport.engine.lanes import Key, Lane, Parts, Pool, Result, Tensor
 from layerport.engine.plans import Plan, plan_for
+from layerport.engine.runtime_cache import RuntimeCache
 from layerport.errors import BuildError, UsageError
 
 _LOG_LIMIT = 200
@@ -70,10 +72,14 @@ class EngineRunner:
         self._engine: Any = None
         self._images: list[images.Image] = []
         self._pool: Pool | None = None
+        self._cache: RuntimeCache | None = None
+        self._making = threading.Lock()
         self._creators = creators.acquire(self._trt, plan.layers, plan.classes)
         try:
             with gpu.current():
                 self._engine = self._deserialise(data)
+            if hasattr(self._trt, "IRuntimeCache"):  # only rtx compiles when it runs
+                self._cache = RuntimeCache(gpu, data, plan.version)
             self._parts = self._describe(cuda_graph)
             self._pool = Pool(lambda: Lane(self._parts), contexts)
         except BaseException:
@@ -140,16 +146,23 @@ class EngineRunner:
         Outputs that the caller holds stay valid.
         """
         pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
-        self._parts = None  # type: ignore[assignment]
-        # In this order: an engine may outlive neither its runtime nor the creators of its plugins.
-        self._engine = None
-        self._runtime = None
-        self._images = []
-        taken, self._creators = self._creators, []
-        creators.release(self._trt, taken)
-        self.gpu.close()
+        try:
+            if pool is not None:
+                pool.close()
+            if self._runtime is not None:
+                # TensorRT frees memory and code of the GPU whose context is current.
+                with self.gpu.current():
+                    if self._cache is not None:
+                        self._cache.close()
+                    # In this order: an engine may outlive neither its runtime nor the creators of its plugins.
+                    self._engine = None
+                    self._runtime = None
+        finally:
+            self._engine = self._runtime = self._cache = None
+            self._images = []
+            taken, self._creators = self._creators, []
+            creators.release(self._trt, taken)
+            self.gpu.close()
 
     def _deserialise(self, data: bytes) -> Any:
         trt, mark = self._trt, self._log.mark()
@@ -207,29 +220,40 @@ class EngineRunner:
             for number in range(engine.num_optimization_profiles)
         ]
         # A flavour that captures by itself knows best when; for the other one, lanes do it.
-        own = cuda_graph and hasattr(trt, "CudaGraphStrategy")
+        own = cuda_graph and self._cache is not None
+        captures = cuda_graph and not own
         return Parts(
             trt,
             self.gpu,
             tuple(found["INPUT"]),
             tuple(found["OUTPUT"]),
-            lambda: self._context(own),
+            lambda: self._context(own, captures),
             self._log.mark,
             self._failure,
             stable=cuda_graph,
-            captures=cuda_graph and not own,
+            captures=captures,
+            scratch=max(1, int(engine.device_memory_size_v2)) if captures else 0,
         )
 
-    def _context(self, own_graphs: bool) -> Any:
-        mark = self._log.mark()
-        if own_graphs:
-            runtime_config = self._engine.create_runtime_config()
-            runtime_config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self._engine.create_execution_context(runtime_config)
-        else:
-            context = self._engine.create_execution_context()
-        if context is None:
-            raise self._failure("TensorRT cannot make an execution context", mark)
+    def _context(self, own_graphs: bool, captures: bool) -> Any:
+        """A new execution context; one that is captured from gets the memory to compute in from its lane."""
+        trt, engine = self._trt, self._engine
+        with self._making:  # TensorRT wants calls of one engine one after the other
+            mark = self._log.mark()
+            if self._cache is not None:
+                runtime_config = engine.create_runtime_config()
+                if own_graphs:
+                    runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+                self._cache.use(runtime_config)
+                context = engine.create_execution_context(runtime_config)
+            elif captures:
+                context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            else:
+                context = engine.create_execution_context()
+            if context is None:
+                raise self._failure("TensorRT cannot make an execution context", mark)
+            if self._cache is not None:
+                self._cache.save()  # a process that is killed later has compiled this for the next one
         return context
 
     def _shapes(self, tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

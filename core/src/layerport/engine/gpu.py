@@ -6,6 +6,7 @@ are valid here.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ class Gpu:
         self._context: Any = None
         self._blocks = 0
         self._closed = False
+        # Reentrant, because memory may be freed by a finaliser at any moment.
+        self._lock = threading.RLock()
 
     @property
     def name(self) -> str:
@@ -47,6 +50,11 @@ class Gpu:
         major = self.call("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, self._device)
         minor = self.call("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, self._device)
         return f"sm_{major}{minor}"
+
+    @property
+    def driver_version(self) -> int:
+        """The version of CUDA that the driver is for, as 1000 * major + 10 * minor."""
+        return int(self.call("cuDriverGetVersion"))
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call the driver.  Raises BuildError with the name of the status."""
@@ -63,9 +71,11 @@ class Gpu:
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the GPU's primary context the current one of this thread."""
-        if self._context is None:
-            self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
-        self.call("cuCtxPushCurrent", self._context)
+        with self._lock:
+            if self._context is None:
+                self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
+            context = self._context
+        self.call("cuCtxPushCurrent", context)
         try:
             yield
         finally:
@@ -74,14 +84,16 @@ class Gpu:
     def allocate(self, nbytes: int) -> int:
         """Device memory, aligned to 256 bytes; its address.  The context must be current."""
         address = int(self.call("cuMemAlloc", max(1, nbytes)))
-        self._blocks += 1
+        with self._lock:
+            self._blocks += 1
         return address
 
     def free(self, address: int) -> None:
         """Free what `allocate` gave, from any thread."""
         with self.current():
             self.call("cuMemFree", address)
-        self._blocks -= 1
+        with self._lock:
+            self._blocks -= 1
         self._release()
 
     def copy_in(self, device: int, host: int, nbytes: int, stream: Any) -> None:
@@ -150,6 +162,8 @@ class Gpu:
         self._release()
 
     def _release(self) -> None:
-        if self._closed and self._blocks == 0 and self._context is not None:
+        with self._lock:
+            if not self._closed or self._blocks or self._context is None:
+                return
             self._context = None
-            self.call("cuDevicePrimaryCtxRelease", self._device)
+        self.call("cuDevicePrimaryCtxRelease", self._device)

@@ -1,4 +1,4 @@
-"""Execution contexts of one engine: a lane is a context with stream, buffers and graph, a pool hands lanes out.
+"""Execution contexts of one engine: a lane is contexts with a stream, buffers and graphs, a pool hands lanes out.
 
 Only `engine_session` imports it.
 """
@@ -20,6 +20,9 @@ from layerport.errors import BuildError, UsageError
 Key = tuple[int, tuple[tuple[int, ...], ...]]
 """A profile's number, and the shape of each input."""
 
+MOST_GRAPHS = 4
+"""Captured graphs of one lane; the one that was used longest ago makes room."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -36,6 +39,7 @@ class Parts:
 
     failure: makes an error of what TensorRT said since the mark that `said` gives.
     stable: inputs and outputs keep their addresses, as a captured graph needs.  captures: the lane captures graphs.
+    scratch: bytes of device memory that a context without its own must be given; 0 where it has its own.
     """
 
     trt: Any
@@ -47,6 +51,7 @@ class Parts:
     failure: Callable[[str, int], BuildError]
     stable: bool = False
     captures: bool = False
+    scratch: int = 0
 
 
 class Result:
@@ -56,18 +61,36 @@ class Result:
         self.value, self.device, self.host, self.stream = value, device, host, stream
 
 
+class _Context:
+    """An execution context: the shapes that it has, and the graph that was captured from it."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+        self.key: Key | None = None
+        self.graph: Any = None
+        self.captured: Any = None  # what the graph is for: key and values of the inputs that hold shapes
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+
 class Lane:
-    """One context.  One thread at a time may run it."""
+    """Contexts that take turns.  One thread at a time may run it.
+
+    A lane that captures has a context for each graph, because a graph is good only as long as nobody changes the
+    context that it was captured from; they share the memory in which TensorRT computes.
+    """
 
     def __init__(self, parts: Parts) -> None:
-        self.key: Key | None = None
         self._parts, self._gpu = parts, parts.gpu
-        with self._gpu.current():
-            self._context = parts.make_context()
-            self._stream = self._gpu.stream()
         self._buffers: dict[str, DeviceArray] = {}
-        self._graph: Any = None
         self._allocators: dict[str, Any] = {}
+        self._scratch: DeviceArray | None = None
+        with self._gpu.current():
+            self._contexts = [self._make_context()]  # the one that was used last is last
+            self._stream = self._gpu.stream()
+
+    def holds(self, key: Key) -> bool:
+        """Whether these shapes are set already, or in a graph."""
+        return any(one.key == key for one in self._contexts)
 
     def run(
         self, key: Key, inputs: Mapping[str, Any], make: Callable[[Tensor, tuple[int, ...]], Result]
@@ -76,67 +99,101 @@ class Lane:
 
         Everything has happened when it returns, also where it raises.
         """
-        gpu, context = self._gpu, self._context
+        gpu = self._gpu
         mark = self._parts.said()
         with gpu.current():
             try:
-                self._set_shapes(key, mark)
-                hosted = self._bind_host_inputs(inputs)
-                self._infer(mark)
-                shapes = {one.name: tuple(context.get_tensor_shape(one.name)) for one in self._parts.outputs}
-                open_ended = [one for one in self._parts.outputs if -1 in shapes[one.name]]
-                if open_ended and self._parts.captures:
-                    raise BuildError(
-                        f"the size of output {open_ended[0].name} depends on the data, which no CUDA graph can hold",
-                        "open the bundle with cuda_graph=False",
-                    )
+                # TensorRT reads these from host memory, so they must live until the run is over.
+                hosted = {one.name: self._on_host(inputs[one.name]) for one in self._parts.inputs if one.on_host}
+                # What they hold becomes part of a graph: sizes of launches, not something that a replay reads again.
+                wanted = (key, tuple(array.tobytes() for array in hosted.values()))
+                one = self._context_for(wanted)
+                replayed = one.graph is not None
+                if not replayed:
+                    self._set_shapes(one, key, hosted, mark)
+                shapes = one.shapes
+                open_ended = [output for output in self._parts.outputs if -1 in shapes[output.name]]
                 results = {
-                    one.name: make(one, shapes[one.name]) for one in self._parts.outputs if one not in open_ended
+                    output.name: make(output, shapes[output.name])
+                    for output in self._parts.outputs
+                    if output not in open_ended
                 }
                 self._wait([tensor.stream for tensor in inputs.values() if isinstance(tensor, DeviceTensor)])
                 self._wait([result.stream for result in results.values()])
-                for one in self._parts.inputs:
-                    if not one.on_host:
-                        self._bind(one.name, self._input(one.name, inputs[one.name]), mark)
-                places = {name: self._output(name, result) for name, result in results.items()}
-                for name, address in places.items():
-                    self._bind(name, address, mark)
-                for one in open_ended:
-                    self._bind_open(one.name, mark)
-                self._execute(key, mark)
-                for one in open_ended:
-                    results[one.name], places[one.name] = self._open_result(one, make)
+                places = {name: self._input(name, value) for name, value in inputs.items() if name not in hosted} | {
+                    name: self._output(name, result) for name, result in results.items()
+                }
+                if replayed:
+                    gpu.call("cuGraphLaunch", one.graph, self._stream)
+                else:
+                    for name, address in places.items():
+                        self._bind(one, name, address, mark)
+                    for output in open_ended:
+                        self._bind_open(one, output.name, mark)
+                    self._enqueue(one, mark)
+                    if self._parts.captures:
+                        self._capture(one, wanted, mark)
+                for output in open_ended:
+                    results[output.name], places[output.name] = self._open_result(output, make)
                 self._collect(results, places)
             finally:
                 gpu.synchronize(self._stream)
-        del hosted
         return {name: result.value for name, result in results.items()}
 
-    def _set_shapes(self, key: Key, mark: int) -> None:
-        if key == self.key:
-            return
-        profile, shapes = key
-        self.key = None
-        context = self._context
-        if context.active_optimization_profile != profile:
-            if not context.set_optimization_profile_async(profile, self._stream):
-                raise self._parts.failure(f"TensorRT does not take profile {profile}", mark)
-            self._gpu.synchronize(self._stream)
-        for one, shape in zip(self._parts.inputs, shapes, strict=True):
-            if not context.set_input_shape(one.name, shape):
-                raise self._parts.failure(f"TensorRT does not take shape {list(shape)} for {one.name}", mark)
-        self.key = key
+    def _make_context(self) -> _Context:
+        context = self._parts.make_context()
+        if self._parts.scratch:
+            if self._scratch is None:
+                self._scratch = DeviceArray(self._gpu, np.dtype(np.uint8), (self._parts.scratch,))
+            context.set_device_memory(self._scratch.address, self._parts.scratch)
+        return _Context(context)
 
-    def _bind_host_inputs(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Bind the inputs that TensorRT reads from host memory; the arrays must live until the run is over."""
-        arrays = []
-        for one in self._parts.inputs:
-            if one.on_host:
-                value = inputs[one.name]
-                array = self._download(value) if isinstance(value, DeviceTensor) else value
-                self._context.set_tensor_address(one.name, array.ctypes.data)
-                arrays.append(array)
-        return arrays
+    def _context_for(self, wanted: tuple[Key, tuple[bytes, ...]]) -> _Context:
+        """The context with the graph of this, or else one whose shapes may be set; it is the last one then."""
+        if not self._parts.captures:
+            return self._contexts[0]
+        free = [one for one in self._contexts if one.graph is None]
+        one = next((one for one in self._contexts if one.graph is not None and one.captured == wanted), None)
+        one = one or next((one for one in free if one.key == wanted[0]), None) or next(iter(free), None)
+        if one is None and len(self._contexts) < MOST_GRAPHS:
+            one = self._make_context()
+            self._contexts.append(one)
+        elif one is None:
+            one = self._contexts[0]
+            self._drop_graph(one)
+        self._contexts.sort(key=lambda other: other is one)
+        return one
+
+    def _set_shapes(self, one: _Context, key: Key, hosted: Mapping[str, Any], mark: int) -> None:
+        context, (profile, shapes) = one.context, key
+        if key != one.key:
+            one.key = None
+            if context.active_optimization_profile != profile:
+                if not context.set_optimization_profile_async(profile, self._stream):
+                    raise self._parts.failure(f"TensorRT does not take profile {profile}", mark)
+                self._gpu.synchronize(self._stream)
+            for tensor, shape in zip(self._parts.inputs, shapes, strict=True):
+                if not context.set_input_shape(tensor.name, shape):
+                    raise self._parts.failure(f"TensorRT does not take shape {list(shape)} for {tensor.name}", mark)
+            one.key = key
+        for name, array in hosted.items():
+            self._bind(one, name, array.ctypes.data, mark)
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise self._parts.failure(f"TensorRT cannot infer the shapes of the outputs: {error}", mark) from error
+        if missing:
+            raise self._parts.failure(f"TensorRT lacks the shapes of {', '.join(missing)}", mark)
+        one.shapes = {output.name: tuple(context.get_tensor_shape(output.name)) for output in self._parts.outputs}
+        open_ended = [name for name, shape in one.shapes.items() if -1 in shape]
+        if open_ended and self._parts.captures:
+            raise BuildError(
+                f"the size of output {open_ended[0]} depends on the data, which no CUDA graph can hold",
+                "open the bundle with cuda_graph=False",
+            )
+
+    def _on_host(self, value: Any) -> np.ndarray[Any, Any]:
+        return self._download(value) if isinstance(value, DeviceTensor) else np.asarray(value)
 
     def _download(self, tensor: DeviceTensor) -> np.ndarray[Any, Any]:
         array = np.empty(tensor.shape, tensor.dtype)
@@ -144,14 +201,6 @@ class Lane:
         self._gpu.copy_out(array.ctypes.data, tensor.address, tensor.nbytes, self._stream)
         self._gpu.synchronize(self._stream)
         return array
-
-    def _infer(self, mark: int) -> None:
-        try:
-            missing = self._context.infer_shapes()
-        except RuntimeError as error:
-            raise self._parts.failure(f"TensorRT cannot infer the shapes of the outputs: {error}", mark) from error
-        if missing:
-            raise self._parts.failure(f"TensorRT lacks the shapes of {', '.join(missing)}", mark)
 
     def _wait(self, producers: Sequence[int | None]) -> None:
         for producer in dict.fromkeys(producers):
@@ -184,24 +233,25 @@ class Lane:
         """The lane's own memory for an input or output; it grows, and then a graph that knows it is dropped."""
         held = self._buffers.get(name)
         if held is None or held.nbytes < nbytes:
-            self._drop_graph()
+            for one in self._contexts:
+                self._drop_graph(one)
             self._buffers.pop(name, None)
             held = self._buffers[name] = DeviceArray(self._gpu, np.dtype(np.uint8), (max(1, nbytes),))
         return held.address
 
-    def _bind(self, name: str, address: int, mark: int) -> None:
-        if not self._context.set_tensor_address(name, address):
+    def _bind(self, one: _Context, name: str, address: int, mark: int) -> None:
+        if not one.context.set_tensor_address(name, address):
             raise self._parts.failure(f"TensorRT does not take the address of {name}, {address:#x}", mark)
 
-    def _bind_open(self, name: str, mark: int) -> None:
+    def _bind_open(self, one: _Context, name: str, mark: int) -> None:
         """An output whose size is known only afterwards goes to a buffer of its greatest size."""
-        greatest = self._context.get_max_output_size(name)
+        greatest = one.context.get_max_output_size(name)
         if greatest < 0:
             raise self._parts.failure(f"TensorRT knows no greatest size of output {name}", mark)
         buffer = self._buffer(name, greatest)
         if name not in self._allocators:
             self._allocators[name] = _allocator(self._parts.trt)
-            self._context.set_output_allocator(name, self._allocators[name])
+            one.context.set_output_allocator(name, self._allocators[name])
         self._allocators[name].offer(buffer, greatest)
 
     def _open_result(self, one: Tensor, make: Callable[[Tensor, tuple[int, ...]], Result]) -> tuple[Result, int]:
@@ -209,43 +259,38 @@ class Lane:
         self._wait([result.stream])
         return result, self._buffers[one.name].address
 
-    def _execute(self, key: Key, mark: int) -> None:
-        if self._graph is not None and self._graph[0] == key:
-            self._gpu.call("cuGraphLaunch", self._graph[1], self._stream)
-            return
-        self._enqueue(mark)
-        if self._parts.captures:
-            # This run is done already.  What a change of shapes postponed in TensorRT happened in it, so that the
-            # capture holds nothing but the work itself.
-            self._drop_graph()
-            graphs: list[Any] = []
-            try:
-                with self._gpu.capturing(self._stream, graphs):
-                    self._enqueue(mark)
-            except BuildError as error:
-                raise BuildError(
-                    f"this engine cannot be captured into a CUDA graph: {error.fault}",
-                    "open the bundle with cuda_graph=False",
-                    faults=error.faults,
-                ) from error
-            self._graph = (key, graphs[0])
-
-    def _enqueue(self, mark: int) -> None:
-        if not self._context.execute_async_v3(self._stream):
+    def _enqueue(self, one: _Context, mark: int) -> None:
+        if not one.context.execute_async_v3(self._stream):
             raise self._parts.failure("TensorRT cannot run the engine", mark)
 
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            graph, self._graph = self._graph, None
-            self._gpu.call("cuGraphExecDestroy", graph[1])
+    def _capture(self, one: _Context, wanted: Any, mark: int) -> None:
+        """Capture what was enqueued already, so that nothing which a change of shapes postponed is in the graph."""
+        graphs: list[Any] = []
+        try:
+            with self._gpu.capturing(self._stream, graphs):
+                self._enqueue(one, mark)
+        except BuildError as error:
+            raise BuildError(
+                f"this engine cannot be captured into a CUDA graph: {error.fault}",
+                "open the bundle with cuda_graph=False",
+                faults=error.faults,
+            ) from error
+        one.graph, one.captured = graphs[0], wanted
+
+    def _drop_graph(self, one: _Context) -> None:
+        if one.graph is not None:
+            graph, one.graph, one.captured = one.graph, None, None
+            self._gpu.call("cuGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Give context, buffers, graph and stream back."""
+        """Give contexts, buffers, graphs and stream back."""
         with self._gpu.current():
-            self._drop_graph()
-            self._context = None
+            for one in self._contexts:
+                self._drop_graph(one)
+            self._contexts.clear()
             self._allocators.clear()
             self._buffers.clear()
+            self._scratch = None
             self._gpu.destroy_stream(self._stream)
 
 
@@ -278,7 +323,7 @@ class Pool:
 
     def __init__(self, make: Callable[[], Lane], limit: int) -> None:
         self._make, self._limit = make, limit
-        self._idle: list[Lane] = []
+        self._idle: list[Lane] = []  # the one that was given back last is last
         self._count = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -292,22 +337,27 @@ class Pool:
         finally:
             with self._changed:
                 self._idle.append(lane)
-                self._changed.notify()
+                self._changed.notify_all()
 
     def _take(self, key: Key) -> Lane:
         with self._changed:
-            while not self._closed:
-                fitting = [lane for lane in self._idle if lane.key == key]
-                if not fitting and self._count < self._limit:
-                    lane = self._make()
-                    self._count += 1
-                    return lane
-                if self._idle:
-                    lane = fitting[0] if fitting else self._idle[0]
-                    self._idle.remove(lane)
-                    return lane
+            while not self._closed and not self._idle and self._count >= self._limit:
                 self._changed.wait()
-        raise UsageError("the session is closed", "open it again with layerport.load")
+            if self._closed:
+                raise UsageError("the session is closed", "open it again with layerport.load")
+            if self._idle:
+                lane = next((lane for lane in self._idle if lane.holds(key)), self._idle[-1])
+                self._idle.remove(lane)
+                return lane
+            self._count += 1
+        try:
+            # Outside the lock: TensorRT may compile for seconds here, and other threads have lanes to give back.
+            return self._make()
+        except BaseException:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+            raise
 
     def close(self) -> None:
         """Wait until no lane is at work, then close all; closing twice is fine."""
