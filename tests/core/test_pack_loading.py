@@ -252,7 +252,7 @@ def test_what_a_pack_prints_at_import_is_a_warning_and_not_on_stdout(
     assert captured.out == ""
     assert captured.err == "hello from a hook\n"
     assert one(packs).warnings == (
-        "printed to stdout at import: hello from python?[31m hello from native code hello from a child",
+        "printed to stdout at import: hello from python\\x1b[31m hello from native code hello from a child",
         "printed to stderr at import: a complaint",
     )
 

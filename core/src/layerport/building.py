@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
 from layerport.engine.options import EngineOptions
 from layerport.errors import LayerportError, VerifyError
+from layerport.pack_clock import reported
 from layerport.pack_discovery import STRICT_VARIABLE, switched_on
 from layerport.targets import Target
 
@@ -118,7 +119,12 @@ def build(
     report = BuildReport(out, chosen, reason)
     engine = chosen.flavour != "portable"
     # Started now, TensorRT loads while Torch exports.
-    with _told(report), BuildProcess(chosen.flavour) if engine else nullcontext() as process:
+    with (
+        _told(report),
+        reported(lambda text: tell("load", {"event": "note", "text": text})),
+        ExitStack() as stack,
+        BuildProcess(chosen.flavour) if engine else nullcontext() as process,
+    ):
         clock = _Clock(report.seconds, tell)
         clock.start("load")
         from layerport import packs as pack_host
@@ -126,6 +132,7 @@ def build(
         from layerport.front.pipeline import Wishes, prepare
 
         loaded = pack_host.load(*packs)
+        stack.enter_context(pack_host.blamed(loaded))
         report.warnings += [f"pack {one.info.label} failed to load: {one.failure}" for one in loaded.failed]
         report.warnings += loaded.warnings
         report.warnings += [f"pack {one.info.label}: {warning}" for one in loaded for warning in one.warnings]

@@ -51,10 +51,10 @@ class Layer:
                 f"layer {name}: version {version!r} is not a whole number from 1",
                 "start at version=1 and raise it when the meaning of the layer changes",
             )
-        self.name = name
+        self.name = str.__str__(name)  # a subclass of str may compare as it likes
         self.namespace: str = match["namespace"]
         self.short_name: str = match["name"]
-        self.version = version
+        self.version = int.__int__(version)
         self.reference = reference
         self.signature = Signature.of(reference)
         self._record = self.signature.record
@@ -65,7 +65,7 @@ class Layer:
         self._backward: WrittenBackward | None = None
         self._cuda: CudaOperator | None = None
         self._is_compiling: Callable[[], bool] = bool
-        functools.update_wrapper(self, reference)
+        functools.update_wrapper(self, reference, updated=())  # the function's own attributes are not the layer's
         from layerport.adapters.torch_operator import register_operator
 
         register_operator(self)

@@ -9,21 +9,24 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from layerport.errors import LayerportError, PackError
+from layerport.foreign_text import describe, reason, type_name
+from layerport.pack_clock import running
 from layerport.pack_discovery import DISABLE_VARIABLE, PackInfo
 from layerport.pack_watch import watching
 from layerport.records import (
     Candidate,
     Rewrite,
-    describe,
     is_bound_layer,
     is_layer,
     is_parameters,
     is_plugin_spec,
+    is_rewrite,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from layerport.plugin_spec import PluginSpec
 
 _Answer = TypeVar("_Answer")
+_PLUGIN_HOOKS = ("layerport_convert_parameters", "layerport_create_plugin")
 
 
 class WrongAnswerError(Exception):
@@ -70,28 +74,44 @@ class HookCall:
         """Call the hook and return its checked answer; raises PackError for whatever the pack does wrong.
 
         What the pack prints goes to stderr, because stdout belongs to the command's answer.
-        KeyboardInterrupt passes.
+        KeyboardInterrupt passes: it is the user's.
         """
         start = time.perf_counter()
         watch = contextlib.nullcontext() if self.is_watched else watching(self.context, **_read_only(arguments))
-        with watch:
+        with watch, running(self.context):
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     answer = self.function(**arguments)
-            except (Exception, SystemExit) as error:
-                self._print_trace(start, f"raised {type(error).__name__}")
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit, GeneratorExit and the pack's own are faults like any other
+                self._print_trace(start, f"raised {type_name(error)}")
                 self._raise_from(error)
-        self._print_trace(start, summarise(answer))
         try:
-            return check(answer)
+            checked = check(answer)
+            self._print_trace(start, summarise(checked))
+            return checked
         except WrongAnswerError as verdict:
+            self._print_trace(start, f"{type_name(answer)}, refused")
             raise PackError(f"{self.context} {verdict.fault}", verdict.repair) from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an answer that cannot even be looked at
+            fault = f"{self.context} returned {type_name(answer)}, which raises {reason(error)} when it is looked at"
+            raise PackError(fault, self._repair()) from error
+
+    def _repair(self) -> str:
+        way = (
+            f"--decompose {self.layer} builds without its plugin; " if self.hook in _PLUGIN_HOOKS and self.layer else ""
+        )
+        return f"{way}report it to the pack's author, or block the pack with {DISABLE_VARIABLE}={self.info.name}"
 
     def _raise_from(self, error: BaseException) -> NoReturn:
-        repair = f"report it to the pack's author, or block the pack with {DISABLE_VARIABLE}={self.info.name}"
-        if isinstance(error, LayerportError):
-            raise PackError(f"{self.context}: {error.fault}", error.repair or repair, faults=error.faults) from error
-        raise PackError(f"{self.context} raised {reason(error)}", repair) from error
+        # One of ours, and no subclass of the pack's own that may say what it likes.
+        if isinstance(error, LayerportError) and type(error).__module__ == LayerportError.__module__:
+            fault = f"{self.context}: {error.fault}"
+            raise PackError(fault, error.repair or self._repair(), faults=error.faults) from error
+        raise PackError(f"{self.context} raised {reason(error)}", self._repair()) from error
 
     def _print_trace(self, start: float, result: str) -> None:
         if self.trace:
@@ -115,24 +135,17 @@ def _read_only(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def reason(error: BaseException) -> str:
-    """An exception in one line: `ValueError: no such thing`."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def summarise(answer: object) -> str:
-    """An answer in a few words, for the trace."""
-    if isinstance(answer, tuple):
-        return f"({', '.join(map(summarise, answer))})"
-    if isinstance(answer, Rewrite):
+    """An answer in a few words, for the trace; asks nothing of an object that is not a record."""
+    if (items := _plain_tuple(answer)) is not None:
+        return f"({', '.join(map(summarise, items))})"
+    if is_rewrite(answer):
         return f"rewrite with {', '.join(layer.name for layer in answer.layers)}"
-    if answer is None:
-        return "None"
-    layer = getattr(answer, "layer", answer)
-    name = getattr(layer, "name", None)
-    kind = type(answer).__name__
-    return f"{kind} {name}" if isinstance(name, str) else kind
+    if is_layer(answer):
+        return f"Layer {answer.name}"
+    if is_bound_layer(answer):
+        return f"BoundLayer {answer.layer.name}"
+    return "None" if answer is None else type_name(answer)
 
 
 def check_layers(answer: object) -> tuple[Layer, ...]:
@@ -141,37 +154,54 @@ def check_layers(answer: object) -> tuple[Layer, ...]:
     repair = "return a tuple of layers made by @lp.layer, as in (first_layer, second_layer)"
     if is_layer(answer):
         raise WrongAnswerError(f"returned one layer, expected {wanted}", f"return ({answer.short_name},)")
-    if not isinstance(answer, tuple):
-        raise WrongAnswerError(f"returned {describe(answer)}, expected {wanted}", repair)
-    for index, item in enumerate(answer):
+    items = _plain_tuple(answer)
+    if items is None:
+        raise WrongAnswerError(f"returned {_given(answer)}, expected {wanted}", repair)
+    layers: list[Layer] = []
+    for index, item in enumerate(items):
         if not is_layer(item):
-            raise WrongAnswerError(f"returned {describe(item)} at index {index}, expected a layer", repair)
-    names = [layer.name for layer in answer]
+            raise WrongAnswerError(f"returned {_given(item)} at index {index}, expected a layer", repair)
+        layers.append(item)
+    names = [layer.name for layer in layers]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise WrongAnswerError(f"returned {', '.join(twice)} more than once", "return each layer once")
-    return answer
+    return tuple(layers)
 
 
 def check_export(answer: object) -> tuple[Candidate, ...]:
     """The answer of `layerport_export_parameters` as candidates; none where nothing is claimed."""
     if answer is None:
         return ()
-    many = isinstance(answer, tuple)
-    candidates: Iterable[object] = answer if isinstance(answer, tuple) else (answer,)
+    many = _plain_tuple(answer)
     checked: list[Candidate] = []
-    for index, item in enumerate(candidates):
-        if isinstance(item, Rewrite) or is_bound_layer(item):
+    for index, item in enumerate((answer,) if many is None else many):
+        if is_rewrite(item) or is_bound_layer(item):
             checked.append(item)
             continue
-        place = f" at index {index}" if many else ""
+        place = "" if many is None else f" at index {index}"
         repair = "return layer.bind(...), lp.rewrite(...), a tuple of them, or None"
         if is_layer(item):
             raise WrongAnswerError(
                 f"returned the layer {item.name} without parameters{place}",
                 f"return {item.short_name}.bind(...) with the module's parameters",
             )
-        raise WrongAnswerError(f"returned {describe(item)}{place}, expected a bound layer or a rewrite", repair)
+        raise WrongAnswerError(f"returned {_given(item)}{place}, expected a bound layer or a rewrite", repair)
     return tuple(checked)
+
+
+def _plain_tuple(answer: object) -> tuple[object, ...] | None:
+    """The items of a tuple as they lie there: a subclass may count and list them as it likes."""
+    if not issubclass(type(answer), tuple):
+        return None
+    return tuple.__getitem__(cast("tuple[object, ...]", answer), slice(None))
+
+
+def _given(answer: object) -> str:
+    """What was answered, for a message; a coroutine is closed, so that nobody is told that it was never awaited."""
+    text = describe(answer)
+    if type(answer) is CoroutineType:
+        answer.close()
+    return text
 
 
 def check_parameters(answer: object) -> Parameters | None:
@@ -179,7 +209,7 @@ def check_parameters(answer: object) -> Parameters | None:
     if answer is None or is_parameters(answer):
         return answer
     raise WrongAnswerError(
-        f"returned {describe(answer)}, expected Parameters",
+        f"returned {_given(answer)}, expected Parameters",
         "return parameters.replace(name=array), or None for the parameters as they are",
     )
 
@@ -189,7 +219,7 @@ def check_plugin(answer: object) -> PluginSpec | None:
     if answer is None or is_plugin_spec(answer):
         return answer
     raise WrongAnswerError(
-        f"returned {describe(answer)}, expected a PluginSpec",
+        f"returned {_given(answer)}, expected a PluginSpec",
         "return a layerport.PluginSpec, or None for the plugin made from the layer's kernels",
     )
 

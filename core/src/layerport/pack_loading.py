@@ -15,7 +15,6 @@ import linecache
 import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -27,8 +26,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from layerport import hookspecs
-from layerport.errors import LayerportError, PackError, UsageError
-from layerport.pack_calls import HookCall, check_layers, reason
+from layerport.errors import PackError, UsageError
+from layerport.foreign_text import frames, message, reason, shown
+from layerport.pack_calls import HookCall, check_layers
+from layerport.pack_clock import running
 from layerport.pack_discovery import GROUP, PackInfo, entry_point_line, suggest
 from layerport.pack_watch import watching
 from layerport.records import suspends
@@ -81,7 +82,7 @@ class _Printed:
 
     def _prints(self) -> tuple[str, ...]:
         return tuple(
-            f"printed to {stream} at import: {_one_line(text)}"
+            f"printed to {stream} at import: {shown(text)}"
             for stream, text in (("stdout", self.stdout), ("stderr", self.stderr))
             if text.strip()
         )
@@ -106,9 +107,11 @@ def load_pack(info: PackInfo, *, plugin: object | None = None, explicit: bool = 
             layers = call.ask({}, check_layers)
     except _FaultyPackError as error:
         failure, cause = str(error), error.__cause__
-    except LayerportError as error:
+    except PackError as error:
         failure, cause = error.fault.removeprefix(f"pack {info.label}: "), error
-    except Exception as error:  # an object of the pack's own making that cannot even be looked at
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an object of the pack's own making that cannot even be looked at
         failure, cause = f"its hooks cannot be read: {reason(error)}", error
     else:
         warnings = (*printed.warnings(), *_idle_hooks(functions, layers))
@@ -171,7 +174,7 @@ def read_hooks(plugin: object, info: PackInfo) -> dict[str, Callable[..., Any]]:
         manager.register(plugin, info.label)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        raise _FaultyPackError(_one_line(str(error))) from error
+        raise _FaultyPackError(message(error)) from error
     found = {}
     for hook in hookspecs.HOOKS:
         implementations = getattr(manager.hook, hook).get_hookimpls()
@@ -187,7 +190,8 @@ def read_hooks(plugin: object, info: PackInfo) -> dict[str, Callable[..., Any]]:
 def _import_plugin(info: PackInfo, printed: _Printed) -> object:
     point = metadata.EntryPoint(info.name, info.entry_point_value, GROUP)
     try:
-        with watching(f"importing {info.entry_point_value}", notes=printed.notes), _captured(printed):
+        what = f"importing {info.entry_point_value}"
+        with watching(what, notes=printed.notes), _captured(printed), running(f"pack {info.label}: {what}"):
             if info.distribution is None:
                 return import_file(info.entry_point_value)
             plugin: object = importlib.import_module(point.module)
@@ -199,9 +203,10 @@ def _import_plugin(info: PackInfo, printed: _Printed) -> object:
         verb = "exited with" if isinstance(error, SystemExit) else "raised"
         raise _FaultyPackError(f"importing {info.entry_point_value} {verb} {reason(error)}{_place(error)}") from error
     for name in filter(None, (point.attr or "").split(".")):
-        if not hasattr(plugin, name):
-            raise _FaultyPackError(_no_attribute(info, point, plugin, name))
-        plugin = getattr(plugin, name)
+        try:
+            plugin = getattr(plugin, name)
+        except AttributeError as error:
+            raise _FaultyPackError(_no_attribute(info, point, plugin, name)) from error
     return plugin
 
 
@@ -300,13 +305,8 @@ def _idle_hooks(functions: Mapping[str, Any], layers: tuple[Layer, ...]) -> tupl
 
 def _place(error: BaseException) -> str:
     """The last line of the pack's own that the error passed through."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen ")]
-    last = frames[-1] if frames else None
-    return "" if last is None or last.filename == __file__ else f" ({last.filename}:{last.lineno})"
-
-
-def _one_line(text: str) -> str:
-    """Text of a pack's making, safe for a terminal and short enough for a table."""
-    flat = " ".join(text.split())
-    shown = "".join(character if character.isprintable() else "?" for character in flat)
-    return shown if len(shown) <= 200 else f"{shown[:197]}..."
+    passed = [one for one in frames(error) if not one[0].f_code.co_filename.startswith("<frozen ")]
+    if not passed or passed[-1][0].f_code.co_filename == __file__:
+        return ""
+    frame, line = passed[-1]
+    return f" ({frame.f_code.co_filename}:{line})"

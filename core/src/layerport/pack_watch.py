@@ -24,6 +24,10 @@ KEPT_WHOLE = 4 << 20
 _PART = 4096
 
 
+class LastingChangeError(PackError):
+    """A pack has changed what is not its own, and that cannot be put back."""
+
+
 @contextlib.contextmanager
 def watching(
     context: str,
@@ -49,18 +53,28 @@ def watching(
             from layerport.adapters.torch_watch import ModelWatch
 
             watch = stack.enter_context(ModelWatch(model, tensors or {}))
-        yield
+        raised: BaseException | None = None
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raised = error
         # An array may be a tensor's memory: put back first, it is not reported twice.
         changes = [f"the values of {state.name}{state.put_back()}" for state in held if state.is_changed()]
         changes += watch.changes() if watch else []
         changes += [f"layer {layer.name}" for layer, facts in known if _facts(layer) != facts]
         changes = list(dict.fromkeys([*changes, *found.changes()]))
+        lasting = any(change.endswith("be put back)") for change in changes)
+        if raised is not None and not lasting:
+            raise raised
         if changes:
             few = changes if len(changes) <= 5 else [*changes[:5], f"and {len(changes) - 5} more"]
-            raise PackError(
+            kind = LastingChangeError if lasting else PackError
+            raise kind(
                 f"{context} changed {', '.join(few)}",
                 "read it only: clone a tensor or copy an array before writing to it, and set nothing global",
-            )
+            ) from raised
 
 
 class _Process:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from layerport import __version__, hookspecs
 from layerport.errors import PackError, UsageError
+from layerport.named_packs import load_named
 from layerport.pack_calls import (
     HookCall,
     check_export,
@@ -24,20 +24,21 @@ from layerport.pack_calls import (
     check_plugin,
     layers_of,
 )
+from layerport.pack_clock import running
 from layerport.pack_discovery import (
     CORE_NAME,
     DISABLE_VARIABLE,
     STRICT_VARIABLE,
     TRACE_VARIABLE,
     PackInfo,
-    canonical,
     disable_faults,
     discover,
     suggest,
     switched_on,
 )
+from layerport.pack_faults import DroppedPack, blamed, may_provide, missing_line
 from layerport.pack_loading import Pack, import_file, load_pack
-from layerport.pack_watch import watching
+from layerport.pack_watch import LastingChangeError, watching
 from layerport.records import Candidate, is_layer
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from layerport.plugin_spec import PluginSpec
     from layerport.targets import Target
 
-__all__ = ["Pack", "PackInfo", "Packs", "discover", "import_file", "load"]
+__all__ = ["DroppedPack", "ModelClaims", "Pack", "PackInfo", "Packs", "blamed", "discover", "import_file", "load"]
 
 _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "layerport_layers": check_layers,
@@ -72,7 +73,7 @@ def load(*explicit: object, environ: Mapping[str, str] | None = None) -> Packs:
     environ = os.environ if environ is None else environ
     infos = discover(environ=environ)
     trace = switched_on(TRACE_VARIABLE, environ)
-    chosen = _load_explicit(explicit, infos, trace)
+    chosen = load_named(explicit, infos, trace)
     taken = {pack.info for pack in chosen}
     packs = list(chosen)
     for info in infos:
@@ -82,6 +83,14 @@ def load(*explicit: object, environ: Mapping[str, str] | None = None) -> Packs:
     if switched_on(STRICT_VARIABLE, environ):
         loaded.raise_for_faults()
     return loaded
+
+
+@dataclass(frozen=True)
+class ModelClaims:
+    """The candidates for a model by module path, in the model's order, and the packs that could not be asked."""
+
+    found: Mapping[str, list[tuple[Pack, tuple[Candidate, ...]]]]
+    dropped: tuple[DroppedPack, ...]
 
 
 class Packs:
@@ -173,35 +182,63 @@ class Packs:
         Whether two packs may claim one module is not decided here.  The core is asked only if no pack claims.
         Raises PackError for a candidate with a layer that its pack does not own and no other pack provides.
         """
-        return self._export([(name, module)], None).get(name, [])
-
-    def export_model(self, model: torch.nn.Module) -> dict[str, list[tuple[Pack, tuple[Candidate, ...]]]]:
-        """What `export_parameters` says for every module of a model that is claimed, by path, in the model's order.
-
-        What a pack changes is looked for once, around all its calls, and not around each.
-        """
-        found = self._export(list(model.named_modules()), model)
-        return {path: found[path] for path, _ in model.named_modules() if path in found}
-
-    def _export(
-        self, modules: Sequence[tuple[str, torch.nn.Module]], model: torch.nn.Module | None
-    ) -> dict[str, list[tuple[Pack, tuple[Candidate, ...]]]]:
-        hook = "layerport_export_parameters"
         claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]] = {}
         for pack in (*self.packs, self._core):
-            if hook not in pack.hooks:
+            if pack is not self._core or not claims:
+                self._add(claims, pack, self._export(pack, [(name, module)]))
+        return claims.get(name, [])
+
+    def export_model(
+        self, model: torch.nn.Module, *, required: Collection[str] = (), strict: bool = False
+    ) -> ModelClaims:
+        """What `export_parameters` says for every module of a model, and the packs whose hook fails.
+
+        What a pack changes is looked for once, around all its calls, and not around each.
+        required: layers that the user asks for.  Raises PackError where the hook fails of a pack that has one of them
+        or that the user named, and for any failure where strict or where a change of the model cannot be put back.
+        """
+        claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]] = {}
+        dropped: list[DroppedPack] = []
+        modules = list(model.named_modules())
+        for pack in (*self.packs, self._core):
+            try:
+                answers = self._export(pack, [one for one in modules if pack is not self._core or one[0] not in claims])
+            except PackError as error:
+                asked_for = pack.explicit or any(layer.name in required for layer in pack.layers)
+                if strict or asked_for or pack is self._core or isinstance(error, LastingChangeError):
+                    raise
+                dropped.append(DroppedPack(pack, error))
                 continue
-            label = f"pack {pack.info.label}: {hook}"
-            with contextlib.nullcontext() if model is None else watching(label, model=model):
-                for path, module in modules:
-                    if pack is self._core and path in claims:
-                        continue
-                    place = f"{path or 'the root module'} ({type(module).__name__})"
-                    answer = self.call(hook, pack, path=place, watched=model is not None, module=module, name=path)
-                    candidates = tuple(c for c in answer if self._is_entitled(pack, c, place))
-                    if candidates:
-                        claims.setdefault(path, []).append((pack, candidates))
-        return claims
+            self._add(claims, pack, answers)
+        return ModelClaims({path: claims[path] for path, _ in modules if path in claims}, tuple(dropped))
+
+    def _export(self, pack: Pack, modules: Sequence[tuple[str, torch.nn.Module]]) -> dict[str, tuple[Candidate, ...]]:
+        """The candidates of one pack, by the module's path."""
+        hook = "layerport_export_parameters"
+        if hook not in pack.hooks:
+            return {}
+        found = {}
+        label = f"pack {pack.info.label}: {hook}"
+        root = modules[0][1] if modules and modules[0][0] == "" else None
+        alone = len(modules) == 1
+        with contextlib.nullcontext() if alone else watching(label, model=root, layers=pack.layers), running(label):
+            for path, module in modules:
+                place = f"{path or 'the root module'} ({type(module).__name__})"
+                answer = self.call(hook, pack, path=place, watched=not alone, module=module, name=path)
+                if candidates := tuple(one for one in answer if self._is_own(pack, one, place)):
+                    found[path] = candidates
+        return found
+
+    def _add(
+        self,
+        claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]],
+        pack: Pack,
+        answers: Mapping[str, tuple[Candidate, ...]],
+    ) -> None:
+        for path, candidates in answers.items():
+            for layer in (layer for one in candidates for layer in layers_of(one)):
+                self._raise_if_contested(layer.name)
+            claims.setdefault(path, []).append((pack, candidates))
 
     def convert_parameters(
         self, layer: Layer, parameters: Parameters, target: Target, *, path: str | None = None
@@ -232,7 +269,7 @@ class Packs:
         Where an installed pack already provides the layer, name the wanted pack in `load` instead: a Torch
         operator belongs to whoever registered it first.
         """
-        added = _load_explicit(explicit, [pack.info for pack in self.packs], self._trace, known=self.packs)
+        added = load_named(explicit, [pack.info for pack in self.packs], self._trace, known=self.packs)
         replaced = {pack.info for pack in added}
         kept = [pack for pack in self.packs if pack.info not in replaced]
         return Packs([*kept, *added], warnings=self.warnings, trace=self._trace)
@@ -251,10 +288,11 @@ class Packs:
             )
             raise error from next((pack.error for pack in self.failed if pack.error is not None), None)
 
-    def _is_entitled(self, pack: Pack, candidate: Candidate, place: str) -> bool:
+    def _is_own(self, pack: Pack, candidate: Candidate, place: str) -> bool:
         """Whether a candidate may stand: the pack that lost a layer to an explicit one does not offer it."""
         for layer in layers_of(candidate):
-            self._raise_if_contested(layer.name)
+            if layer.name in self.conflicts:
+                continue
             owner = self._owners.get(layer.name)
             if owner is None:
                 raise PackError(
@@ -278,46 +316,40 @@ class Packs:
             faults=[_versions(identity, (pack,)) for pack in rivals],
         )
 
+    def missing(self, identity: str) -> PackError | None:
+        """Why a layer is not there, where the pack that provides it is known and not loaded."""
+        culprits = [pack for pack in self.packs if pack.status != "loaded" and may_provide(pack.info, identity)]
+        if not culprits:
+            return None
+        pack = culprits[0]
+        first = pack.failure or f"it is disabled by {DISABLE_VARIABLE}"
+        error = PackError(
+            f"layer {identity} is not there, because pack {pack.info.label} is not loaded: {first}",
+            f"take it out of {DISABLE_VARIABLE}" if pack.info.disabled else "repair the pack or install it again",
+            faults=[missing_line(other) for other in culprits[1:]],
+        )
+        error.__cause__ = pack.error
+        return error
+
     def _unknown(self, identity: str) -> UsageError | PackError:
-        namespace = canonical(identity.partition("::")[0])
-        missing = [pack for pack in self.packs if pack.status != "loaded"]
-        culprits = [pack for pack in missing if namespace in _names_of(pack.info)] if "::" in identity else []
-        if culprits:
-            pack = culprits[0]
-            first = pack.failure or f"it is disabled by {DISABLE_VARIABLE}"
-            error = PackError(
-                f"layer {identity} is not there, because pack {pack.info.label} is not loaded: {first}",
-                f"take it out of {DISABLE_VARIABLE}" if pack.info.disabled else "repair the pack or install it again",
-                faults=[_missing_line(other) for other in culprits[1:]],
-            )
-            error.__cause__ = pack.error
+        if "::" in identity and (error := self.missing(identity)):
             return error
         by_short = {name.partition("::")[2]: name for name in (*self._layers, *self.conflicts)}
         near = suggest(identity, self._layers)
         near += [by_short[short] for short in suggest(identity.rpartition(":")[2], by_short)]
         hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
-        return UsageError(
+        # Not a slip of the pen, then: what is missing may well be what the failed packs would have brought.
+        kind = PackError if self.failed and "::" in identity and not near else UsageError
+        return kind(
             f"no loaded pack provides a layer {identity!r}",
             f"{hint}installed layers: {', '.join(self._layers) or 'none'}",
-            faults=[_missing_line(pack) for pack in missing],
+            faults=[missing_line(pack) for pack in self.packs if pack.status != "loaded"],
         )
-
-
-def _missing_line(pack: Pack) -> str:
-    if pack.info.disabled:
-        return f"pack {pack.info.label} is disabled by {DISABLE_VARIABLE}"
-    return f"pack {pack.info.label} is not loaded: {pack.failure}"
 
 
 def _versions(identity: str, packs: Iterable[Pack]) -> str:
     versions = ((pack, layer.version) for pack in packs for layer in pack.layers if layer.name == identity)
     return " and ".join(f"version {version} from pack {pack.info.label}" for pack, version in versions)
-
-
-def _names_of(info: PackInfo) -> set[str]:
-    """The namespaces that a pack which cannot be asked would most likely fill."""
-    names = (info.name, info.distribution or "", info.entry_point_value.partition(":")[0].partition(".")[0])
-    return {canonical(name) for name in names}
 
 
 def _without_twin(pack: Pack, others: Sequence[Pack]) -> Pack:
@@ -338,60 +370,3 @@ def _core_pack() -> Pack:
     if pack.failure is not None:
         raise PackError(f"the core's own hooks are at fault: {pack.failure}", "report it") from pack.error
     return pack
-
-
-def _load_explicit(
-    explicit: Sequence[object], infos: Sequence[PackInfo], trace: bool, known: Sequence[Pack] = ()
-) -> list[Pack]:
-    loaded: list[Pack] = []
-    for given in explicit:
-        pack = _load_one(given, infos, trace, known)
-        if all(pack.plugin is not other.plugin for other in loaded):
-            loaded.append(pack)
-    return loaded
-
-
-def _load_one(given: object, infos: Sequence[PackInfo], trace: bool, known: Sequence[Pack]) -> Pack:
-    if isinstance(given, str) and not given.endswith(".py") and not Path(given).is_file():
-        info, plugin = _named(given, infos), None
-    elif isinstance(given, (str, os.PathLike)):
-        file = Path(given).expanduser().resolve()
-        if not file.is_file():
-            raise UsageError(f"there is no pack file {str(given)!r}", "give the path of a Python file")
-        info, plugin = PackInfo(file.stem, None, None, str(file)), None
-    else:
-        twin = next((pack.info for pack in known if pack.plugin is given), None)
-        info, plugin = twin or _info_of(given, infos), given
-    pack = load_pack(info, plugin=plugin, explicit=True, trace=trace)
-    if pack.failure is not None:
-        raise PackError(f"pack {info.label}: {pack.failure}", "repair it, or do not name it") from pack.error
-    return pack
-
-
-def _named(name: str, infos: Sequence[PackInfo]) -> PackInfo:
-    wanted = canonical(name)
-    matches = [info for info in infos if wanted in (canonical(info.name), canonical(info.distribution or ""))]
-    if not matches:
-        known = sorted({info.name for info in infos})
-        near = suggest(name, known)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"there is no pack {name!r}", f"{hint}installed packs: {', '.join(known) or 'none'}")
-    if matches[0].disabled:
-        raise UsageError(f"pack {matches[0].label} is disabled", f"take it out of {DISABLE_VARIABLE}")
-    return matches[0]
-
-
-def _info_of(plugin: object, infos: Sequence[PackInfo]) -> PackInfo:
-    """The description of a plugin object, which is the installed pack's own where it belongs to one."""
-    name = getattr(plugin, "__name__", None) or type(plugin).__name__
-    for info in infos:
-        module, _, attribute = info.entry_point_value.partition(":")
-        named: object = sys.modules.get(module.strip())
-        for part in filter(None, attribute.strip().split(".")):
-            named = getattr(named, part, None)
-        if named is plugin and not info.disabled:
-            return info
-    origin = getattr(plugin, "__file__", None) if isinstance(plugin, ModuleType) else None
-    if name == "__main__" and origin:  # a script that passes itself is the same pack as with --pack
-        name = Path(origin).stem
-    return PackInfo(str(name).rpartition(".")[2], None, None, origin or f"passed in: {type(plugin).__qualname__}")

@@ -1,7 +1,7 @@
 """The records that packs answer hooks with, checked when they are made, and how to tell them apart.
 
-Pack authors reach `rewrite` through `layerport`; the host (`packs`, `pack_calls`) uses the rest.  Imports no
-framework.
+Pack authors reach `rewrite` through `layerport`; the host (`packs`, `pack_calls`) uses the rest.  A record is told by
+its very class: a subclass, or an object that names another `__class__`, may answer as it likes.  Imports no framework.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from layerport.errors import UsageError
+from layerport.foreign_text import describe
 
 if TYPE_CHECKING:
     from layerport.layers import BoundLayer, Layer
@@ -50,36 +51,43 @@ def rewrite(forward: Callable[..., Any], *, layers: Sequence[Layer]) -> Rewrite:
     layers: the layers that it calls, at least one.  Raises UsageError with all faults at once.
     """
     # Anything else goes on as it is, so that the record's own check names it.
-    given: Any = tuple(layers) if isinstance(layers, list) else layers
+    given: Any = layers
+    if isinstance(layers, (list, tuple)):
+        given = tuple(layers)
     return Rewrite(forward, given)
+
+
+def is_rewrite(value: object) -> TypeGuard[Rewrite]:
+    """Whether `value` is what `rewrite` returns."""
+    return type(value) is Rewrite
 
 
 def is_layer(value: object) -> TypeGuard[Layer]:
     """Whether `value` is a layer."""
     from layerport.layers import Layer
 
-    return isinstance(value, Layer)
+    return type(value) is Layer
 
 
 def is_bound_layer(value: object) -> TypeGuard[BoundLayer]:
     """Whether `value` is what `layer.bind(...)` returns."""
     from layerport.layers import BoundLayer
 
-    return isinstance(value, BoundLayer)
+    return type(value) is BoundLayer
 
 
 def is_parameters(value: object) -> TypeGuard[Parameters]:
     """Whether `value` is a set of parameters in the standard form."""
     from layerport.parameters import Parameters
 
-    return isinstance(value, Parameters)
+    return type(value) is Parameters
 
 
 def is_plugin_spec(value: object) -> TypeGuard[PluginSpec]:
     """Whether `value` describes a plugin."""
     from layerport.plugin_spec import PluginSpec
 
-    return isinstance(value, PluginSpec)
+    return type(value) is PluginSpec
 
 
 def suspends(function: Callable[..., Any]) -> str | None:
@@ -87,12 +95,6 @@ def suspends(function: Callable[..., Any]) -> str | None:
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         return "a generator function"
     return "an async function" if inspect.iscoroutinefunction(function) else None
-
-
-def describe(value: object) -> str:
-    """A value's type and short text for a message: `list [<layer a::b version 1>]`."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
 
 
 def _name_of(forward: object) -> str:
@@ -143,7 +145,7 @@ def _cell_holds_module(cell: Any) -> bool:
 def _layers_faults(layers: object) -> list[str]:
     if is_layer(layers):
         return [f"layers: expected a tuple of layers, got the layer {layers.name}; write ({layers.short_name},)"]
-    if not isinstance(layers, tuple):
+    if type(layers) is not tuple:
         return [f"layers: expected a tuple of layers, got {describe(layers)}"]
     if not layers:
         return ["layers: expected at least one layer, got none"]

@@ -37,7 +37,8 @@ def explain(
             f"nothing is claimed in {source}: the layers of an .onnx file are nodes already",
             "build it; the table of layers says what became of each",
         )
-    claimed = claim_layers(made, loaded)
+    with pack_host.blamed(loaded):
+        claimed = claim_layers(made, loaded)
     rows = []
     for claim in claimed.claims:
         if layer is not None and not any(layer in candidate.layers for candidate in claim.candidates):
@@ -58,6 +59,7 @@ def explain(
         "claims": rows,
         "lookalikes": lookalikes,
         "failed_packs": {p.info.name: p.failure for p in loaded.failed},
+        "dropped_packs": [one.warning for one in claimed.dropped],
     }
 
 
@@ -90,3 +92,5 @@ def print_explanation(result: Mapping[str, Any]) -> None:
     print_lookalikes(result["lookalikes"])
     for name, failure in result["failed_packs"].items():
         print(f"pack {name} failed to load: {failure}")
+    for warning in result["dropped_packs"]:
+        print(f"note: {warning}")

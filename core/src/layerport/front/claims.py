@@ -6,7 +6,7 @@ A wrong claim can never change the numbers: what is not proven stays as it is.
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from layerport.front.samples import record_outputs
 from layerport.front.sources import Source
 from layerport.layers import BoundLayer
 from layerport.pack_discovery import PackInfo
-from layerport.packs import Packs
+from layerport.packs import DroppedPack, Pack, Packs
+from layerport.records import Candidate as Answer
 from layerport.records import Rewrite
 
 __all__ = [
@@ -42,13 +43,14 @@ __all__ = [
 class ClaimedModel:
     """The structural copy with its claimed modules replaced, the outputs of the untouched model, and the claims.
 
-    lookalikes: what looks like a layer and no pack answers for.
+    lookalikes: what looks like a layer and no pack answers for.  dropped: the packs whose export hook failed.
     """
 
     model: torch.nn.Module
     outputs: Any
     claims: tuple[Claim, ...]
     lookalikes: tuple[Lookalike, ...] = ()
+    dropped: tuple[DroppedPack, ...] = ()
 
 
 def claim_layers(
@@ -62,14 +64,18 @@ def claim_layers(
     """Replace what packs claim in a structural copy of the model, each claim proven on the module's real inputs.
 
     required: layers whose every claim must hold (`--claim`).  refused: layers that are not claimed (`--no-claim`).
-    Raises UsageError for a conflict between packs, and for a miss where one is required.
+    strict: whether a claim that does not hold is an error, and a pack whose hook fails.
+    Raises UsageError for a conflict between packs, and for a miss where one is required; PackError for a pack that
+    fails though one of its layers is required.
     """
     assert isinstance(source.model, torch.nn.Module)
     for name in (*required, *refused):
         packs.layer(name)
     outputs = record_outputs(source)
     model = structural_copy(source.model)
-    asked = _ask(model, packs, refused)
+    with torch.no_grad():  # what a pack computes from a weight is a constant here, not a step of training
+        offers = packs.export_model(model, required=required, strict=strict)
+    asked = _candidates(model, offers.found, refused)
     if asked:
         # Every pass has a copy of its own: a forward may leave something in its modules.
         prove(structural_copy(source.model), source, [claim for claim, _ in asked])
@@ -77,16 +83,17 @@ def claim_layers(
         _decide(claim)
     _raise_for_conflicts(claim for claim, _ in asked)
     _raise_for_misses((claim for claim, _ in asked), required, strict)
-    lookalikes = find_lookalikes(model, packs, [module for _, module in asked], refused)
+    unasked = {layer.name for one in offers.dropped for layer in one.pack.layers}
+    lookalikes = find_lookalikes(model, packs, [module for _, module in asked], {*refused, *unasked})
     model = _apply(model, asked)
-    return ClaimedModel(model, outputs, tuple(claim for claim, _ in asked), lookalikes)
+    return ClaimedModel(model, outputs, tuple(claim for claim, _ in asked), lookalikes, offers.dropped)
 
 
-def _ask(model: torch.nn.Module, packs: Packs, refused: Collection[str]) -> list[tuple[Claim, torch.nn.Module]]:
+def _candidates(
+    model: torch.nn.Module, found: Mapping[str, list[tuple[Pack, tuple[Answer, ...]]]], refused: Collection[str]
+) -> list[tuple[Claim, torch.nn.Module]]:
     asked = []
     modules = dict(model.named_modules())
-    with torch.no_grad():  # what a pack computes from a weight is a constant here, not a step of training
-        found = packs.export_model(model)
     for path, offers in found.items():
         module = modules[path]
         candidates: list[Candidate] = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from layerport.errors import BuildError
+from layerport.foreign_text import message, type_name
 
 LONGEST = 300
 _AS_A_LAYER = "make that module a layer of a pack (then its inside is not exported)"
@@ -25,10 +26,16 @@ _VIOLATION = re.compile(r"^\s*- (.*)$", re.MULTILINE)
 _FRAMEWORK = frozenset({"aten", "prims", "prim", "higher_order", "transformers", "torchvision", "torchaudio"})
 
 
+class UnknownOperatorError(BuildError):
+    """torch.onnx has no form for an operator; operator: its name, `namespace::name`."""
+
+    operator: str = ""
+
+
 def not_traced(error: BaseException, name: str, model: torch.nn.Module) -> BuildError:
     """What to raise where torch.export stopped."""
     module = _module_on_stack(error, model)
-    text = str(error)
+    text = message_lines(error)
     start = f"torch.export cannot export {name}{_where(module)}: "
     violated = _VIOLATION.findall(text) if text.startswith("Constraints violated") else []
     if violated:
@@ -63,7 +70,7 @@ def not_translated(error: BaseException, name: str, model: object) -> BuildError
     inner = innermost(error)
     module = _module_of_node(error)
     start = f"torch.onnx cannot translate {name}{_where(module)}: "
-    form = _NO_FORM.search(str(inner))
+    form = _NO_FORM.search(message_lines(inner))
     if form is None:
         return BuildError(start + first_line(inner), f"{_AS_A_LAYER}, or replace what it computes")
     operator = f"{form[1]}.{form[2]}".replace(".", "::", 1).removesuffix(".default") if form[1] else form[3]
@@ -77,7 +84,9 @@ def not_translated(error: BaseException, name: str, model: object) -> BuildError
         repair = f"if it is the layer of a pack, name the pack (--pack, packs=); else {repair}"
     if isinstance(model, torch.nn.Module):
         repair = _experts_switch(model, module, operator) or repair
-    return BuildError(f"{start}operator {operator} has no ONNX form", repair)
+    unknown = UnknownOperatorError(f"{start}operator {operator} has no ONNX form", repair)
+    unknown.operator = operator
+    return unknown
 
 
 def _experts_switch(model: torch.nn.Module, module: tuple[str, str] | None, operator: str = "") -> str | None:
@@ -93,8 +102,16 @@ def _experts_switch(model: torch.nn.Module, module: tuple[str, str] | None, oper
 
 def first_line(error: BaseException) -> str:
     """An exception's type and the first line of its message, cut where it is long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {cut(lines[0]) if lines else 'no message'}"
+    lines = [line.strip() for line in message_lines(error).splitlines() if line.strip()]
+    return f"{type_name(error)}: {cut(lines[0]) if lines else 'no message'}"
+
+
+def message_lines(error: BaseException) -> str:
+    """An exception's text as it is, or in its place why it cannot be told."""
+    try:
+        return str.__str__(str(error))
+    except Exception:
+        return message(error)
 
 
 def cut(text: str) -> str:

@@ -19,8 +19,9 @@ from layerport.front import onnx_files
 from layerport.front.bodies import Bodies
 from layerport.front.claims import claim_layers
 from layerport.front.export import ExportedModel, export_model
+from layerport.front.export_errors import UnknownOperatorError
 from layerport.front.leaves import refuse_caches, with_plain_outputs
-from layerport.front.nodes import layer_nodes, unknown_layers
+from layerport.front.nodes import LayerNode, layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
 from layerport.front.samples import record_outputs, torch_samples, write_samples
@@ -28,7 +29,7 @@ from layerport.front.size_checks import check_layers, check_model, leave_out_siz
 from layerport.front.sources import Source
 from layerport.kernel_sources import source_digest
 from layerport.kernels import Kernel
-from layerport.packs import Packs
+from layerport.packs import DroppedPack, Packs
 from layerport.plugin_spec import to_bytes
 from layerport.targets import Target
 
@@ -73,6 +74,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     lookalikes: list[dict[str, Any]] = []
     warnings: list[str] = []
     outputs: Any = None
+    dropped: tuple[DroppedPack, ...] = ()
     model: Any = source.model
     if not isinstance(source.model, torch.nn.Module) and (wishes.claim or wishes.no_claim):
         raise UsageError(
@@ -95,9 +97,11 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
             outputs = with_plain_outputs(model, claimed.outputs)
             claims = [one.to_json() for one in claimed.claims]
             lookalikes = [one.to_json() for one in claimed.lookalikes]
+            dropped = claimed.dropped
+            warnings += [one.warning for one in dropped]
         start("export")
         with _without_collection():
-            exported = export_model(source, model, packs.layers, outputs)
+            exported = _exported(source, model, packs, outputs)
     trial = exported.guards.trial(source, model, exported.dims) if exported.guards is not None else None
     if trial is not None:
         dims, said = leave_out_size_one(exported.dims, trial)
@@ -108,6 +112,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     if wishes.target.flavour != "portable":
         require_limits(dims, str(wishes.target))
     nodes = layer_nodes(exported.model, packs)
+    _refuse_dropped(nodes, packs, dropped)
     warnings += [
         f"{count} nodes {name} are built from their bodies: no installed pack provides that layer"
         for name, count in unknown_layers(exported.model, packs).items()
@@ -142,6 +147,24 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "tools": {name: version for name in TOOLS if (version := _version(name))},
     }
     return Prepared(manifest, _profile(exported, dims), layers, claims, lookalikes, warnings, written)
+
+
+def _exported(source: Source, model: Any, packs: Packs, outputs: Any) -> ExportedModel:
+    try:
+        return export_model(source, model, packs.layers, outputs)
+    except UnknownOperatorError as error:
+        # The model's own code may have imported a layer whose pack is not loaded.
+        if missing := packs.missing(error.operator):
+            raise missing from error
+        raise
+
+
+def _refuse_dropped(nodes: Iterable[LayerNode], packs: Packs, dropped: Iterable[DroppedPack]) -> None:
+    """Raise PackError where the model itself calls a layer of a pack that fails, which is to ask for it."""
+    for one in dropped:
+        for node in nodes:
+            if packs.owner(node.layer) is one.pack:
+                raise one.needed_by(node.layer.name, node.module or node.name)
 
 
 def _check_example(exported: Mapping[str, DimRange], dims: Mapping[str, DimRange]) -> None:

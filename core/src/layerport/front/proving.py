@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from layerport.adapters.torch_state import RandomStates, preserved
 from layerport.adapters.torch_writes import ReadOnly, named_tensors, same_bits, unwatched
+from layerport.foreign_text import reason
 from layerport.front.claim_records import Candidate, Claim, Probe
 from layerport.front.claimed_layers import run_candidate
 from layerport.front.comparison import TOLERANCES, Difference, compare, relative_error, tells_something
@@ -40,7 +41,7 @@ class Run:
     written: dict[str, torch.Tensor] = field(default_factory=dict)
     changes_inputs: bool = False
     random: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 def prove(model: torch.nn.Module, source: Source, claims: Sequence[Claim]) -> None:
@@ -226,7 +227,9 @@ def run_alone(
                 output = own_memory(output, kept)
         else:
             output = function(*args, **kwargs)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a pack's forward may also raise SystemExit, or something of its own
         return Run(error=error)
     pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves((args, kwargs)), strict=True)
     changed = any(isinstance(one, torch.Tensor) and not same_bits(one, other) for one, other in pairs)
@@ -331,6 +334,5 @@ def _why_nothing(outputs: Sequence[Any]) -> str:
     return "has no finite value other than zero"
 
 
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:197] + '...'}"
+def _short(error: BaseException) -> str:
+    return reason(error, longest=200)
