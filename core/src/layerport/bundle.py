@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from layerport.bundle_names import FORMAT, MANIFEST, MANIFEST_LIMIT, MODEL, MODEL_DATA, PLUGINS, SAMPLES
-from layerport.conditions import LIMIT, Condition
-from layerport.dims import DimRange, Port, follows_from
-from layerport.dtypes import DType
+from layerport.conditions import Condition
+from layerport.dims import DimRange, Port
 from layerport.errors import BuildError, UsageError
+from layerport.manifest import Manifest, dim_of, port_of, read_manifest
+from layerport.plain_files import NotPlainError, identity, open_plain
 from layerport.replacing import is_whole, put_in_place, recover, remove_own, require_replaceable, set_aside
 
 _SIDE_BY_SIDE = 1 << 20
@@ -40,7 +40,8 @@ __all__ = [
     "write_manifest",
     "writing",
 ]
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
+# Beyond these the formats themselves end; each is read into memory.
+_LARGEST_FILES = {MODEL: 2**31 - 1, PLUGINS: 1 << 30}
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def check_output(out: Path, *, force: bool = False) -> None:
 def digest(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 class HashedFile:
@@ -151,10 +152,12 @@ def write_manifest(folder: Path, content: Mapping[str, Any], known: Mapping[str,
     files = {
         path.name: {"sha256": sha256, "bytes": path.stat().st_size} for path, sha256 in zip(paths, digests, strict=True)
     }
-    text = json.dumps({"format": FORMAT, **content, "files": files}, indent=1, sort_keys=True)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    bundle = Bundle(folder, json.loads(text))
-    bundle.checked.update({name: folder / name for name in files})
+    text = json.dumps({"format": FORMAT, **content, "files": files}, indent=1, sort_keys=True) + "\n"
+    # What would be refused when it is opened must not be written.
+    manifest = read_manifest(text.encode(), MANIFEST)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    bundle = Bundle(folder, manifest)
+    bundle.checked.update({path.name: identity(path.lstat()) for path in paths})
     return bundle
 
 
@@ -167,14 +170,14 @@ class Bundle:
     """A bundle on disk.  Opened with `Bundle.open`; each file is checked against the manifest when it is asked for."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, folder: str | Path) -> Bundle:
         """Read a bundle's manifest.  Raises UsageError where there is none, BuildError where it is damaged."""
         folder = Path(folder)
         path = folder / MANIFEST
-        if not path.is_file():
+        if not os.path.lexists(path):
             if not os.path.lexists(folder) and is_whole(aside := set_aside(folder)):
                 raise UsageError(
                     f"{folder} is not there: a build was killed while it replaced it",
@@ -183,41 +186,30 @@ class Bundle:
             raise UsageError(
                 f"{folder} is not a bundle: it has no {MANIFEST}", "name the folder that `layerport build -o` wrote"
             )
-        if path.stat().st_size > MANIFEST_LIMIT:
-            raise BuildError(
-                f"{path} has {path.stat().st_size} bytes, at most {MANIFEST_LIMIT} are read", "build it again"
-            )
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise BuildError(
-                    f"{folder} has format {manifest['format']!r}, this layerport reads {FORMAT}",
-                    "build it again, or install the layerport that wrote it",
-                )
-            bundle = cls(folder, manifest)
-            _check_shape(bundle)
-        except BuildError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
-            raise BuildError(
-                f"{path} cannot be read: {type(error).__name__}: {error}", "build the bundle again"
-            ) from error
-        return bundle
+            with open_plain(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MANIFEST_LIMIT:
+                    raise BuildError(f"{path} has {size} bytes, at most {MANIFEST_LIMIT} are read", "build it again")
+                data = _read_exactly(file, size)
+        except (NotPlainError, OSError) as error:
+            raise BuildError(f"{path} cannot be read: {error}", "copy the whole bundle again") from error
+        return cls(folder, read_manifest(data, str(path)))
 
     @cached_property
     def inputs(self) -> tuple[Port, ...]:
         """The inputs of the model."""
-        return tuple(_port(value, self.dims) for value in self.manifest["inputs"])
+        return tuple(map(port_of, self.manifest["inputs"]))
 
     @cached_property
     def outputs(self) -> tuple[Port, ...]:
         """The outputs of the model."""
-        return tuple(_port(value, self.dims) for value in self.manifest["outputs"])
+        return tuple(map(port_of, self.manifest["outputs"]))
 
     @cached_property
     def dims(self) -> Mapping[str, DimRange]:
         """The dynamic dims by name."""
-        return {one["name"]: DimRange(one["name"], one["min"], one["opt"], one["max"]) for one in self.manifest["dims"]}
+        return {one["name"]: dim_of(one) for one in self.manifest["dims"]}
 
     def require_engine(self) -> None:
         """Raise BuildError where the bundle holds no engine."""
@@ -229,76 +221,103 @@ class Bundle:
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
         """What the sizes of the dims must fulfil beyond their ranges."""
-        stated = self.manifest.get("conditions", [])
-        if not isinstance(stated, list) or len(stated) > LIMIT:
-            raise ValueError(f"the conditions are no list of at most {LIMIT}")
-        return tuple(Condition.read(one, self.dims) for one in stated)
+        return tuple(Condition.read(one, self.dims) for one in self.manifest.get("conditions", []))
 
     @cached_property
-    def checked(self) -> dict[str, Path]:
-        """The files that were checked already."""
+    def checked(self) -> dict[str, tuple[int, ...]]:
+        """What the files were when they were checked: their identity, which changes when they are written to."""
         return {}
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest names, its size and digest checked.  Raises DamagedFile."""
-        if name in self.checked:
-            return self.checked[name]
+        """The path of a file that the manifest lists, its size and digest checked.  Raises DamagedFile.
+
+        Whoever opens the path opens it once more: `require_unchanged` afterwards says whether it was the same.
+        """
+        with self._opened(name) as (file, unseen):
+            if unseen:
+                self._require_digest(name, hashlib.file_digest(cast(Any, file), "sha256").hexdigest())
+                self._seen(name, file)
+        return self.folder / name
+
+    def read(self, name: str) -> bytearray:
+        """The content of a file that the manifest lists, checked as it is read.  Raises DamagedFile."""
+        with self._opened(name) as (file, unseen):
+            try:
+                data = _read_exactly(file, self.manifest["files"][name]["bytes"])
+            except OSError as error:
+                raise self._damaged(name, f"cannot be read: {error}") from error
+            if unseen:
+                self._require_digest(name, hashlib.sha256(data).hexdigest())
+                self._seen(name, file)
+        return data
+
+    def require_unchanged(self, *names: str) -> None:
+        """Raise DamagedFile where a file is no longer the one that was checked."""
+        for name in names:
+            if self.checked.get(name) != identity(os.lstat(self.folder / name)):
+                raise self._damaged(name, "was changed while it was opened")
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[BinaryIO, bool]]:
+        """A listed file, opened, and whether its digest is still to be checked."""
         stated = self.manifest["files"].get(name)
         path = self.folder / name
-        if stated is None or not _FILE_NAME.fullmatch(name):
+        if stated is None:
             raise DamagedFile(f"{self.folder} does not list a file {name!r}", "build the bundle again")
-        if path.is_symlink() or not path.is_file():
-            raise DamagedFile(f"{path} is missing or not a plain file", "copy the whole bundle again")
-        if path.stat().st_size != stated["bytes"]:
+        try:
+            file = open_plain(path)
+        except NotPlainError as error:
+            raise self._damaged(name, f"is missing or not a plain file: {error}") from error
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_size != stated["bytes"]:
+                raise self._damaged(name, f"has {status.st_size} bytes, the manifest says {stated['bytes']}")
+            if (most := _LARGEST_FILES.get(name, status.st_size)) < status.st_size:
+                raise self._damaged(name, f"has {status.st_size} bytes, at most {most} are read")
+            yield file, self.checked.get(name) != identity(status)
+
+    def _require_digest(self, name: str, found: str) -> None:
+        stated = self.manifest["files"][name]["sha256"]
+        if found != stated:
             raise DamagedFile(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {stated['bytes']}",
-                "copy the whole bundle again",
-            )
-        if (found := digest(path)) != stated["sha256"]:
-            raise DamagedFile(
-                f"{path} has SHA-256 {found[:16]}..., the manifest says {str(stated['sha256'])[:16]}...",
+                f"{self.folder / name} has SHA-256 {found[:16]}..., the manifest says {stated[:16]}...",
                 "copy the whole bundle again; if you did not change it, trust it no more",
             )
-        self.checked[name] = path
-        return path
+
+    def _seen(self, name: str, file: BinaryIO) -> None:
+        self.checked[name] = identity(os.fstat(file.fileno()))
+
+    def _damaged(self, name: str, fault: str) -> DamagedFile:
+        return DamagedFile(f"{self.folder / name} {fault}", "copy the whole bundle again")
 
     def model(self) -> Path:
-        """The portable model, checked together with its external weights."""
-        if MODEL_DATA in self.manifest["files"]:
-            self.file(MODEL_DATA)
-        return self.file(MODEL)
+        """The portable model, checked together with the files that its tensors name: the listed ones only."""
+        from layerport.adapters.onnx_external import require_listed
+
+        sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
+        path = self.file(MODEL)
+        for name in require_listed(path, sizes.get):
+            self.file(name)
+        self.require_unchanged(MODEL)
+        return path
 
     def samples(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The example inputs and Torch's outputs for them, by name, as NumPy arrays."""
         from layerport.parameters import Parameters
 
-        stored = Parameters.load(self.file(SAMPLES))
+        stored = Parameters.from_bytes(self.read(SAMPLES), where=str(self.folder / SAMPLES))
         inputs = {name.removeprefix("input."): array for name, array in stored.items() if name.startswith("input.")}
         outputs = {name.removeprefix("output."): array for name, array in stored.items() if name.startswith("output.")}
         return inputs, outputs
 
 
-def _check_shape(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    bundle.inputs, bundle.outputs, bundle.dims, bundle.conditions  # noqa: B018 - each reads and checks its part
-    for name, entry in manifest["files"].items():
-        if not _FILE_NAME.fullmatch(name):
-            raise ValueError(f"file name {name!r} leads out of the bundle")
-        if not isinstance(entry["bytes"], int) or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
-            raise ValueError(f"file {name!r} has no size and digest")
-    for one in manifest["targets"]:
-        if one["file"] not in manifest["files"]:
-            raise ValueError(f"plan {one['file']!r} is not among the files")
-    for one in manifest["layers"]:
-        if not isinstance(one["layer"], str) or not isinstance(one["realised"], str):
-            raise ValueError("a layer has no name or realisation")
-
-
-def _port(value: Mapping[str, Any], known: Collection[str]) -> Port:
-    name, dims = value["name"], tuple(value["dims"])
-    for dim in dims:
-        if not ((type(dim) is int and dim >= 0) or dim is None or (type(dim) is str and follows_from(dim, known))):
-            raise ValueError(f"input or output {name!r} has dims {dims!r:.80}")
-    if not isinstance(name, str):
-        raise ValueError(f"input or output {name!r} has no name")
-    return Port(name, DType(value["dtype"]).value, dims)
+def _read_exactly(file: BinaryIO, size: int) -> bytearray:
+    """So many bytes, whatever was added meanwhile.  Raises OSError where there are fewer."""
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        count = cast(Any, file).readinto(rest)
+        if not count:
+            raise OSError(f"it ends at byte {size - len(rest)} of {size}")
+        rest = rest[count:]
+    return data

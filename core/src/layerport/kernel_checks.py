@@ -83,9 +83,10 @@ def check_kernels(
         return ()
     from layerport.plugin_spec import from_bytes
 
-    plugins = from_bytes(bundle.file(PLUGINS).read_bytes())
-    entries = {one["node"]: one for one in bundle.manifest["layers"]}
-    distinct = _distinct(plugins, {node: entry.get("parameters") for node, entry in entries.items()})
+    plugins = from_bytes(bundle.read(PLUGINS))
+    layers = bundle.manifest["layers"]
+    sources = {one["node"]: one.get("kernel_sources") or {} for one in layers}
+    distinct = _distinct(plugins, {one["node"]: one.get("parameters") for one in layers})
     if not distinct:
         return ()
     try:
@@ -112,8 +113,7 @@ def check_kernels(
         if each.spec.plugin_class is not None:
             return _not_run(each, f"its pack brings its own plugin class {each.spec.plugin_class}")
         return [
-            _check_one(runs, each, kernel, (entries.get(node, {}).get("kernel_sources") or {}).get(kernel.name))
-            for kernel in _launches(each.spec)
+            _check_one(runs, each, kernel, sources.get(node, {}).get(kernel.name)) for kernel in _launches(each.spec)
         ]
 
     try:

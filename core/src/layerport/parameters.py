@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.signature import Attribute, count
+from layerport.strict_json import read_json
 
 Array: TypeAlias = NDArray[Any]
 
@@ -173,11 +174,14 @@ class Parameters(Mapping[str, Array]):
         return write(self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
-    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Parameters:
-        """What `load` reads; the arrays are views of `data`, read-only where that is."""
+    def from_bytes(cls, data: bytes | bytearray | memoryview, *, where: str = "the data") -> Parameters:
+        """What `load` reads; the arrays are views of `data`, read-only where that is.
+
+        where: what an error calls it.
+        """
         from layerport.adapters.safetensors_files import read
 
-        return cls._from_file(*read(data), "the data")
+        return cls._from_file(*read(data, where), where)
 
     def _metadata(self) -> str:
         # One key: safetensors' own writers give several keys in an order that changes from run to run.
@@ -197,7 +201,7 @@ class Parameters(Mapping[str, Array]):
         if text is None:
             return cls(arrays)
         try:
-            described = json.loads(text)
+            described = read_json(text.encode())
             if described["version"] != _FORMAT:
                 raise UsageError(
                     f"{where}: parameters of format {described['version']!r}, this layerport reads {_FORMAT}",

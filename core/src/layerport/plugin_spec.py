@@ -20,6 +20,7 @@ from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.expressions import Expr, parse
 from layerport.launch_rules import LaunchRule
+from layerport.strict_json import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,7 +236,7 @@ def to_bytes(plugins: PluginSet) -> bytes:
     return bytes(save(tensors, metadata={_METADATA: dump(header).decode()}))
 
 
-def from_bytes(data: bytes) -> PluginSet:
+def from_bytes(data: bytes | bytearray) -> PluginSet:
     """The set that `to_bytes` wrote.  Raises BuildError where the bytes are not that, each image checked by digest."""
     try:
         return _read(data)
@@ -248,9 +249,10 @@ def from_bytes(data: bytes) -> PluginSet:
         ) from error
 
 
-def _read(data: bytes) -> PluginSet:
+def _read(data: bytes | bytearray) -> PluginSet:
     import numpy as np
-    from safetensors.numpy import load
+
+    from layerport.adapters import safetensors_files
 
     if not 8 <= len(data) <= LIMIT:
         raise BuildError(f"plugin specs of {len(data)} bytes cannot be read", f"they have 8 to {LIMIT} bytes")
@@ -260,8 +262,8 @@ def _read(data: bytes) -> PluginSet:
             f"plugin specs are cut short: the header says {length} bytes, {len(data) - 8} are there",
             "build the bundle again",
         )
-    tensors = load(data)
-    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_METADATA])
+    tensors, metadata = safetensors_files.read(data, "the file of plugin specs")
+    header = read_json(metadata[_METADATA].encode(), infinite=True)  # an attribute may be -inf
     if header["format"] != FORMAT:
         raise BuildError(
             f"plugin specs have format {header['format']!r}, this layerport reads {FORMAT}",

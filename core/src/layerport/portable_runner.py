@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from layerport.bundle import Bundle
+from layerport.bundle import MODEL, Bundle
 from layerport.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
@@ -21,20 +21,18 @@ class PortableRunner:
     on_gpu = False
 
     def __init__(self, bundle: Bundle, why: str, *, exact: bool = False) -> None:
-        from layerport.adapters.onnxruntime_session import open_session
+        from layerport.adapters.onnxruntime_session import open_session, port_faults
 
         self._bundle = bundle
         self._exact = exact
         self._ran = False
         self._session, self.precision_note = open_session(bundle.model(), exact=exact)
-        stated = [{port.name for port in ports} for ports in (bundle.inputs, bundle.outputs)]
-        found = [[one.name for one in ports] for ports in (self._session.get_inputs(), self._session.get_outputs())]
-        once = all(len(set(names)) == len(names) for names in found)
-        if not (once and set(found[0]) <= stated[0] and set(found[1]) == stated[1]):
+        # Opening reads the path once more.
+        bundle.require_unchanged(MODEL)
+        faults = port_faults(self._session, bundle.inputs, bundle.outputs, widened=self.precision_note is not None)
+        if faults:
             raise BuildError(
-                f"the model of {bundle.folder} has inputs {', '.join(sorted(found[0]))} and outputs "
-                f"{', '.join(sorted(found[1]))}, the manifest says otherwise",
-                "build the bundle again",
+                f"the model of {bundle.folder} is not what the manifest says", "build the bundle again", faults=faults
             )
         self.description = f"ONNX Runtime on the CPU runs the portable model: {why}"
 

@@ -22,6 +22,14 @@ _SIMPLE = frozenset(
 )
 
 
+_ORT_NAMES = {
+    "float32": "float",
+    "float64": "double",
+    "float8_e4m3fn": "float8e4m3fn",
+    "float8_e5m2": "float8e5m2",
+}
+
+
 def open_session(model: Path, *, exact: bool = False) -> tuple[Any, str | None]:
     """An inference session for a model file, and what its precision does not show (None where it is the model's own).
 
@@ -58,6 +66,30 @@ def _is_quantised(model: Path) -> bool:
         return content.find(b"QuantizeLinear") >= 0 or content.find(b"DequantizeLinear") >= 0
 
 
+def port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port], *, widened: bool) -> list[str]:
+    """What an open model takes and gives otherwise than these ports say.
+
+    widened: whether bfloat16 is float32 in it.  An output of another type than stated would be read as what it is not.
+    """
+    faults = []
+    for kind, found, stated in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
+        ports = {port.name: port for port in stated}
+        names = [one.name for one in found]
+        faults += [f"the model has no {kind} {name}" for name in ports if kind == "output" and name not in names]
+        faults += [f"the model has the {kind} {name} twice" for name in {one for one in names if names.count(one) > 1}]
+        for one in found:
+            port = ports.get(one.name)
+            if port is None:
+                faults.append(f"the model has the {kind} {one.name}, which the manifest does not list")
+                continue
+            wanted = f"tensor({_ORT_NAMES.get(port.dtype, port.dtype)})"
+            if one.type != wanted and not (widened and (wanted, one.type) == ("tensor(bfloat16)", "tensor(float)")):
+                faults.append(f"{kind} {one.name} is {one.type} in the model, the manifest says {port.dtype}")
+            elif len(one.shape) != len(port.dims) and one.shape:
+                faults.append(f"{kind} {one.name} has {len(one.shape)} dims in the model, the manifest says {port}")
+    return faults
+
+
 def _open(model: Path, plain: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it would log, it also raises
@@ -66,9 +98,13 @@ def _open(model: Path, plain: bool) -> Any:
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _refusal(model: Path, error: Exception) -> BuildError:
     return BuildError(
-        f"ONNX Runtime cannot open {model.name}: {str(error).strip().splitlines()[0]}",
+        f"ONNX Runtime cannot open {model.name}: {_first_line(error)}",
         "update onnxruntime, or report the operator it names",
     )
 
@@ -87,7 +123,7 @@ def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]
         session.run_with_iobinding(binding)
     except Exception as error:
         raise UsageError(
-            f"ONNX Runtime fails on these inputs: {str(error).strip().splitlines()[0]}",
+            f"ONNX Runtime fails on these inputs: {_first_line(error)}",
             "look at the values: an index may be out of its range",
         ) from error
     stated = {port.name: DType(port.dtype) for port in outputs}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters import Array, canonical_bytes
+from layerport.strict_json import read_json
 
 _NAMES = {
     DType.FLOAT64: "F64",
@@ -97,9 +98,9 @@ def read_file(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
     return _read(data.view(np.ndarray), str(path))
 
 
-def read(data: bytes | bytearray | memoryview) -> tuple[dict[str, Array], dict[str, str]]:
-    """Arrays and metadata of a file's bytes; the arrays are views of them."""
-    return _read(np.frombuffer(data, np.uint8), "the data")
+def read(data: bytes | bytearray | memoryview, where: str = "the data") -> tuple[dict[str, Array], dict[str, str]]:
+    """Arrays and metadata of a file's bytes; the arrays are views of them.  where: what an error calls them."""
+    return _read(np.frombuffer(data, np.uint8), where)
 
 
 def from_slice(value: Any) -> Any:
@@ -131,7 +132,7 @@ def _parse(data: NDArray[np.uint8]) -> tuple[dict[str, Array], dict[str, str]]:
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > min(_LARGEST_HEADER, data.size - 8):
         raise ValueError(f"a header of {length} bytes in a file of {data.size}")
-    header = json.loads(data[8 : 8 + length].tobytes().decode(), object_pairs_hook=_without_duplicates)
+    header = read_json(data[8 : 8 + length].tobytes())
     body = data[8 + length :]
     metadata = header.pop("__metadata__", {})
     if not all(isinstance(text, str) for text in metadata.values()):
@@ -161,10 +162,3 @@ def _parse(data: NDArray[np.uint8]) -> tuple[dict[str, Array], dict[str, str]]:
     if place != body.size:
         raise ValueError(f"{body.size - place} bytes that belong to no tensor")
     return arrays, metadata
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("one name twice")
-    return found

@@ -105,8 +105,7 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
     bundle = Bundle.open(path)
     for name in bundle.manifest["files"]:
         bundle.file(name)
-    manifest = dict(bundle.manifest)
-    return {"bundle": str(path), "counts": counts(manifest["layers"]), **manifest}
+    return {"bundle": str(path), "counts": counts(bundle.manifest["layers"]), **bundle.manifest}
 
 
 def print_inspection(summary: Mapping[str, Any]) -> None:

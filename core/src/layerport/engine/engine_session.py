@@ -36,7 +36,7 @@ def open_engine(bundle: Bundle, *, gpu: int = 0, cuda_graph: bool = False, conte
     bundle.require_engine()
     device = Gpu(number=gpu)
     plan = plan_for(bundle, device.architecture)
-    data = bundle.file(plan.file).read_bytes()
+    data = bundle.read(plan.file)
     return EngineRunner(bundle, plan, data, device, cuda_graph=cuda_graph, contexts=contexts)
 
 
@@ -54,7 +54,7 @@ class EngineRunner:
         self,
         bundle: Bundle,
         plan: Plan,
-        data: bytes,
+        data: bytes | bytearray,
         gpu: Gpu,
         *,
         cuda_graph: bool = False,
@@ -164,7 +164,7 @@ class EngineRunner:
             creators.release(self._trt, taken)
             self.gpu.close()
 
-    def _deserialise(self, data: bytes) -> Any:
+    def _deserialise(self, data: bytes | bytearray) -> Any:
         trt, mark = self._trt, self._log.mark()
         runtime = trt.Runtime(self._log)
         if runtime.engine_host_code_allowed:

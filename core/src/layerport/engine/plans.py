@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import util
@@ -13,8 +13,6 @@ from layerport.engine.flavours import FLAVOURS, version_of
 from layerport.engine.runner import fitting_architecture
 from layerport.errors import BuildError
 from layerport.pack_discovery import canonical, discover
-
-_LAYER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,9 @@ def plan_for(bundle: Bundle, architecture: str, installed: Callable[[str], str |
     entries = bundle.manifest["targets"]
     faults = []
     for entry in entries:
-        try:
-            fault = _fault(entry, architecture, installed)
-            if fault is None:
-                return _plan(bundle, entry)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BuildError(
-                f"the manifest of {bundle.folder} has a target that cannot be read: {type(error).__name__}: {error}",
-                "build the bundle again",
-            ) from error
+        fault = _fault(entry, architecture, installed)
+        if fault is None:
+            return _plan(bundle, entry)
         faults.append(f"{entry['file']}: {fault}")
     raise BuildError(
         f"no plan of {bundle.folder} fits this machine",
@@ -88,8 +80,6 @@ def _covers(entry: Mapping[str, Any], options: Mapping[str, Any], architecture: 
 def _plan(bundle: Bundle, entry: Mapping[str, Any]) -> Plan:
     nodes = [one for one in bundle.manifest["layers"] if one["realised"] == "plugin"]
     layers = sorted({one["layer"] for one in nodes})
-    if wrong := [name for name in layers if not _LAYER.fullmatch(name)]:
-        raise BuildError(f"{bundle.folder} names a layer {wrong[0]!r:.80}", "build the bundle again")
     return Plan(
         entry["file"],
         entry["flavour"],
@@ -125,7 +115,7 @@ def pack_classes(nodes: list[Mapping[str, Any]]) -> frozenset[str]:
             lines[one["layer"]] = f"{one['layer']}: {distribution} {one['pack_version'] or ''}".rstrip()
             missing[distribution] = f"{distribution}=={one['pack_version']}" if one["pack_version"] else distribution
     if lines:
-        command = "pip install " + " ".join(missing[name] for name in sorted(missing))
+        command = "pip install " + " ".join(shlex.quote(missing[name]) for name in sorted(missing))
         raise BuildError(
             "layers with a plugin class of their own need packs that are not installed here",
             command if missing else "build the bundle again with the pack installed, not as a file",

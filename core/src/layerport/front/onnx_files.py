@@ -67,7 +67,8 @@ def stored_samples(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None:
     """The samples of the bundle that a file belongs to, and whose outputs they are; None where none fit."""
     bundle = bundle_of(path)
-    if bundle is None or SAMPLES not in bundle.manifest["files"] or not bundle.manifest.get("samples"):
+    reference = bundle.manifest.get("samples") if bundle is not None else None
+    if bundle is None or SAMPLES not in bundle.manifest["files"] or not reference:
         return None
     inputs, outputs = bundle.samples()
     sizes = Sizes(dims)
@@ -76,7 +77,7 @@ def stored_samples(
             return None
         sizes.add(port, inputs[port.name].shape, port.name)
     sizes.values()
-    return None if sizes.faults else (inputs, outputs, dict(bundle.manifest["samples"]))
+    return None if sizes.faults else (inputs, outputs, dict(reference))
 
 
 def _load_weights(model: ir.Model, folder: Path) -> None:

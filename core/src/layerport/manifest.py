@@ -1,0 +1,360 @@
+"""What a bundle's manifest holds, and the one place where it is read: whoever has a `Manifest` has checked values.
+
+Imports no framework.  The types below are the schema: reading compares the file with them, and names every fault with
+its path.  Keys that they do not know are kept and mean nothing here, so that a later layerport may add some.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,
+    Required,
+    TypedDict,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from layerport.bundle_names import FORMAT
+from layerport.conditions import LIMIT, Condition
+from layerport.dims import DimRange, Port, follows_from
+from layerport.dtypes import DType
+from layerport.errors import BuildError, UsageError
+from layerport.strict_json import read_json
+
+_MOST_FAULTS = 20
+_LARGEST = 2**63 - 1
+_MOST_DIMS = 64
+
+
+class _Rule:
+    """What a text must look like; words: the same for people."""
+
+    def __init__(self, pattern: str, words: str) -> None:
+        self.pattern, self.words = re.compile(pattern), words
+
+    def holds(self, text: str) -> bool:
+        return text.isprintable() and self.pattern.fullmatch(text) is not None
+
+
+Name = Annotated[str, _Rule(r".{0,4096}", "text without control characters")]
+FileName = Annotated[str, _Rule(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}", "the name of a file in the bundle")]
+Digest = Annotated[str, _Rule(r"[0-9a-f]{64}", "a SHA-256 in hex")]
+Layer = Annotated[str, _Rule(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}", "namespace::name")]
+Distribution = Annotated[str, _Rule(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", "the name of a distribution")]
+PluginClass = Annotated[str, _Rule(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}", "module:name")]
+Architecture = Annotated[str, _Rule(r"sm_\d{2,3}", "a GPU architecture such as sm_89")]
+
+
+class FileEntry(TypedDict):
+    """A file of the bundle."""
+
+    bytes: int
+    sha256: Digest
+
+
+class PortEntry(TypedDict):
+    """An input or output; `layerport.dims.Port`."""
+
+    name: str
+    dtype: str
+    dims: list[int | str | None]
+
+
+class DimEntry(TypedDict):
+    """A dynamic dim; `layerport.dims.DimRange`."""
+
+    name: Name
+    min: int
+    opt: int
+    max: int | None
+
+
+class ConditionEntry(TypedDict):
+    """A condition on sizes; `layerport.conditions.Condition`."""
+
+    condition: str
+    layer: Name
+    module: Name
+
+
+class LayerEntry(TypedDict):
+    """A layer node of the model and what became of it."""
+
+    node: Name
+    layer: Layer
+    version: int
+    module: Name
+    pack: Name
+    distribution: Distribution | None
+    pack_version: Name | None
+    realised: Name
+    reason: str
+    parameters: NotRequired[Name | None]
+    plugin: NotRequired[Name | None]
+    plugin_class: NotRequired[PluginClass | None]
+    kernels: NotRequired[list[Name]]
+    kernel_sources: NotRequired[dict[Name, Name | None] | None]
+    kernels_left_out: NotRequired[list[str]]
+
+
+class ProbeEntry(TypedDict):
+    """A trial of a claim beside the example inputs."""
+
+    magnitude: float
+    max_relative_error: float | None
+    proves_nothing: str | None
+
+
+class EvidenceEntry(TypedDict):
+    """What a claim rests on."""
+
+    kind: Name
+    calls: int
+    telling_calls: int
+    probes: list[ProbeEntry]
+    probed_at: NotRequired[Name | None]
+    summary: str
+
+
+class CandidateEntry(TypedDict):
+    """An answer of a pack for a module."""
+
+    layers: list[Layer]
+    pack: Name
+    max_relative_error: float | None
+    fault: str | None
+
+
+ClaimEntry = TypedDict(
+    "ClaimEntry",
+    {
+        "module": Name,
+        "class": Name,
+        "status": Name,
+        "reason": str,
+        "layers": list[Layer],
+        "pack": Name | None,
+        "max_relative_error": float | None,
+        "evidence": EvidenceEntry,
+        "candidates": list[CandidateEntry],
+    },
+)
+
+
+class SamplesEntry(TypedDict):
+    """Whose outputs the samples are."""
+
+    reference: Name
+    version: Name | None
+
+
+class TargetEntry(TypedDict):
+    """An engine: its plan, what it is for and what made it."""
+
+    target: Name
+    flavour: Name
+    architectures: list[Architecture]
+    file: FileName
+    plugins: int
+    tensorrt: Name
+    options: NotRequired[dict[Name, Any] | None]
+    profile: NotRequired[dict[str, list[list[int]]]]
+
+
+class Manifest(TypedDict):
+    """A whole manifest."""
+
+    format: int
+    layerport: Name
+    inputs: list[PortEntry]
+    outputs: list[PortEntry]
+    dims: list[DimEntry]
+    conditions: NotRequired[list[ConditionEntry]]
+    conditions_dropped: NotRequired[list[Any]]
+    layers: list[LayerEntry]
+    claims: list[ClaimEntry]
+    samples: NotRequired[SamplesEntry | None]
+    targets: list[TargetEntry]
+    tools: dict[Name, Name]
+    files: dict[FileName, FileEntry]
+
+
+def read_manifest(data: bytes | bytearray, where: str) -> Manifest:
+    """The manifest in a file's content.  Raises BuildError that lists what is wrong, each fault with its path."""
+    try:
+        value = read_json(data)
+    except ValueError as error:
+        raise _unreadable(where, [str(error)]) from error
+    if isinstance(value, dict) and type(value.get("format")) is int and value["format"] != FORMAT:
+        raise BuildError(
+            f"{where} has format {value['format']}, this layerport reads {FORMAT}",
+            "build it again, or install the layerport that wrote it",
+        )
+    faults = list(_first(_faults(value, Manifest, "")))
+    if not faults:
+        faults = list(_first(_disagreements(cast(Manifest, value))))
+    if faults:
+        raise _unreadable(where, faults)
+    return cast(Manifest, value)
+
+
+def _unreadable(where: str, faults: list[str]) -> BuildError:
+    return BuildError(f"{where} cannot be read: {faults[0]}", "build the bundle again", faults=faults[1:])
+
+
+def _first(faults: Iterator[str]) -> Iterator[str]:
+    for place, fault in enumerate(faults):
+        if place == _MOST_FAULTS:
+            yield "and more"
+            return
+        yield fault
+
+
+# The types
+
+
+def _faults(value: Any, kind: Any, path: str) -> Iterator[str]:
+    """What keeps a value from being of a type of the schema."""
+    if is_typeddict(kind):
+        yield from _record_faults(value, kind, path)
+        return
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        kinds = [one for one in get_args(kind) if one is not NoneType]
+        if value is None and NoneType in get_args(kind):
+            return
+        if len(kinds) == 1:
+            yield from _faults(value, kinds[0], path)
+        elif all(any(True for _ in _faults(value, one, path)) for one in kinds):
+            yield _wrong(value, " or ".join(_WORDS[one] for one in kinds), path)
+    elif origin is list:
+        if not isinstance(value, list):
+            yield _wrong(value, "a list", path)
+            return
+        (inner,) = get_args(kind)
+        for place, one in enumerate(value):
+            yield from _faults(one, inner, f"{path}[{place}]")
+    elif origin is dict:
+        if not isinstance(value, dict):
+            yield _wrong(value, "an object", path)
+            return
+        key_kind, inner = get_args(kind)
+        for key, one in value.items():
+            yield from _faults(key, key_kind, f"a key of {path}")
+            yield from _faults(one, inner, f"{path}[{key!r:.60}]")
+    elif origin is Annotated:
+        base, rule = get_args(kind)
+        if type(value) is not base or not rule.holds(value):
+            yield _wrong(value, rule.words, path)
+    elif kind is not Any and not _PLAIN[kind](value):
+        yield _wrong(value, _WORDS[kind], path)
+
+
+_PLAIN: dict[Any, Callable[[Any], bool]] = {
+    str: lambda value: type(value) is str,
+    int: lambda value: type(value) is int and 0 <= value <= _LARGEST,
+    float: lambda value: type(value) in (int, float),
+}
+_WORDS = {str: "text", int: "a natural number of at most 63 bits", float: "a number"}
+
+
+def _record_faults(value: Any, kind: Any, path: str) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield _wrong(value, "an object", path or "it")
+        return
+    prefix = f"{path}." if path else ""
+    for key, (needed, inner) in _fields(kind).items():
+        if key in value:
+            yield from _faults(value[key], inner, f"{prefix}{key}")
+        elif needed:
+            yield f"{prefix}{key} is missing"
+
+
+@cache
+def _fields(kind: Any) -> Mapping[str, tuple[bool, Any]]:
+    """The keys of a record, whether each is needed, and the type of its value."""
+    found = {}
+    for key, hint in get_type_hints(kind, include_extras=True).items():
+        inner = get_args(hint)[0] if get_origin(hint) in (NotRequired, Required) else hint
+        found[key] = (get_origin(hint) is not NotRequired, inner)
+    return found
+
+
+def _wrong(value: Any, words: str, path: str) -> str:
+    got = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"{value!r:.80}"
+    return f"{path}: expected {words}, got {got}"
+
+
+# What the parts say of each other
+
+
+def _disagreements(manifest: Manifest) -> Iterator[str]:
+    known: dict[str, DimRange] = {}
+    for entry in manifest["dims"]:
+        try:
+            made = dim_of(entry)
+        except UsageError as error:
+            yield f"dims: {error.fault}"
+            continue
+        if made.name in known:
+            yield f"dims: {made.name} stands twice"
+        known[made.name] = made
+    for kind, ports in (("inputs", manifest["inputs"]), ("outputs", manifest["outputs"])):
+        names: set[str] = set()
+        for port in ports:
+            yield from _port_faults(kind, port, known)
+            if port["name"] in names:
+                yield f"{kind}: {port['name']!r:.80} stands twice"
+            names.add(port["name"])
+    conditions = manifest.get("conditions", [])
+    if len(conditions) > LIMIT:
+        yield f"conditions: {len(conditions)}, at most {LIMIT} are read"
+    for one in conditions[:LIMIT]:
+        try:
+            Condition.read(one, known)
+        except (ValueError, UsageError) as error:
+            yield f"conditions: {error}"
+    for target in manifest["targets"]:
+        if target["file"] not in manifest["files"]:
+            yield f"targets: plan {target['file']} is not among the files"
+        yield from _profile_faults(target.get("profile", {}), manifest["inputs"])
+
+
+def _port_faults(kind: str, port: PortEntry, known: Mapping[str, DimRange]) -> Iterator[str]:
+    try:
+        port_of(port)
+    except UsageError as error:
+        yield f"{kind}: {error.fault}"
+    if len(port["dims"]) > _MOST_DIMS:
+        yield f"{kind}: {port['name']!r:.80} has {len(port['dims'])} dims, at most {_MOST_DIMS} are read"
+        return
+    for dim in port["dims"]:
+        if isinstance(dim, str) and not follows_from(dim, known):
+            yield f"{kind}: {port['name']!r:.80} has the dim {dim!r:.80}, which does not follow from the dims"
+
+
+def _profile_faults(profile: Mapping[str, list[list[int]]], inputs: list[PortEntry]) -> Iterator[str]:
+    ranks = {port["name"]: len(port["dims"]) for port in inputs}
+    for name, shapes in profile.items():
+        if name not in ranks or [len(shape) for shape in shapes] != [ranks[name]] * 3:
+            yield f"targets: the profile of {name!r:.80} is not three shapes of an input"
+
+
+def dim_of(entry: DimEntry) -> DimRange:
+    """The dim of an entry.  Raises UsageError where its range contradicts itself."""
+    return DimRange(entry["name"], entry["min"], entry["opt"], entry["max"])
+
+
+def port_of(entry: PortEntry) -> Port:
+    """The port of an entry.  Raises UsageError where its name or dtype is none."""
+    return Port(entry["name"], DType.of(entry["dtype"]).value, tuple(entry["dims"]))
