@@ -151,7 +151,7 @@ def test_the_real_probe_answers_and_torch_is_not_imported() -> None:
 def test_tables_are_aligned_and_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert plain_table(["a", "bb"], [["long", ""], ["x", "y"]]) == ["a     bb", "long", "x     y"]
     print_table(["a"], [["\x1b[31m[bold]red"]])
-    assert capsys.readouterr().out == "a\n?[31m[bold]red\n"
+    assert capsys.readouterr().out == "a\n\\x1b[31m[bold]red\n"
 
 
 def test_a_terminal_gets_a_rich_table_without_markup(monkeypatch: pytest.MonkeyPatch) -> None:

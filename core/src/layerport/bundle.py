@@ -20,7 +20,7 @@ from layerport.conditions import Condition
 from layerport.dims import DimRange, Port
 from layerport.errors import BuildError, UsageError
 from layerport.manifest import Manifest, dim_of, port_of, read_manifest
-from layerport.plain_files import NotPlainError, identity, open_plain
+from layerport.plain_files import NotPlainError, identity, mentions, open_plain
 from layerport.replacing import is_whole, put_in_place, recover, remove_own, require_replaceable, set_aside
 
 _SIDE_BY_SIDE = 1 << 20
@@ -251,10 +251,14 @@ class Bundle:
                 self._seen(name, file)
         return data
 
-    def require_unchanged(self, *names: str) -> None:
-        """Raise DamagedFile where a file is no longer the one that was checked."""
-        for name in names:
-            if self.checked.get(name) != identity(os.lstat(self.folder / name)):
+    def require_unchanged(self) -> None:
+        """Raise DamagedFile where a file is no longer the one that was checked, for who opens a path once more."""
+        for name, seen in self.checked.items():
+            try:
+                same = seen == identity(os.lstat(self.folder / name))
+            except OSError:
+                same = False
+            if not same:
                 raise self._damaged(name, "was changed while it was opened")
 
     @contextmanager
@@ -292,13 +296,17 @@ class Bundle:
 
     def model(self) -> Path:
         """The portable model, checked together with the files that its tensors name: the listed ones only."""
-        from layerport.adapters.onnx_external import require_listed
-
-        sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
         path = self.file(MODEL)
-        for name in require_listed(path, sizes.get):
-            self.file(name)
-        self.require_unchanged(MODEL)
+        # Each tensor with data elsewhere has this key, so most models need not be read twice, nor onnx be loaded.
+        with self._opened(MODEL) as (file, _):
+            elsewhere = mentions(file, b"location")
+        if elsewhere:
+            from layerport.adapters.onnx_external import require_listed
+
+            sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
+            for name in require_listed(path, sizes.get):
+                self.file(name)
+        self.require_unchanged()
         return path
 
     def samples(self) -> tuple[dict[str, Any], dict[str, Any]]:

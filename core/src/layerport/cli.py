@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -282,4 +281,6 @@ def _listed(report: Any, render: Callable[[Any], None], as_json: bool) -> int:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    from layerport.commands.tables import print_json
+
+    print_json(value)

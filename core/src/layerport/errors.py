@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def shown(text: str) -> str:
+def escaped(text: str) -> str:
     """A text as a terminal or a page may show it: whatever could steer it (all but a new line) comes out as `\\x1b`.
 
     Names and messages of packs, models, bundles and tools go through this one place before anybody sees them.
@@ -39,7 +39,7 @@ class LayerportError(Exception):
         lines = [self.fault, *(f"  - {fault}" for fault in self.faults)]
         if self.repair:
             lines.append(f"  to repair: {self.repair}")
-        return shown("\n".join(lines))
+        return escaped("\n".join(lines))
 
 
 class VerifyError(LayerportError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from layerport.errors import LayerportError, PackError
+from layerport.errors import LayerportError, PackError, escaped
 from layerport.foreign_text import describe, reason, type_name
 from layerport.pack_clock import running
 from layerport.pack_discovery import DISABLE_VARIABLE, PackInfo
@@ -116,7 +116,7 @@ class HookCall:
     def _print_trace(self, start: float, result: str) -> None:
         if self.trace:
             elapsed = (time.perf_counter() - start) * 1e3
-            print(f"layerport trace: {self.context} -> {result} ({elapsed:.3f} ms)", file=sys.stderr)
+            print(escaped(f"layerport trace: {self.context} -> {result} ({elapsed:.3f} ms)"), file=sys.stderr)
 
 
 def _read_only(arguments: Mapping[str, Any]) -> dict[str, Any]:

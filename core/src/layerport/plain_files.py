@@ -5,6 +5,7 @@ Imports nothing of the project; anyone may import it.
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -40,6 +41,14 @@ def open_plain(path: Path) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def mentions(file: BinaryIO, word: bytes) -> bool:
+    """Whether a word stands anywhere in an open file."""
+    if os.fstat(file.fileno()).st_size == 0:
+        return False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(word) >= 0
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from layerport.bundle import MODEL, Bundle
+from layerport.bundle import Bundle
 from layerport.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ class PortableRunner:
         self._exact = exact
         self._ran = False
         self._session, self.precision_note = open_session(bundle.model(), exact=exact)
-        # Opening reads the path once more.
-        bundle.require_unchanged(MODEL)
-        faults = port_faults(self._session, bundle.inputs, bundle.outputs, widened=self.precision_note is not None)
+        bundle.require_unchanged()
+        faults = port_faults(self._session, bundle.inputs, bundle.outputs)
         if faults:
             raise BuildError(
                 f"the model of {bundle.folder} is not what the manifest says", "build the bundle again", faults=faults

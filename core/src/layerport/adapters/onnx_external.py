@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -34,57 +33,55 @@ def require_listed(model: Path, size_of: Callable[[str], int | None]) -> set[str
     model.
     """
     try:
-        with open_plain(model) as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return set()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                # Each tensor with data elsewhere has this key, so most models need not be read twice.
-                if content.find(b"location") < 0:
-                    return set()
-                proto = onnx.ModelProto.FromString(content[:])
+        with open_plain(model) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            proto = onnx.ModelProto.FromString(content[:])
     except NotPlainError as error:
         raise BuildError(f"{model} is missing or not a plain file: {error}", "copy the whole bundle again") from error
     except Exception as error:  # protobuf has an error of its own for each way in which bytes are no message
         raise BuildError(
             f"{model} is not an ONNX model: {type(error).__name__}: {error}", "build the bundle again"
         ) from error
-    return require_known(proto, size_of, str(model))
+    locations, faults = locations_of(proto, size_of)
+    if faults:
+        raise BuildError(
+            f"{model} keeps data of its tensors where it must not",
+            "build the bundle again; if you did not change this one, trust it no more",
+            faults=faults,
+        )
+    return locations
 
 
-def require_known(proto: onnx.ModelProto, size_of: Callable[[str], int | None], where: str) -> set[str]:
-    """As `require_listed`, for a model that is loaded already; `where` is what an error calls it."""
+def locations_of(proto: onnx.ModelProto, size_of: Callable[[str], int | None]) -> tuple[set[str], list[str]]:
+    """The files in which a model's tensors keep their data, and what is wrong with the places that they name."""
     locations: set[str] = set()
     faults: list[str] = []
     for tensor in external_tensors(proto):
         try:
             locations.add(_location(tensor, size_of))
         except ValueError as error:
-            faults.append(f"tensor {tensor.name!r:.80}: {error}")
-    if faults:
-        more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
-        raise BuildError(
-            f"{where} keeps data of its tensors where it must not",
-            "a tensor names one file beside the model, and bytes that are in it; write the model again",
-            faults=[*faults[:_MOST_FAULTS], *more],
-        )
-    return locations
+            faults.append(f"tensor {tensor.name!r:.80} {error}")
+    more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+    return locations, [*faults[:_MOST_FAULTS], *more]
 
 
-def external_tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def external_tensors(message: Any, *, initializers: bool = True) -> Iterator[onnx.TensorProto]:
     """Every tensor in a message that keeps its data elsewhere.
 
     In graphs, subgraphs, functions and training graphs; as initializers, attributes and parts of sparse tensors.
+    initializers: whether the initializers of graphs are among them.
     """
     if message.DESCRIPTOR.full_name == _TENSOR:
         if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
             yield message
         return
     for name, many in _ways(message.DESCRIPTOR):
+        if name == "initializer" and not initializers:
+            continue
         if many:
             for one in getattr(message, name):
-                yield from external_tensors(one)
+                yield from external_tensors(one, initializers=initializers)
         elif message.HasField(name):
-            yield from external_tensors(getattr(message, name))
+            yield from external_tensors(getattr(message, name), initializers=initializers)
 
 
 @cache
@@ -110,35 +107,34 @@ def _reaches(kind: Any, seen: frozenset[str]) -> bool:
 
 def _location(tensor: onnx.TensorProto, size_of: Callable[[str], int | None]) -> str:
     """The file of a tensor.  Raises ValueError where it is not one that holds the tensor."""
-    keys = [entry.key for entry in tensor.external_data]
-    if len(set(keys)) != len(keys) or not _KEYS.issuperset(keys):
-        raise ValueError(
-            f"its data has the keys {', '.join(keys)!r:.80}, each of {', '.join(sorted(_KEYS))} may stand once"
-        )
-    stated = {str(entry.key): str(entry.value) for entry in tensor.external_data}
-    location = stated.get("location", "")
+    entries = [(entry.key, entry.value) for entry in tensor.external_data]
+    stated = dict(entries)
+    # Protobuf gives bytes for a text that is no UTF-8.
+    if len(stated) != len(entries) or not _KEYS.issuperset(stated) or bytes in map(type, stated.values()):
+        raise ValueError(f"has the place {entries!r:.80}; each of {', '.join(sorted(_KEYS))} may stand once, as text")
+    location = str(stated.get("location", ""))
     size = size_of(location)
     if size is None:
-        raise ValueError(f"it keeps its data in {location!r:.80}, which is not a file of the model")
+        raise ValueError(f"keeps its data in {location!r:.80}, no file beside the model")
     numbers = {key: stated[key] for key in ("offset", "length") if key in stated}
     if not all(map(_NUMBER.fullmatch, numbers.values())):
-        raise ValueError(f"its place in {location} is {numbers!r:.80}")
+        raise ValueError(f"has the place {numbers!r:.80} in {location}")
     start = int(numbers.get("offset", 0))
     needed = _bytes(tensor)
     length = int(numbers["length"]) if "length" in numbers else needed
     if length is None:
-        raise ValueError(f"nothing says how many bytes of {location} it takes")
+        raise ValueError(f"does not say how many bytes of {location} it takes")
     if needed is not None and length != needed:
-        raise ValueError(f"it takes {needed} bytes, and names {length} of {location}")
+        raise ValueError(f"takes {needed} bytes, and names {length} of {location}")
     if start + length > size:
-        raise ValueError(f"it names bytes {start} to {start + length} of {location}, which has {size}")
+        raise ValueError(f"names bytes {start} to {start + length} of {location}, which has {size}")
     return location
 
 
 def _bytes(tensor: onnx.TensorProto) -> int | None:
     """The bytes of a tensor; None where its type has no standard form."""
     if any(dim < 0 for dim in tensor.dims):
-        raise ValueError(f"it has the dims {list(tensor.dims)!r:.80}")
+        raise ValueError(f"has the dims {list(tensor.dims)!r:.80}")
     try:
         bits = to_dtype(tensor.data_type).bits
     except UsageError:

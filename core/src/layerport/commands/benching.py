@@ -111,10 +111,10 @@ def measure(call: Call, seconds: float, clock: Callable[[], float] = time.perf_c
 
 def print_bench(report: Mapping[str, Any]) -> None:
     """Print a `bench`."""
-    from layerport.commands.tables import print_table
+    from layerport.commands.tables import print_table, say
 
-    print(f"{report['bundle']} on {', '.join(f'{name} {kind}' for name, kind in report['inputs'].items())}")
-    print(report["device"])
+    say(f"{report['bundle']} on {', '.join(f'{name} {kind}' for name, kind in report['inputs'].items())}")
+    say(report["device"])
     print_table(
         ["", *(f"p{part} ms" for part in PERCENTILES), "calls/s", "calls"],
         [
@@ -127,7 +127,7 @@ def print_bench(report: Mapping[str, Any]) -> None:
             for one in report["sides"]
         ],
     )
-    print(f"note: {report['note']}")
+    say(f"note: {report['note']}")
 
 
 def _figure(value: float | None) -> str:

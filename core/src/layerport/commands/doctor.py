@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from layerport.commands.tables import print_table
+from layerport.commands.tables import print_table, say
 from layerport.pack_discovery import canonical, disable_faults, discover
 
 _BUILD = "pip install 'layerport[build]'"
@@ -82,13 +82,13 @@ def render_doctor(report: Mapping[str, Any]) -> None:
     print_table(["what", "usable", "version", "enables", "how to get it"], rows)
     for finding in report["findings"]:
         if finding["problem"]:
-            print(f"{finding['what']}: {finding['problem']}")
-    print(f"what works here, with Python {report['python']}:")
+            say(f"{finding['what']}: {finding['problem']}")
+    say(f"what works here, with Python {report['python']}:")
     for ability in report["abilities"]:
         lacking = f" (lacks {', '.join(ability['lacks'])})" if ability["lacks"] else ""
-        print(f"  {'yes' if ability['works'] else 'no '}  {ability['what']}{lacking}")
+        say(f"  {'yes' if ability['works'] else 'no '}  {ability['what']}{lacking}")
     for warning in report["warnings"]:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def run_probe(command: tuple[str, ...] = ("-m", "layerport.commands.doctor_probe")) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layerport.commands.reports import print_lookalikes
-from layerport.commands.tables import print_table
+from layerport.commands.tables import print_table, say
 from layerport.errors import UsageError
 
 
@@ -66,7 +66,7 @@ def explain(
 def print_explanation(result: Mapping[str, Any]) -> None:
     """Print an `explain`: one row a module, then the way of each parameter."""
     if not result["claims"]:
-        print("no installed pack claims a module of this model")
+        say("no installed pack claims a module of this model")
     else:
         print_table(
             ["module", "class", "status", "layers", "why", "evidence"],
@@ -85,12 +85,12 @@ def print_explanation(result: Mapping[str, Any]) -> None:
     for one in result["claims"]:
         for step in one.get("steps", ()):
             result_type = f"{step['dtype']}{list(step['shape'])}" if step["dtype"] else "its next form"
-            print(
+            say(
                 f"{one['module'] or '(root)'}: {step['path']}: {step['source_type']} to {result_type}, "
                 f"{step['action']} of {step['nbytes']} bytes by {step['by']}"
             )
     print_lookalikes(result["lookalikes"])
     for name, failure in result["failed_packs"].items():
-        print(f"pack {name} failed to load: {failure}")
+        say(f"pack {name} failed to load: {failure}")
     for warning in result["dropped_packs"]:
-        print(f"note: {warning}")
+        say(f"note: {warning}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from layerport.commands.tables import print_table
+from layerport.commands.tables import print_table, say
 from layerport.pack_discovery import PackInfo, disable_faults, discover
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def render_packs(report: Mapping[str, Any]) -> None:
     """Print a `packs_report`: a table, then each failure and warning in full."""
     packs = report["packs"]
     if not packs:
-        print("no layer pack is installed; the first ones come with: pip install layerport-builtin-layers")
+        say("no layer pack is installed; the first ones come with: pip install layerport-builtin-layers")
     else:
         columns = ["name", "distribution", "version", "entry point", "status"]
         rows = [
@@ -74,9 +74,9 @@ def render_packs(report: Mapping[str, Any]) -> None:
     for pack in packs:
         name = pack["name"] if pack["distribution"] is None else f"{pack['name']} ({pack['distribution']})"
         if pack["reason"]:
-            print(f"{name} failed: {pack['reason']}")
+            say(f"{name} failed: {pack['reason']}")
         for warning in pack.get("warnings", ()):
-            print(f"{name} warning: {warning}")
+            say(f"{name} warning: {warning}")
     _render_notes(report)
 
 
@@ -112,9 +112,9 @@ def render_layers(report: Mapping[str, Any]) -> None:
             ],
         )
     else:
-        print("no loaded pack provides a layer")
+        say("no loaded pack provides a layer")
     for entry in report["failed"]:
-        print(f"{entry['pack']['name']} failed, so its layers are missing: {entry['reason']}")
+        say(f"{entry['pack']['name']} failed, so its layers are missing: {entry['reason']}")
     _render_notes(report)
 
 
@@ -178,9 +178,9 @@ def _render_notes(report: Mapping[str, Any]) -> None:
             f"{pack['name']} ({pack['distribution']} {pack['version']})" if pack["distribution"] else pack["name"]
             for pack in conflict["packs"]
         )
-        print(
+        say(
             f"conflict: layer {conflict['layer']} is provided by {rivals}; "
             "choose with LAYERPORT_DISABLE_PACKS=name or --pack name"
         )
     for warning in report["warnings"]:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from layerport.commands.tables import say
+from layerport.errors import escaped
+
 STAGES = {
     "load": "loading packs and model",
     "claim": "claiming modules and proving each claim",
@@ -40,9 +43,9 @@ def _plain() -> Iterator[Tell]:
 
     def tell(stage: str, event: dict[str, Any] | None) -> None:
         if event is None:
-            print(f"[{time.monotonic() - since:5.1f} s] {STAGES[stage]}", file=sys.stderr, flush=True)
+            say(f"[{time.monotonic() - since:5.1f} s] {STAGES[stage]}", file=sys.stderr)
         elif event["event"] == "note":
-            print(f"note: {event['text']}", file=sys.stderr, flush=True)
+            say(f"note: {event['text']}", file=sys.stderr)
 
     yield tell
 
@@ -70,7 +73,7 @@ def _live() -> Iterator[Tell]:
                 bar.remove_task(task)
             task = bar.add_task(STAGES[stage], total=None)
         elif event["event"] == "note":
-            bar.console.print(f"note: {event['text']}", markup=False, highlight=False)
+            bar.console.print(escaped(f"note: {event['text']}"), markup=False, highlight=False)
         elif task is not None and event["event"] == "phase" and event["parent"] is None:
             totals[event["phase"]] = event["steps"]
             bar.update(task, total=event["steps"], completed=0)

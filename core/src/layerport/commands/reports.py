@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from layerport.commands.tables import print_table
+from layerport.commands.tables import print_table, say
 
 if TYPE_CHECKING:
     from layerport.building import BuildReport
@@ -28,22 +28,22 @@ def print_build(report: BuildReport) -> None:
     print_layers(report)
     if report.plan_bytes is not None:
         ran = report.verification is not None and report.verification.on_gpu
-        print(f"plan: {report.plan_bytes / 2**20:.1f} MiB" + ("" if ran else "; no GPU has run it in this build"))
+        say(f"plan: {report.plan_bytes / 2**20:.1f} MiB" + ("" if ran else "; no GPU has run it in this build"))
     if report.verification is not None:
         print_verification(report.verification)
     seconds = ", ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
-    print(f"wrote {report.path} ({seconds})")
+    say(f"wrote {report.path} ({seconds})")
 
 
 def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
     """The target, what became of each layer and why, and the claims that did not hold."""
-    print(f"target {report.target} ({report.target_reason})", file=file)
+    say(f"target {report.target} ({report.target_reason})", file=file)
     _print_layers(report.layers, _kernel_answers(report), file=file)
     _print_evidence(report.claims, file=file)
     _print_refused(report.claims, file=file)
     print_lookalikes(report.lookalikes, file=file)
     for warning in report.warnings:
-        print(f"note: {warning}", file=file)
+        say(f"note: {warning}", file=file)
 
 
 def _kernel_answers(report: BuildReport) -> dict[str, str] | None:
@@ -75,12 +75,12 @@ def print_verification(result: Verification) -> None:
             for one in result.outputs
         ],
     )
-    print(f"portable model: {_shouted(result.portable)}" + ("" if result.on_gpu else f" ({result.device})"))
+    say(f"portable model: {_shouted(result.portable)}" + ("" if result.on_gpu else f" ({result.device})"))
     _print_kernels(result.kernels)
     if result.engine != "none":
-        print(f"engine: {_shouted(result.engine)}" + (f" ({result.device})" if result.on_gpu else ""))
+        say(f"engine: {_shouted(result.engine)}" + (f" ({result.device})" if result.on_gpu else ""))
     if result.note:
-        print(f"note: {result.note}")
+        say(f"note: {result.note}")
 
 
 def _shouted(answer: str) -> str:
@@ -91,11 +91,11 @@ def _print_kernels(checks: Sequence[KernelCheck]) -> None:
     right = [one for one in checks if one.answer == "right"]
     if checks:
         worst = f", max error {max(one.max_error or 0.0 for one in right):.1e}" if right else ""
-        print(f"kernels: {len(right)} of {len(checks)} right{worst}")
+        say(f"kernels: {len(right)} of {len(checks)} right{worst}")
     for one in checks:
         if one.answer != "right":
             nodes = f"{len(one.nodes)} node{'s' if len(one.nodes) > 1 else ''}"
-            print(f"kernel {one.kernel or '(none)'} of {one.layer}, {nodes}: {one}")
+            say(f"kernel {one.kernel or '(none)'} of {one.layer}, {nodes}: {one}")
 
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
@@ -110,22 +110,22 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
 
 def print_inspection(summary: Mapping[str, Any]) -> None:
     """An `inspect_bundle`, as tables."""
-    print(f"{summary['bundle']}, written by layerport {summary['layerport']}")
+    say(f"{summary['bundle']}, written by layerport {summary['layerport']}")
     for kind in ("inputs", "outputs"):
         for port in summary[kind]:
             dims = ("?" if dim is None else str(dim) for dim in port["dims"])
-            print(f"{kind[:-1]} {port['name']}: {port['dtype']}[{', '.join(dims)}]")
+            say(f"{kind[:-1]} {port['name']}: {port['dtype']}[{', '.join(dims)}]")
     for dim in summary["dims"]:
-        print(f"dim {dim['name']}: {dim['min']}..{dim['opt']}..{dim['max'] or 'any'}")
+        say(f"dim {dim['name']}: {dim['min']}..{dim['opt']}..{dim['max'] or 'any'}")
     for one in summary.get("conditions", ()):
-        print(f"only where {one['condition']}, for {one['layer'] or 'the model'}; a session checks it")
+        say(f"only where {one['condition']}, for {one['layer'] or 'the model'}; a session checks it")
     _print_layers(summary["layers"])
     _print_evidence(summary["claims"])
     _print_refused(summary["claims"])
     for one in summary["targets"]:
-        print(f"engine for {one['target']}: {one['file']}, {one['plugins']} plugins, TensorRT {one['tensorrt']}")
+        say(f"engine for {one['target']}: {one['file']}, {one['plugins']} plugins, TensorRT {one['tensorrt']}")
     if not summary["targets"]:
-        print("no engine: the bundle is portable")
+        say("no engine: the bundle is portable")
     print_table(
         ["file", "bytes", "sha256"],
         [[name, str(one["bytes"]), one["sha256"][:16]] for name, one in sorted(summary["files"].items())],
@@ -142,7 +142,7 @@ def _print_layers(
         key = (one["layer"], str(one["version"]), pack, one["realised"], one["reason"], *checked)
         groups[key] = groups.get(key, 0) + 1
     if not groups:
-        print("the model has no layer of an installed pack", file=file)
+        say("the model has no layer of an installed pack", file=file)
         return
     print_table(
         ["layer", "version", "pack", "realised", "nodes", "why", *(() if kernels is None else ("kernel",))],
@@ -152,7 +152,7 @@ def _print_layers(
     for layer, reason in dict.fromkeys(
         (one["layer"], why) for one in layers for why in one.get("kernels_left_out", ())
     ):
-        print(f"kernel left out of {layer}: {reason}", file=file)
+        say(f"kernel left out of {layer}: {reason}", file=file)
 
 
 def _print_evidence(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
@@ -160,7 +160,7 @@ def _print_evidence(claims: list[dict[str, Any]], *, file: TextIO | None = None)
     if held:
         probed = sum(any(probe["proves_nothing"] is None for probe in one["probes"]) for one in held)
         line = f"claims: {len(held)} modules agree with their layers on the example inputs, {probed} on probes too"
-        print(line, file=file)
+        say(line, file=file)
 
 
 def print_lookalikes(lookalikes: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
@@ -169,15 +169,15 @@ def print_lookalikes(lookalikes: list[dict[str, Any]], *, file: TextIO | None = 
         what = (
             f"{one['class']} ({one['count']} at {one['module'] or '(root)'}{' and so on' if one['count'] > 1 else ''})"
         )
-        print(f"looks like {one['layer']} and is not claimed: {what}: {one['reason']}", file=file)
+        say(f"looks like {one['layer']} and is not claimed: {what}: {one['reason']}", file=file)
     if len(lookalikes) > 10:
-        print(f"{len(lookalikes) - 10} more classes look like a layer; `--json` lists them", file=file)
+        say(f"{len(lookalikes) - 10} more classes look like a layer; `--json` lists them", file=file)
 
 
 def _print_refused(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
     left = [one for one in claims if one["status"] != "claimed"]
     for one in left[:20]:
         line = f"left as it is: {one['module'] or '(root)'} ({one['class']}): {one['status']}: {one['reason']}"
-        print(line, file=file)
+        say(line, file=file)
     if len(left) > 20:
-        print(f"left as they are: {len(left) - 20} more; `layerport inspect --json` lists them", file=file)
+        say(f"left as they are: {len(left) - 20} more; `layerport inspect --json` lists them", file=file)

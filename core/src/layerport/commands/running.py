@@ -43,7 +43,7 @@ def run_bundle(
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print a `run_bundle`."""
-    from layerport.commands.tables import print_table
+    from layerport.commands.tables import print_table, say
 
     print_table(
         ["output", "type", "min", "max", "mean", "file"],
@@ -57,7 +57,7 @@ def print_result(result: Mapping[str, Any]) -> None:
             for name, one in result["outputs"].items()
         ],
     )
-    print(result["device"])
+    say(result["device"])
 
 
 def _read(inputs: Sequence[str], dtypes: Mapping[str, str]) -> dict[str, Any]:

@@ -10,16 +10,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from layerport.errors import escaped
+
 
 def print_json(data: Any, *, file: TextIO | None = None) -> None:
     """Print `data` as JSON to stdout, and nothing else."""
-    print(json.dumps(data, indent=2), file=file or sys.stdout)
+    # JSON escapes all but one of the characters that steer a terminal.
+    print(json.dumps(data, indent=2).replace("\x7f", "\\u007f"), file=file or sys.stdout)
+
+
+def say(text: str, *, file: TextIO | None = None) -> None:
+    """Print a line; further lines in a message are indented, so that none of them looks like one of ours."""
+    print(escaped(text).replace("\n", "\n  "), file=file or sys.stdout, flush=file is sys.stderr)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, file: TextIO | None = None) -> None:
     """Print rows of text under their columns; nothing in a cell is read as markup."""
     file = file or sys.stdout
-    cells = [[_printable(cell) for cell in row] for row in rows]
+    # A pack or a bundle must not be able to steer the terminal, nor to begin a row.
+    cells = [[escaped(cell).replace("\n", r"\n") for cell in row] for row in rows]
     if not (file.isatty() and _print_rich(columns, cells, file)):
         for line in plain_table(columns, cells):
             print(line, file=file)
@@ -47,8 +56,3 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], file: Tex
         table.add_row(*(Text(cell) for cell in row))
     Console(file=file).print(table)
     return True
-
-
-def _printable(text: str) -> str:
-    # What a pack says about itself must not be able to steer the terminal.
-    return "".join(character if character.isprintable() else "?" for character in text)

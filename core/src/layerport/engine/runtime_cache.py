@@ -22,7 +22,7 @@ class RuntimeCache:
     data: the plan.  version: of TensorRT.  The GPU's context must be current in every call.
     """
 
-    def __init__(self, gpu: Gpu, data: bytes, version: str) -> None:
+    def __init__(self, gpu: Gpu, data: bytes | bytearray, version: str) -> None:
         self._key = cache_key(
             {
                 "format": _FORMAT,

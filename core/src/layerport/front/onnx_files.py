@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
+from onnx.external_data_helper import load_external_data_for_tensor
 from onnx_ir.passes.common import ShapeInferencePass
 
 from layerport.adapters.onnx_dtypes import from_dtype
+from layerport.adapters.onnx_external import external_tensors, locations_of
 from layerport.bundle import MANIFEST, MODEL, SAMPLES, Bundle
 from layerport.dims import DimRange, Port, Sizes, apply_ranges
 from layerport.errors import BuildError, UsageError
@@ -33,8 +36,7 @@ def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], pa
     elif not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}", "give the path of an .onnx file or of a bundle")
     try:
-        model = ir.load(path)
-        _load_weights(model, path.parent)
+        model = _load(path)
     except UsageError:
         raise
     except Exception as error:
@@ -80,18 +82,31 @@ def stored_samples(
     return None if sizes.faults else (inputs, outputs, dict(reference))
 
 
-def _load_weights(model: ir.Model, folder: Path) -> None:
-    """Load weights that lie in other files of the folder.  Raises UsageError for one that lies elsewhere."""
-    inside = folder.resolve()
-    for value in model.graph.initializers.values():
-        if isinstance(tensor := value.const_value, ir.ExternalTensor):
-            place = folder / str(tensor.location)
-            if not place.resolve().is_relative_to(inside) or not place.is_file():
-                raise UsageError(
-                    f"tensor {value.name!r} keeps its data in {str(tensor.location)!r}, no file beside the model",
-                    "put the model and its data into one folder",
-                )
+def _load(path: Path) -> ir.Model:
+    """The model of a file with the weights that lie in other files of its folder.
+
+    Raises UsageError for tensors, wherever they stand in the model, that name bytes elsewhere.
+    """
+    folder, inside = path.parent, path.parent.resolve()
+
+    def size(location: str) -> int | None:
+        place = folder / location
+        if "\0" in location or not place.resolve().is_relative_to(inside) or not place.is_file():
+            return None
+        return place.stat().st_size
+
+    proto = onnx.load(path, load_external_data=False)
+    _, faults = locations_of(proto, size)
+    if faults:
+        raise UsageError(faults[0], "put the model and its data into one folder", faults=faults[1:])
+    for tensor in external_tensors(proto, initializers=False):  # onnx-ir loads initializers only
+        load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    model = ir.serde.deserialize_model(proto)
+    ir.external_data.set_base_dir(model.graph, folder)
     ir.external_data.load_to_model(model)
+    return model
 
 
 def _size(size: Expr, node: LayerNode) -> int | str | None:
