@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layerport.dtypes import DType
-from layerport.errors import UsageError
+from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels import Kernel, TensorArg
 from layerport.launch_rules import LaunchRule, check_fit
 from layerport.signature import Attribute, Signature
 from layerport.tracing import specialise, trace
-from layerport.triton_source import TritonSource
+from layerport.triton_source import Specialisation, TritonSource
 
 if TYPE_CHECKING:
     from layerport.adapters import nvrtc, triton_compiler
@@ -107,10 +107,8 @@ def _compile(compilations: Sequence[Compilation], cache: KernelCache | None) -> 
     others = [place for place in range(len(compilations)) if place not in triton]
     made: dict[int, tuple[Cubin, LaunchRule | None]] = {}
     if triton:
-        from layerport.adapters.triton_compiler import compile_jobs as compile_triton
-
         places = sorted(triton)
-        kernels = compile_triton([_triton_job(compilations[place]) for place in places], cache=cache)
+        kernels = _triton_kernels([compilations[place] for place in places], cache)
         made |= {place: (kernel.cubin, kernel.rule) for place, kernel in zip(places, kernels, strict=True)}
     if others:
         from layerport.adapters.nvrtc import compile_jobs as compile_cuda
@@ -120,22 +118,86 @@ def _compile(compilations: Sequence[Compilation], cache: KernelCache | None) -> 
     return [made[place] for place in range(len(compilations))]
 
 
-def _triton_job(one: Compilation) -> triton_compiler.Job:
+def _triton_kernels(
+    compilations: Sequence[Compilation], cache: KernelCache | None
+) -> list[triton_compiler.TritonKernel]:
+    """The kernels, from a prepared cache or, where there is no Triton, from any cache that has them."""
+    from layerport import prepared_kernels
+    from layerport.adapters import triton_compiler
+    from layerport.adapters.triton_functions import require_triton
+    from layerport.cache import default_cache
+
+    store = default_cache() if cache is None else cache
+    specialised = [_specialised(one) for one in compilations]
+    files = [_triton_files(one, made, rule) for one, (made, rule) in zip(compilations, specialised, strict=True)]
+    found: list[triton_compiler.TritonKernel | None] = [None] * len(compilations)
+    if prepared_kernels.is_marked(store):
+        found = [triton_compiler.recall(store, one) for one in files]
+    missing = [place for place, one in enumerate(found) if one is None]
+    if missing:
+        try:
+            require_triton(compilations[missing[0]].label)
+        except BuildError:
+            found = [one or triton_compiler.recall(store, files[place]) for place, one in enumerate(found)]
+            if None in found:
+                raise
+            missing = []
+    jobs = [_triton_job(compilations[place], *specialised[place], files[place]) for place in missing]
+    for place, kernel in zip(missing, triton_compiler.compile_jobs(jobs, cache=store), strict=True):
+        found[place] = kernel
+    return [kernel for kernel in found if kernel is not None]
+
+
+def _specialised(one: Compilation) -> tuple[Specialisation, LaunchRule]:
+    if one.tensors is None:
+        raise UsageError(
+            f"{one.label} is written in Triton and compiled without its tensors", "give Compilation(..., tensors=...)"
+        )
+    made = specialise(one.kernel, one.signature, one.tensors, one.attributes, layer=one.layer)
+    return made, trace(one.kernel, one.signature, one.tensors, one.attributes, layer=one.layer)
+
+
+def _triton_files(one: Compilation, made: Specialisation, rule: LaunchRule) -> dict[str, object] | None:
+    """Everything that decides what is made of a kernel, told without Triton."""
+    from layerport.adapters.triton_files import files_digest
+    from layerport.adapters.triton_functions import place_of
+
+    source = one.kernel.source
+    assert isinstance(source, TritonSource) and one.tensors is not None
+    try:
+        digest = files_digest(place_of(source, one.label))
+    except PackError:
+        return None  # a function that no other process finds
+    if digest is None:
+        return None
+    return {
+        "files": digest,
+        "function": source.name,
+        "alignment": source.alignment,
+        "warps": made.num_warps,
+        "stages": made.num_stages,
+        "constexprs": {name: f"{type(value).__name__} {value!r}" for name, value in made.constexprs.items()},
+        "rule": rule.to_json(),
+        "tensors": {
+            name: None if tensor is None else [tensor.dtype.value, *map(str, tensor.shape)]
+            for name, tensor in one.tensors.items()
+        },
+        "architecture": one.architecture,
+    }
+
+
+def _triton_job(
+    one: Compilation, made: Specialisation, rule: LaunchRule, files: Mapping[str, object] | None
+) -> triton_compiler.Job:
     from layerport.adapters.triton_compiler import Job
     from layerport.adapters.triton_functions import find_function
     from layerport.adapters.triton_signature import TritonCall
 
     source = one.kernel.source
-    assert isinstance(source, TritonSource)
-    if one.tensors is None:
-        raise UsageError(
-            f"{one.label} is written in Triton and compiled without its tensors", "give Compilation(..., tensors=...)"
-        )
+    assert isinstance(source, TritonSource) and one.tensors is not None
     fn = find_function(source, one.label)
-    made = specialise(one.kernel, one.signature, one.tensors, one.attributes, layer=one.layer)
-    rule = trace(one.kernel, one.signature, one.tensors, one.attributes, layer=one.layer)
     call = TritonCall.of(fn, source, rule, made, one.tensors, one.label)
-    return Job(source, call, made, one.architecture, one.label)
+    return Job(source, call, made, one.architecture, one.label, files)
 
 
 def _cuda_job(one: Compilation) -> nvrtc.Job:

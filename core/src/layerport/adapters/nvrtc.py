@@ -9,13 +9,16 @@ label that a job came with.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from layerport import prepared_kernels
 from layerport.adapters.compiler_process import Answer, run_jobs
 from layerport.adapters.cubin import Cubin
 from layerport.adapters.cuda_includes import local_headers
@@ -24,7 +27,7 @@ from layerport.cache import KernelCache, cache_key, default_cache
 from layerport.errors import BuildError
 
 _CHILD = Path(__file__).with_name("nvrtc_child.py")
-_FORMAT = 1
+_FORMAT = 2
 _GRACE = 30.0  # seconds for a child to start and to write
 _DEFAULT_STANDARD = "--std=c++17"
 
@@ -63,7 +66,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The compiler that is installed.  version: for people; identity: all that decides what it makes."""
+    """The compiler that is here.  version: such as "NVRTC 13.0"; identity: all that decides what it makes."""
 
     version: str
     identity: str
@@ -73,19 +76,21 @@ class Toolchain:
 @cache
 def toolchain() -> Toolchain:
     """The NVRTC and CUDA headers of this environment.  Raises BuildError where NVRTC is missing."""
+    install = "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
     try:
         from cuda import pathfinder
     except ImportError as error:
         raise BuildError(
             f"the CUDA bindings cannot be imported: {error}", "pip install cuda-bindings nvidia-cuda-nvrtc"
         ) from error
-    try:
-        library = Path(os.path.realpath(str(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)))
-    except (pathfinder.DynamicLibNotFoundError, RuntimeError) as error:
+    if not hasattr(pathfinder, "find_nvidia_header_directory"):
         raise BuildError(
-            f"the CUDA compiler NVRTC is not here: {str(error).splitlines()[0]}",
-            "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl",
-        ) from error
+            f"cuda-pathfinder {pathfinder.__version__} finds no headers of CUDA", "pip install 'cuda-pathfinder>=1.2.3'"
+        )
+    try:
+        path = str(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)
+    except RuntimeError as error:  # what cuda.pathfinder raises has this base
+        raise BuildError(f"the CUDA compiler NVRTC is not here: {str(error).splitlines()[0]}", install) from error
     found = (pathfinder.find_nvidia_header_directory(name) for name in ("cudart", "cccl"))
     include = tuple(dict.fromkeys(str(path) for path in found if path))
     headers = hashlib.sha256()
@@ -94,18 +99,19 @@ def toolchain() -> Toolchain:
         for header in ("cuda_runtime_api.h", "cuda/std/__cccl/version.h"):
             with contextlib.suppress(OSError):
                 headers.update(Path(folder, header).read_bytes())
-    version = _distribution_version() or library.name
-    identity = f"{version} {library.stat().st_size} {headers.hexdigest()}"
+    version = _version(path)
+    # The size tells builds of one version apart.
+    identity = f"{version} {os.stat(os.path.realpath(path)).st_size} {headers.hexdigest()}"
     return Toolchain(version, identity, include)
 
 
-def _distribution_version() -> str | None:
-    from importlib import metadata
-
-    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return f"NVRTC {metadata.version(name)}"
-    return None
+def _version(path: str) -> str:
+    """What the library itself says, whatever package it is said to come from."""
+    numbers = ctypes.c_int(), ctypes.c_int()
+    status = ctypes.CDLL(path).nvrtcVersion(*map(ctypes.byref, numbers))
+    if status:
+        raise BuildError(f"nvrtcVersion of {path} failed with status {status}", "install NVRTC again")
+    return f"NVRTC {numbers[0].value}.{numbers[1].value}"
 
 
 def compile_jobs(jobs: Sequence[Job], *, cache: KernelCache | None = None) -> tuple[Cubin, ...]:
@@ -114,40 +120,73 @@ def compile_jobs(jobs: Sequence[Job], *, cache: KernelCache | None = None) -> tu
     cache: the default cache where None.  Raises BuildError with label, file, line, options and architecture.
     """
     store = default_cache() if cache is None else cache
-    tools = toolchain()
-    keys = [_key(job, tools) for job in jobs]
-    results: list[Cubin | None] = [None if key is None else _cached(store, key) for key in keys]
+    sources = [_source(job) for job in jobs]
+    results: list[Cubin | None] = [None] * len(jobs)
+    if prepared_kernels.is_marked(store):
+        results = [_read(prepared_kernels.recall(store, source)) for source in sources]
+    if None not in results:
+        return tuple(result for result in results if result is not None)
+    try:
+        tools = toolchain()
+    except BuildError as error:
+        return _without_compiler(store, jobs, sources, results, error)
+    keys = [None if source is None else cache_key({**source, "compiler": tools.identity}) for source in sources]
+    results = [
+        result if result is not None or key is None else _read(store.get(key))
+        for result, key in zip(results, keys, strict=True)
+    ]
     # Two jobs with one key are one compilation.
     missing = {keys[index] or str(index): index for index, result in enumerate(results) if result is None}
     made = dict(zip(missing, _compile([jobs[index] for index in missing.values()], tools), strict=True))
     for name, index in missing.items():
-        if keys[index] is not None:
+        source = sources[index]
+        if source is not None:
             store.put(name, {"symbol": made[name].symbol}, made[name].image)
+            prepared_kernels.remember(store, source, name, tools.version)
     return tuple(
         made[key or str(index)] if result is None else result
         for index, (key, result) in enumerate(zip(keys, results, strict=True))
     )
 
 
-def _key(job: Job, tools: Toolchain) -> str | None:
+def _without_compiler(
+    store: KernelCache,
+    jobs: Sequence[Job],
+    sources: Sequence[dict[str, Any] | None],
+    results: Sequence[Cubin | None],
+    missing: BuildError,
+) -> tuple[Cubin, ...]:
+    """The cubins from the cache, whichever compiler made them.  Raises BuildError that names those it lacks."""
+    found = [
+        _read(prepared_kernels.recall(store, source)) if result is None else result
+        for result, source in zip(results, sources, strict=True)
+    ]
+    lacking = [f"{job.label} for {job.architecture}" for job, one in zip(jobs, found, strict=True) if one is None]
+    if lacking:
+        raise BuildError(
+            f"{missing.fault}; and the kernel cache {store.folder} lacks {len(lacking)} kernels",
+            f"{missing.repair}; or bring a cache that was filled for this architecture elsewhere",
+            faults=[*lacking[:8], *missing.faults],
+        ) from missing
+    return tuple(one for one in found if one is not None)
+
+
+def _source(job: Job) -> dict[str, Any] | None:
+    """Everything that decides what is made of a job, but the compiler; None where its headers cannot be told."""
     headers = local_headers(job.text, job.folder, job.include)
     if headers is None:
         return None
-    return cache_key(
-        {
-            "format": _FORMAT,
-            "compiler": tools.identity,
-            "text": hashlib.sha256(job.text.encode()).hexdigest(),
-            "headers": headers,
-            "name": job.name,  # __FILE__ and assert() put it into the cubin
-            "options": job.compiler_options,
-            "entry": job.entry,
-        }
-    )
+    return {
+        "format": _FORMAT,
+        "text": hashlib.sha256(job.text.encode()).hexdigest(),
+        "headers": headers,
+        "name": job.name,  # __FILE__ and assert() put it into the cubin
+        "options": job.compiler_options,
+        "entry": job.entry,
+    }
 
 
-def _cached(store: KernelCache, key: str) -> Cubin | None:
-    entry = store.get(key)
+def _read(entry: tuple[dict[str, Any], bytes] | None) -> Cubin | None:
     if entry is None or not isinstance(entry[0].get("symbol"), str):
         return None
     try:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerport import prepared_kernels
 from layerport.adapters.compiler_process import Answer, run_jobs
 from layerport.adapters.cubin import Cubin
 from layerport.adapters.triton_errors import explain
@@ -39,13 +40,18 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One cubin to make.  call: what the function is called with.  label: what to call it in errors."""
+    """One cubin to make.
+
+    call: what the function is called with.  label: what to call it in errors.  files: everything that decides what is
+    made, told without Triton, by which a machine without it finds the kernel; None where that cannot be told.
+    """
 
     source: TritonSource
     call: TritonCall
     made: Specialisation
     architecture: str
     label: str
+    files: Mapping[str, Any] | None = None
 
     @property
     def options(self) -> dict[str, int]:
@@ -90,7 +96,24 @@ def compile_jobs(jobs: Sequence[Job], *, cache: KernelCache | None = None) -> tu
         assert answer.head is not None
         found[key] = (answer.head["metadata"], answer.data)
         store.put(key, answer.head["metadata"], answer.data)
-    return tuple(_finish(job, *found[key]) for job, key in zip(jobs, keys, strict=True))
+    kernels = tuple(_finish(job, *found[key]) for job, key in zip(jobs, keys, strict=True))
+    for index, key in enumerate(keys):
+        files = jobs[index].files
+        if files is not None and key in missing:
+            more = {"rule": kernels[index].rule.to_json()}
+            prepared_kernels.remember(store, files, key, f"Triton {triton.__version__}", more)
+    return kernels
+
+
+def recall(store: KernelCache, files: Mapping[str, Any] | None) -> TritonKernel | None:
+    """The kernel that these files were compiled to, without Triton; None where the cache has none."""
+    found = prepared_kernels.recall(store, files)
+    if found is None:
+        return None
+    try:
+        return TritonKernel(Cubin.read(found[1], str(found[0].get("name"))), LaunchRule.from_json(found[0].get("rule")))
+    except BuildError:
+        return None
 
 
 def _cached(store: KernelCache, key: str) -> tuple[dict[str, Any], bytes] | None:
