@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
 from layerport import bundle as bundles
 
 
@@ -38,10 +42,6 @@ def write_small(folder: Path, text: str, *, more: tuple[str, ...] = (), **conten
 
 def identity_bundle(folder: Path, names: Sequence[str], *, dtype: str = "float32") -> Path:
     """A bundle whose model hands its input `x` (three numbers) to outputs of these names; samples are in it."""
-    import numpy as np
-    import onnx
-    from onnx import helper
-
     from layerport.adapters.onnx_dtypes import from_dtype
     from layerport.dtypes import DType
     from layerport.parameters import Parameters
@@ -74,3 +74,54 @@ def sign(folder: Path, **content: Any) -> Path:
     }
     (folder / bundles.MANIFEST).write_text(json.dumps({**manifest, **content}))
     return folder
+
+
+def external(name: str, *, dims: tuple[int, ...] = (4,), kind: int = TensorProto.FLOAT, **entries: str) -> TensorProto:
+    """A tensor that keeps its data elsewhere: the entries say where."""
+    tensor = TensorProto(name=name, dims=dims, data_type=kind, data_location=TensorProto.EXTERNAL)
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def place(where: str, tensor: TensorProto) -> onnx.ModelProto:
+    """A model with a tensor at some place of it, which hands `x` (three numbers) to `y`."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("x", "y")]
+    inner = helper.make_graph([], "inner", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])])
+    nodes, functions, initializers = [], [], []
+    sparse = onnx.SparseTensorProto(dims=[4])
+    if where == "initializer":
+        initializers.append(tensor)
+    elif where == "attribute":
+        nodes.append(helper.make_node("Constant", [], ["c"], value=tensor))
+    elif where == "attribute list":
+        node = helper.make_node("Other", [], ["c"], domain="d")
+        node.attribute.add(name="all", type=onnx.AttributeProto.TENSORS).tensors.append(tensor)
+        nodes.append(node)
+    elif where.startswith("subgraph"):
+        inner.initializer.append(tensor)
+        node = helper.make_node("If", ["x"], ["c"], then_branch=inner)
+        if where == "subgraph in a subgraph":
+            outer = helper.make_graph([node], "outer", [], [])
+            node = helper.make_node("If", ["x"], ["c"], else_branch=outer)
+        nodes.append(node)
+    elif where == "function":
+        body = [helper.make_node("Constant", [], ["c"], value=tensor)]
+        functions.append(helper.make_function("d", "F", [], ["c"], body, [helper.make_opsetid("", 20)]))
+    elif where == "sparse values":
+        sparse.values.CopyFrom(tensor)
+    elif where == "sparse indices":
+        sparse.indices.CopyFrom(tensor)
+    nodes.append(helper.make_node("Identity", ["x"], ["y"]))
+    if where == "sparse attribute":
+        sparse.values.CopyFrom(tensor)
+        node = helper.make_node("Constant", [], ["s"])
+        node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.CopyFrom(sparse)
+        nodes.append(node)
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], initializers)
+    if where in ("sparse values", "sparse indices"):
+        graph.sparse_initializer.append(sparse)
+    model = helper.make_model(graph, functions=functions, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    if where == "training":
+        model.training_info.add().algorithm.initializer.append(tensor)
+    return model

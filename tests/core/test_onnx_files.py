@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch.export import Dim
 import layerport as lp
 from layerport.bundle import Bundle
 from layerport.errors import BuildError, UsageError
+from layerport.front import onnx_files
+from layerport.packs import Packs
+from small_bundles import external, place
 
 BRANCHING = str(Path(__file__).parent.parent / "packs" / "branching.py")
 
@@ -123,3 +127,50 @@ def test_weights_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "in" / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(UsageError, match=r"keeps its data in '../secret', no file beside the model"):
         lp.build(str(tmp_path / "in" / "model.onnx"), tmp_path / "a.lp", target="portable")
+
+
+def test_an_attribute_of_no_type_is_refused(tmp_path: Path) -> None:
+    """It cannot be written again, which came out at the end of the build."""
+    model = place("attribute", onnx.TensorProto(name="w", data_type=1, dims=[0]))
+    model.graph.node[-1].attribute.add()
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match="is not an ONNX model"):
+        onnx_files.read_model(tmp_path / "m.onnx", {}, Packs(()))
+
+
+@pytest.mark.parametrize("where", ["attribute", "function", "subgraph in a subgraph", "sparse attribute"])
+def test_weights_elsewhere_are_refused_wherever_they_stand(tmp_path: Path, where: str) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(64))
+    for number, (location, offset) in enumerate((("../secret", "0"), ("/etc/hostname", "0"), ("w", "60"), ("p", "0"))):
+        (folder / "w").write_bytes(bytes(64))
+        if number == 3:
+            os.mkfifo(folder / "p")
+        (folder / "m.onnx").write_bytes(
+            place(where, external("w", location=location, offset=offset)).SerializeToString()
+        )
+        with pytest.raises(
+            UsageError, match=r"tensor 'w' (keeps its data in '.*', no file beside|names bytes 60 to 76)"
+        ):
+            onnx_files.read_model(folder / "m.onnx", {}, Packs(()))
+
+
+def test_weights_of_attributes_come_into_the_bundle(tmp_path: Path) -> None:
+    """Without them the bundle would name a file that is not in it."""
+    folder = tmp_path / "m"
+    folder.mkdir()
+    model = place("attribute", external("w", location="w", offset="4", dims=(3,)))
+    model.graph.node[-1].CopyFrom(onnx.helper.make_node("Add", ["x", "c"], ["y"]))
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    np.arange(4, dtype=np.float32).tofile(folder / "w")
+    lp.build(folder / "m.onnx", tmp_path / "out.lp", target="portable")
+    (folder / "w").unlink()
+    with lp.load(tmp_path / "out.lp", device="cpu") as session:
+        np.testing.assert_array_equal(session(x=np.zeros(3, np.float32))["y"], [1, 2, 3])
+
+
+def test_a_tensor_of_no_type_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(place("function", onnx.TensorProto(name="w", data_type=99)).SerializeToString())
+    with pytest.raises(UsageError, match="tensor 'w' has the type 99"):
+        onnx_files.read_model(tmp_path / "m.onnx", {}, Packs(()))

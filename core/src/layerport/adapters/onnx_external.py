@@ -65,23 +65,29 @@ def locations_of(proto: onnx.ModelProto, size_of: Callable[[str], int | None]) -
 
 
 def external_tensors(message: Any, *, initializers: bool = True) -> Iterator[onnx.TensorProto]:
-    """Every tensor in a message that keeps its data elsewhere.
+    """Every tensor in a message that keeps its data elsewhere; as `tensors_of`."""
+    for tensor in tensors_of(message, initializers=initializers):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            yield tensor
+
+
+def tensors_of(message: Any, *, initializers: bool = True) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a message.
 
     In graphs, subgraphs, functions and training graphs; as initializers, attributes and parts of sparse tensors.
     initializers: whether the initializers of graphs are among them.
     """
     if message.DESCRIPTOR.full_name == _TENSOR:
-        if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
-            yield message
+        yield message
         return
     for name, many in _ways(message.DESCRIPTOR):
         if name == "initializer" and not initializers:
             continue
         if many:
             for one in getattr(message, name):
-                yield from external_tensors(one, initializers=initializers)
+                yield from tensors_of(one, initializers=initializers)
         elif message.HasField(name):
-            yield from external_tensors(getattr(message, name), initializers=initializers)
+            yield from tensors_of(getattr(message, name), initializers=initializers)
 
 
 @cache

@@ -18,10 +18,10 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.onnx_widening import write_widened
-from layerport.adapters.onnxruntime_session import run_session
+from layerport.adapters.onnxruntime_session import first_line, make_session, run_session
 from layerport.conversion import to_standard
 from layerport.dims import Port
-from layerport.errors import BuildError
+from layerport.errors import BuildError, LayerportError
 
 Array = np.ndarray[Any, Any]
 
@@ -46,6 +46,19 @@ def node_inputs(
     None for a node inside a loop or branch, whose values are not the same each time.  Raises BuildError where ONNX
     Runtime does not run the model.
     """
+    try:
+        return _node_inputs(model, inputs, nodes)
+    except LayerportError:
+        raise
+    except Exception as error:  # a damaged model has as many as there are ways to damage it
+        raise BuildError(
+            f"{model} cannot be run up to its layers: {type(error).__name__}: {error}", "build the bundle again"
+        ) from error
+
+
+def _node_inputs(
+    model: Path, inputs: Mapping[str, Array], nodes: Collection[str]
+) -> dict[str, tuple[NodeInput, ...] | None]:
     proto = onnx.load(str(model), load_external_data=False)
     found = {node.name: [name for name in node.input if name] for node in proto.graph.node if node.name in nodes}
     weights = {one.name: one for one in proto.graph.initializer}
@@ -87,7 +100,8 @@ def _run(
         return {}
     try:
         return _outputs(proto, model.parent, inputs, names, types)
-    except Exception:
+    except Exception as first:
+        error = first
         with tempfile.TemporaryDirectory() as folder:
             # ONNX Runtime lacks much of bfloat16 arithmetic.
             twin = write_widened(model, Path(folder))
@@ -98,7 +112,7 @@ def _run(
             except Exception as second:
                 error = second
         raise BuildError(
-            f"ONNX Runtime does not run the model up to its layers: {str(error).strip().splitlines()[0]}",
+            f"ONNX Runtime does not run the model up to its layers: {first_line(error)}",
             "see whether ONNX Runtime runs model.onnx at all",
         ) from error
 
@@ -118,7 +132,7 @@ def _outputs(
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = make_session(part.SerializeToString(), options)
     ports = [
         Port(one.name, str(to_dtype(types[one.name])) if one.name in types else _name_of(one.type), ())
         for one in session.get_outputs()

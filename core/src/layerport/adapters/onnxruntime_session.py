@@ -95,16 +95,22 @@ def _open(model: Path, plain: bool) -> Any:
     options.log_severity_level = 4  # what it would log, it also raises
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return make_session(str(model), options)
 
 
-def _first_line(error: Exception) -> str:
+def make_session(model: str | bytes, options: Any) -> Any:
+    """A session on the CPU; ONNX Runtime would print what it raises, and try once more in the same way."""
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library raised; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _refusal(model: Path, error: Exception) -> BuildError:
     return BuildError(
-        f"ONNX Runtime cannot open {model.name}: {_first_line(error)}",
+        f"ONNX Runtime cannot open {model.name}: {first_line(error)}",
         "update onnxruntime, or report the operator it names",
     )
 
@@ -123,7 +129,7 @@ def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]
         session.run_with_iobinding(binding)
     except Exception as error:
         raise UsageError(
-            f"ONNX Runtime fails on these inputs: {_first_line(error)}",
+            f"ONNX Runtime fails on these inputs: {first_line(error)}",
             "look at the values: an index may be out of its range",
         ) from error
     stated = {port.name: DType(port.dtype) for port in outputs}

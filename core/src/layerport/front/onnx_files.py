@@ -12,7 +12,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 from onnx_ir.passes.common import ShapeInferencePass
 
 from layerport.adapters.onnx_dtypes import from_dtype
-from layerport.adapters.onnx_external import external_tensors, locations_of
+from layerport.adapters.onnx_external import external_tensors, locations_of, tensors_of
 from layerport.bundle import MANIFEST, MODEL, SAMPLES, Bundle
 from layerport.dims import DimRange, Port, Sizes, apply_ranges
 from layerport.errors import BuildError, UsageError
@@ -96,6 +96,12 @@ def _load(path: Path) -> ir.Model:
         return place.stat().st_size
 
     proto = onnx.load(path, load_external_data=False)
+    known = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+    if strange := [one for one in tensors_of(proto) if one.data_type not in known]:
+        raise UsageError(
+            f"tensor {strange[0].name!r:.80} has the type {strange[0].data_type}",
+            "write the model again, or update onnx",
+        )
     _, faults = locations_of(proto, size)
     if faults:
         raise UsageError(faults[0], "put the model and its data into one folder", faults=faults[1:])
@@ -106,6 +112,11 @@ def _load(path: Path) -> ir.Model:
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, folder)
     ir.external_data.load_to_model(model)
+    # What cannot be written again would stop the build at its end.
+    for node in model.graph.all_nodes():
+        ir.serde.serialize_node(node)
+    for function in model.functions.values():
+        ir.serde.serialize_function(function)
     return model
 
 
