@@ -135,9 +135,11 @@ def machine(architecture: str) -> dict[str, Any]:
     """GPU, driver and versions."""
     import torch
 
-    said = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    )
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.TimeoutExpired):
+        driver = "unknown"
     versions = {}
     for package in _PACKAGES:
         try:
@@ -147,7 +149,7 @@ def machine(architecture: str) -> dict[str, Any]:
     return {
         "gpu": torch.cuda.get_device_name(),
         "architecture": architecture,
-        "driver": said.stdout.strip().rpartition(", ")[2],
+        "driver": driver,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "versions": versions,

@@ -187,10 +187,13 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
     arguments = one.arguments(one.tensors(device="cuda"))
     index = torch.cuda.current_device()
     library = torch.library.Library("layerport_bench", "FRAGMENT")
+    assert layer._cuda is not None
+    layer._cuda._plans.clear()
     with torch.inference_mode():
         output = layer(*arguments)
-        assert layer._cuda is not None
-        (plan,) = [plan for plan in layer._cuda._plans.values() if plan is not None][-1:]
+        (plan,) = layer._cuda._plans.values()
+        if plan is None:
+            raise RuntimeError(f"no kernel takes {one.id}, the smallest case")
         launch, stream = plan._launch, torch.cuda.current_stream().cuda_stream
         tensors = [
             (argument.name, value)

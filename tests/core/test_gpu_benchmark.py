@@ -347,6 +347,14 @@ def test_what_fails_a_run(gpu: Any, changes: dict[str, Any], wrong: bool) -> Non
     gpu.run.table(made)
 
 
+def test_a_machine_without_nvidia_smi(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    found = gpu.run.machine("sm_90")
+    assert (found["gpu"], found["driver"], found["architecture"]) == ("a GPU", "unknown", "sm_90")
+    assert found["versions"]["torch"] == torch.__version__
+
+
 def test_a_step_that_raises_ends_nothing_else(
     gpu: Any,
     cuda: HostCuda,  # noqa: F811
