@@ -1,21 +1,28 @@
-"""Does it behave on a GPU?  CUDA graphs, streams, threads, gradients, a plan, compute-sanitizer."""
+"""Does it behave on a GPU?  CUDA graphs, streams, threads, gradients, views, a plan, compute-sanitizer.
+
+Numbers are compared on the CPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from checks import smallest
 
-from layerport.testing import LayerCase
+from layerport.testing import Case, LayerCase
 
-_SANITIZER_LIMIT = 240
+_SANITIZER_LIMIT = 240.0
 
 
 def fault_of(check: Callable[[], None]) -> str | None:
@@ -29,8 +36,11 @@ def fault_of(check: Callable[[], None]) -> str | None:
 
 def torch_checks(case: LayerCase) -> dict[str, str | None]:
     """The fault of each way in which Torch calls the layer, None where there is none."""
-    one = next(one for one in case.cases() if one.choice == "float32" and _elements(one) > 100)
+    one = smallest(case, "float32", 100)
     layer = case.layer
+
+    def right(got: Any, inputs: Mapping[str, torch.Tensor | None]) -> None:
+        compare_on_host(one, got, inputs)
 
     def graph() -> None:
         inputs = one.tensors(seed=1, device="cuda")
@@ -45,7 +55,7 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
                     inputs[name].copy_(fresh)  # type: ignore[union-attr]
             captured.replay()
             torch.cuda.synchronize()
-        one.check(output, one.expected(inputs))
+        right(output, inputs)
 
     def stream() -> None:
         inputs = one.tensors(seed=3, device="cuda")
@@ -53,7 +63,7 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
         with torch.cuda.stream(torch.cuda.Stream()) as _:
             output = layer(*one.arguments(inputs))
             torch.cuda.current_stream().synchronize()
-        one.check(output, one.expected(inputs))
+        right(output, inputs)
 
     def threads() -> None:
         faults: list[str | None] = []
@@ -62,9 +72,11 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
             inputs = one.tensors(seed=seed, device="cuda")
             for _ in range(50):
                 output = layer(*one.arguments(inputs))
-            faults.append(fault_of(lambda: one.check(output, one.expected(inputs))))
+            right(output, inputs)
 
-        workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        workers = [
+            threading.Thread(target=lambda seed=seed: faults.append(fault_of(lambda: work(seed)))) for seed in range(4)
+        ]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -86,7 +98,7 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
     def compiled() -> None:
         inputs = one.tensors(seed=5, device="cuda")
         with torch.inference_mode():
-            one.check(torch.compile(lambda *args: layer(*args))(*one.arguments(inputs)), one.expected(inputs))
+            right(torch.compile(lambda *args: layer(*args))(*one.arguments(inputs)), inputs)
 
     def wrong_device() -> None:
         inputs = one.tensors(seed=6, device="cuda")
@@ -102,8 +114,75 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
             return
         raise RuntimeError("tensors on two devices were taken")
 
-    checks = (graph, stream, threads, gradients, compiled, wrong_device)
-    return {check.__name__: fault_of(check) for check in checks}
+    def transposed() -> None:
+        check_transposed(one, layer)
+
+    def transposed_and_compiled() -> None:
+        torch.compiler.reset()
+        check_transposed(one, torch.compile(lambda *args: layer(*args)))
+
+    def not_seen_in_a_capture() -> None:
+        """A shape that nobody warmed up must be an error that says so, and leave Torch as it was."""
+        from checks import refuse
+
+        from layerport.adapters.torch_cuda import CudaOperator
+
+        inputs = one.tensors(seed=7, device="cuda")
+        fresh = CudaOperator(layer, refuse)
+        try:
+            with torch.inference_mode(), torch.cuda.graph(torch.cuda.CUDAGraph()):
+                fresh(*one.arguments(inputs))
+        except Exception as error:
+            if "while a CUDA graph is captured" not in f"{error} {error.__context__}":
+                raise
+        else:
+            raise RuntimeError("a kernel was loaded within a capture")
+        with torch.inference_mode():
+            right(fresh(*one.arguments(inputs)), inputs)
+
+    checks: list[Callable[[], None]] = [graph, stream, threads, gradients, wrong_device, transposed]
+    found = {check.__name__: fault_of(check) for check in checks}
+    for check in (compiled, transposed_and_compiled):
+        # Torch writes a C program for what it compiles.
+        found[check.__name__] = fault_of(check) if has_compiler() else "skipped: torch.compile needs a C compiler"
+    return found | {not_seen_in_a_capture.__name__: fault_of(not_seen_in_a_capture)}
+
+
+def compare_on_host(one: Case, got: Any, inputs: Mapping[str, torch.Tensor | None]) -> None:
+    """Compare outputs on the CPU with the reference of these inputs there.  Raises AssertionError."""
+    outputs = got if isinstance(got, tuple) else (got,)
+    on_host = {name: None if tensor is None else tensor.detach().cpu() for name, tensor in inputs.items()}
+    one.check(tuple(output.detach().cpu() for output in outputs), one.expected(on_host))
+
+
+def check_transposed(one: Case, call: Callable[..., Any], device: str = "cuda") -> None:
+    """Inputs whose axes lie in memory the other way round: the same numbers, in the strides that were told."""
+    inputs = {
+        name: None if tensor is None else _the_other_way_round(tensor)
+        for name, tensor in one.tensors(seed=8, device=device).items()
+    }
+    told = one.layer(*one.arguments({name: None if one_ is None else one_.to("meta") for name, one_ in inputs.items()}))
+    with torch.inference_mode():
+        got = call(*one.arguments(inputs))
+    compare_on_host(one, got, inputs)
+    strides = [[output.stride() for output in _as_tuple(each)] for each in (got, told)]
+    if strides[0] != strides[1]:
+        raise RuntimeError(f"the strides of the outputs are {strides[0]}, Torch was told {strides[1]}")
+
+
+def _the_other_way_round(tensor: torch.Tensor) -> torch.Tensor:
+    """The same shape and values in memory of reversed axes."""
+    axes = list(range(tensor.ndim))[::-1]
+    return tensor.permute(axes).contiguous().permute(axes)
+
+
+def _as_tuple(value: Any) -> Sequence[torch.Tensor]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def has_compiler() -> bool:
+    """Whether there is a C compiler, which torch.compile and Triton's own launcher need."""
+    return any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang"))
 
 
 def verified(answer: Any) -> str:
@@ -130,25 +209,33 @@ def plan_check(bundle: str) -> dict[str, str]:
     return said
 
 
-def sanitize(script: Path, layer: str) -> str:
-    """What compute-sanitizer says of the smallest cases of a layer."""
-    tool = shutil.which("compute-sanitizer")
+def sanitize(script: Path, layer: str, limit: float = _SANITIZER_LIMIT, tool: str | None = None) -> str:
+    """What compute-sanitizer says of the smallest cases of a layer; "fine: ..." where it has nothing to say."""
+    tool = tool or shutil.which("compute-sanitizer")
     if tool is None:
         return "not run: there is no compute-sanitizer on PATH"
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, str(script), "--smallest", layer]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SANITIZER_LIMIT, env={**os.environ}, check=False
+    # Some calls of cuda.bindings fail by design, such as asking for a function that a driver may lack.
+    options = ["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
+    # Without it an overrun stays in the block that Torch's allocator cut the tensor from.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    with tempfile.TemporaryFile("w+") as output:  # no pipe, which whatever it starts could hold open
+        child = subprocess.Popen(
+            [tool, *options, sys.executable, str(script), "--smallest", layer],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # a group of its own, because the tool starts the program as a child of its own
         )
-    except subprocess.TimeoutExpired:
-        return f"not finished within {_SANITIZER_LIMIT} s"
-    lines = [line for line in done.stdout.splitlines() if "ERROR SUMMARY" in line]
-    return f"exit code {done.returncode}: {lines[-1] if lines else done.stdout[-500:]}"
-
-
-def _elements(one: Any) -> int:
-    sizes = next(iter(one.shape.shapes.values()))
-    count = 1
-    for size in sizes or ():
-        count *= size
-    return count
+        try:
+            child.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"not finished within {limit:g} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        output.seek(0)
+        said = output.read()
+    lines = [line for line in said.splitlines() if "ERROR SUMMARY" in line]
+    verdict = lines[-1].strip(" =") if lines else said[-500:]
+    return f"fine: {verdict}" if child.returncode == 0 else f"exit code {child.returncode}: {verdict}"

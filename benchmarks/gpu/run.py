@@ -1,10 +1,11 @@
 """Checks and times every kernel of every installed pack on this machine's GPU: one table, one JSON.
 
+    python benchmarks/gpu/run.py --probe                                 # two minutes: does everything work at all?
     python benchmarks/gpu/run.py --output results.json                   # on the machine with the GPU
     python benchmarks/gpu/run.py --prepare cache --arch sm_90            # elsewhere before: fills a kernel cache
     LAYERPORT_CACHE_DIR=cache python benchmarks/gpu/run.py               # then needs no compiler
 
-Exit code 0: all is right, whatever the speed; 1: a check failed; 2: there is no GPU.
+Exit code 0: all is right, whatever the speed; 1: a check failed or could not be made; 2: there is no GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,59 +39,85 @@ def main(argv: list[str] | None = None) -> int:
     if options.only:
         cases = {name: case for name, case in cases.items() if name in options.only}
     if options.prepare:
-        count = checks.compile_everything(cases, options.arch)
+        count = checks.prepare(cases, options.arch)
         print(f"{count} kernels for {options.arch} are in {options.prepare}")
         return 0
     if fault := gpu_fault():
         print(f"no GPU run: {fault}; to repair: run this on a machine with an NVIDIA GPU and a CUDA build of torch")
         return 2
-    import behaviour
-    import timing
     import torch
 
-    from layerport.adapters.torch_cuda import Cuda, cuda
+    from layerport.adapters.torch_cuda import cuda
 
-    class Poisoned(Cuda):
-        """Outputs begin as bytes of 0xFF, NaN in every dtype, so that an element that is not written shows."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            allocate = self.empty
-
-            def poisoned(*args: Any) -> torch.Tensor:
-                made = allocate(*args)
-                if made.numel() and made.ndim:
-                    made.view(torch.uint8).fill_(0xFF)
-                return made
-
-            self.empty = poisoned
-
-    seed = int.from_bytes(os.urandom(3), "little")
+    # Whoever ends this run must end what it started too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    place, seed = checks.Place(), int.from_bytes(os.urandom(3), "little")
     if options.smallest:
-        case = next(case for name, case in cases.items() if name == options.smallest)
-        found = list(checks.check_layer(case, Poisoned, device="cuda", seed=seed, large=False))
-        return int(any(one["fault"] for one in found))
+        found = list(checks.check_layer(cases[options.smallest], place, seed=seed, large=False))
+        return int(not found or any(one["fault"] for one in found))
     architecture = cuda().architecture(torch.cuda.current_device())
     result: dict[str, Any] = {"machine": machine(architecture), "seed": seed, "without cases": without, "layers": {}}
-    for name, case in cases.items():
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        found = list(checks.check_layer(case, Poisoned, device="cuda", seed=seed, large=not options.quick))
-        torch.cuda.empty_cache()
-        costs = timing.call_costs(case, architecture)
-        result["layers"][name] = {
-            "checked": len(found),
-            "faults": [one for one in found if one["fault"]],
-            "behaviour": behaviour.torch_checks(case),
-            "times": timing.time_layer(case, quick=options.quick),
-            "host": {"microseconds": costs, "misses": timing.cost_misses(costs)},
-            "compute-sanitizer": behaviour.sanitize(Path(__file__).resolve(), name),
-        }
-        write(result, options.output)
-    if options.bundle:
-        result["plan"] = behaviour.plan_check(options.bundle)
+    if options.probe:
+        from probe import probe
+
+        result["probe"] = probe(cases, place, architecture=architecture, seed=seed)
+    else:
+        measure(result, cases, place, architecture, options)
     write(result, options.output)
     print(table(result))
     return int(failed(result))
+
+
+def measure(
+    result: dict[str, Any], cases: Mapping[str, Any], place: Any, architecture: str, options: argparse.Namespace
+) -> None:
+    """Fill the result, layer by layer and step by step; a step that raises is recorded and ends nothing else."""
+    import behaviour
+    import checks
+    import timing
+
+    def host(case: Any) -> dict[str, Any]:
+        costs = timing.call_costs(case, architecture)
+        return {"microseconds": costs, "misses": timing.cost_misses(costs)}
+
+    steps: dict[str, Callable[[Any], Any]] = {
+        "checked": lambda case: checked(checks.check_layer(case, place, seed=result["seed"], large=not options.quick)),
+        "behaviour": behaviour.torch_checks,
+        "host": host,
+        "times": lambda case: timing.time_layer(case, quick=options.quick),
+    }
+    for name, case in cases.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        layer = result["layers"][name] = {"errors": {}}
+        for step, run in steps.items():
+            attempt(layer, step, lambda run=run, case=case: run(case))  # type: ignore[misc]
+            write(result, options.output)
+    if options.bundle:
+        attempt(result, "plan", lambda: behaviour.plan_check(options.bundle))
+        write(result, options.output)
+    # Last, because it is slow and may be cut off.
+    for name in cases:
+        layer = result["layers"][name]
+        attempt(layer, "compute-sanitizer", lambda name=name: behaviour.sanitize(Path(__file__).resolve(), name))  # type: ignore[misc]
+        write(result, options.output)
+
+
+def attempt(record: dict[str, Any], step: str, run: Callable[[], Any]) -> None:
+    """Keep what a step gives, or in `errors` what it raises."""
+    try:
+        record[step] = run()
+    except Exception as error:  # whatever it is, the next step is to be made too
+        record.setdefault("errors", {})[step] = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+
+
+def checked(records: Any) -> dict[str, Any]:
+    """How many checks there were, how many of them were changed elements, and the faults."""
+    from checks import CONTROL
+
+    found = list(records)
+    controls = sum(one["variant"] == CONTROL for one in found)
+    return {"count": len(found), "controls": controls, "faults": [one for one in found if one["fault"]]}
 
 
 def gpu_fault() -> str | None:
@@ -105,9 +135,11 @@ def machine(architecture: str) -> dict[str, Any]:
     """GPU, driver and versions."""
     import torch
 
-    said = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    )
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.TimeoutExpired):
+        driver = "unknown"
     versions = {}
     for package in _PACKAGES:
         try:
@@ -117,7 +149,7 @@ def machine(architecture: str) -> dict[str, Any]:
     return {
         "gpu": torch.cuda.get_device_name(),
         "architecture": architecture,
-        "driver": said.stdout.strip().rpartition(", ")[2],
+        "driver": driver,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "versions": versions,
@@ -125,13 +157,23 @@ def machine(architecture: str) -> dict[str, Any]:
 
 
 def failed(result: dict[str, Any]) -> bool:
-    """Whether anything was wrong, which slowness is not."""
+    """Whether anything was wrong or could not be made, which slowness is not."""
     for layer in result["layers"].values():
-        if any(not one["fault"].startswith("skipped") for one in layer["faults"]):
+        if layer["errors"] or wrong_checks(layer) or not layer["checked"]["controls"]:
             return True
-        if any(layer["behaviour"].values()) or layer["compute-sanitizer"].startswith("exit code 9"):
+        if any(fault and not fault.startswith("skipped") for fault in layer["behaviour"].values()):
             return True
-    return "do not match" in result.get("plan", {}).get("verified", "")
+        if layer["compute-sanitizer"].startswith("exit code"):
+            return True
+    for found in result.get("probe", {}).values():
+        if any(one["fault"] and not one["fault"].startswith(("not run", "skipped")) for one in found):
+            return True
+    return bool(result.get("errors")) or "do not match" in result.get("plan", {}).get("verified", "")
+
+
+def wrong_checks(layer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The checks of a layer that found something wrong."""
+    return [one for one in layer["checked"]["faults"] if not one["fault"].startswith("skipped")]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -139,28 +181,43 @@ def table(result: dict[str, Any]) -> str:
     about = result["machine"]
     lines = [f"{about['gpu']} ({about['architecture']}), driver {about['driver']}, CUDA {about['cuda']}", ""]
     for name, layer in result["layers"].items():
-        wrong = [one for one in layer["faults"] if not one["fault"].startswith("skipped")]
-        skipped = len(layer["faults"]) - len(wrong)
-        lines.append(f"{name}: {layer['checked'] - len(layer['faults'])} right, {len(wrong)} wrong, {skipped} skipped")
-        lines += [f"  WRONG {one['kernel']} {one['case']} {one['variant']}: {one['fault']}" for one in wrong[:20]]
-        lines += [f"  {check}: {fault or 'right'}" for check, fault in layer["behaviour"].items()]
-        lines.append(f"  compute-sanitizer: {layer['compute-sanitizer']}")
-        lines += [f"  host: {what}: {cost:.2f} us" for what, cost in layer["host"]["microseconds"].items()]
-        lines += [f"  MISSED {miss}" for miss in layer["host"]["misses"]]
-        if layer["times"]:
-            lines.append(f"  {'case':58} {'us':>9} {'of copy':>8}  rivals, us")
-        for one in layer["times"]:
-            rivals = ", ".join(
-                f"{rival} {time:.1f}" if isinstance(time, float) else f"{rival} -"
-                for rival, time in one["rivals"].items()
+        lines += [f"{name}:", *(f"  FAILED {step}: {error}" for step, error in layer["errors"].items())]
+        if found := layer.get("checked"):
+            wrong, faults = wrong_checks(layer), found["faults"]
+            right, skipped = found["count"] - len(faults), len(faults) - len(wrong)
+            lines.append(
+                f"  {right} right, {len(wrong)} wrong, {skipped} skipped; {found['controls']} changed elements"
             )
-            missed = "  MISSED: " + "; ".join(one["misses"]) if one["misses"] else ""
-            lines.append(f"  {one['case']:58} {one['ours']:9.1f} {one['of_copy']:8.2f}  {rivals}{missed}")
-        lines.append("")
+            if not found["controls"]:
+                lines.append("  WRONG: no comparison was shown to see a changed element")
+            lines += [f"  WRONG {one['kernel']} {one['case']} {one['variant']}: {one['fault']}" for one in wrong[:20]]
+        lines += [f"  {check}: {fault or 'right'}" for check, fault in layer.get("behaviour", {}).items()]
+        if "compute-sanitizer" in layer:
+            lines.append(f"  compute-sanitizer: {layer['compute-sanitizer']}")
+        if host := layer.get("host"):
+            lines += [f"  host: {what}: {cost:.2f} us" for what, cost in host["microseconds"].items()]
+            lines += [f"  MISSED {miss}" for miss in host["misses"]]
+        lines += [*_times(layer.get("times") or []), ""]
+    for name, checks in result.get("probe", {}).items():
+        lines += [f"{name}:", *(f"  {one['what']}: {one['fault'] or 'right'}" for one in checks), ""]
+    lines += [f"FAILED {step}: {error}" for step, error in result.get("errors", {}).items()]
     lines += [f"not checked, no case: {name}" for name in result["without cases"]]
-    if "plan" in result:
-        lines += [f"plan: {key}: {value}" for key, value in result["plan"].items()]
+    lines += [f"plan: {key}: {value}" for key, value in result.get("plan", {}).items()]
     return "\n".join(lines)
+
+
+def _times(records: list[dict[str, Any]]) -> list[str]:
+    lines = [f"  {'case':58} {'us':>9} {'of copy':>8}  rivals, us"] if records else []
+    for one in records:
+        if "skipped" in one:
+            lines.append(f"  {one['case']:58} skipped: {one['skipped']}")
+            continue
+        rivals = ", ".join(
+            f"{rival} {time:.1f}" if isinstance(time, float) else f"{rival} -" for rival, time in one["rivals"].items()
+        )
+        missed = "  MISSED: " + "; ".join(one["misses"]) if one["misses"] else ""
+        lines.append(f"  {one['case']:58} {one['ours']:9.1f} {one['of_copy']:8.2f}  {rivals}{missed}")
+    return lines
 
 
 def write(result: dict[str, Any], path: str | None) -> None:
@@ -175,6 +232,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", help="the JSON file to write")
     parser.add_argument("--only", action="append", help="a layer, namespace::name; may stand several times")
+    parser.add_argument("--probe", action="store_true", help="two minutes: each part once, and no times")
     parser.add_argument("--quick", action="store_true", help="no huge cases, float16 times only")
     parser.add_argument("--bundle", help="a bundle whose plan is to be loaded and verified")
     parser.add_argument("--prepare", help="compile all kernels into this cache folder, without a GPU")

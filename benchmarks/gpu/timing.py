@@ -1,7 +1,8 @@
 """How fast?  GPU time of each layer beside a copy of the same bytes and its rivals; host time of a call.
 
 GPU time is measured on CUDA graphs that hold many calls, so that the host has no part in it; the inputs rotate through
-more memory than the L2 cache has.
+more memory than the L2 cache has.  All sides are warm before the first figure, because an idle GPU has a fraction of
+its clock, and they take turns; a figure is a median.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from checks import smallest
 
 from layerport.testing import LayerCase
 
 _ROTATED_BYTES = 256 << 20
 _MOST_BYTES = 8 << 30
 _MOST_COPIES = 64
-_ROUNDS = 7
+LEAST_CALLS = 8
+WARM_MS = 100.0
+ROUNDS = 15
+_MOST_REPLAYS = 20_000
 
 Call = Callable[..., Any]
 
@@ -47,60 +52,85 @@ def rivals_of(layer: Any) -> dict[str, Call]:
     return rivals
 
 
-def graph_time(call: Call, inputs: Sequence[tuple[Any, ...]]) -> float:
-    """Microseconds of one call on the GPU: the least of several replays of a graph that holds one call per input."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.inference_mode():
-        for arguments in inputs[:2] * 2:
-            call(*arguments)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
-        for arguments in inputs:
-            call(*arguments)
-    graph.replay()
-    times = []
-    for _ in range(_ROUNDS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000 / len(inputs))
-    return min(times)
+class Graph:
+    """Calls captured in a CUDA graph; called, it replays them and says how many milliseconds they took on the GPU."""
+
+    def __init__(self, call: Call, inputs: Sequence[tuple[Any, ...]], pool: Any) -> None:
+        self.calls = max(LEAST_CALLS, len(inputs))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.inference_mode():
+            for arguments in inputs[:2] * 2:
+                call(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        # Nobody reads an output, so the graphs may use the same memory for theirs.
+        with torch.inference_mode(), torch.cuda.graph(self._graph, pool=pool):
+            for turn in range(self.calls):
+                call(*inputs[turn % len(inputs)])
+        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def __call__(self) -> float:
+        self._marks[0].record()
+        self._graph.replay()
+        self._marks[1].record()
+        self._marks[1].synchronize()
+        return float(self._marks[0].elapsed_time(self._marks[1]))
+
+
+def interleaved(sides: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """The median of what each side says that it took, in milliseconds.
+
+    First all work until `WARM_MS` of work are done, then they take turns, beginning with another one in each round.
+    """
+    names, spent = list(sides), 0.0
+    for _ in range(_MOST_REPLAYS):
+        spent += sum(sides[name]() for name in names)
+        if spent >= WARM_MS:
+            break
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(ROUNDS):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(sides[name]())
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def time_layer(case: LayerCase, *, quick: bool = False) -> list[dict[str, Any]]:
     """One record for each GPU case: microseconds of us, of a copy of the same bytes, and of each rival."""
     records = []
     for one in case.cases(gpu_only=True):
-        tensors = one.tensors(device="cuda") if _bytes_in(one) <= _MOST_BYTES else None
-        if tensors is None or (quick and one.choice != "float16"):
+        if _bytes_in(one) > _MOST_BYTES or (quick and one.choice != "float16"):
             continue
-        arguments = one.arguments(tensors)
-        with torch.inference_mode():
-            output = case.layer(*arguments)
-        moved = bytes_of(list(arguments)) + bytes_of(output)
-        copies = max(1, min(_MOST_COPIES, _ROTATED_BYTES // max(1, moved)))
-        inputs = [
-            tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in arguments)
-            for _ in range(copies)
-        ]
-        source = [(torch.empty(moved // 2, dtype=torch.uint8, device="cuda"),) for _ in range(copies)]
-        target = torch.empty(moved // 2, dtype=torch.uint8, device="cuda")
-        ours = graph_time(case.layer, inputs)
-        copy = graph_time(target.copy_, source)
-        rivals: dict[str, float | str] = {}
-        for name, rival in rivals_of(case.layer).items():
-            try:
-                rivals[name] = graph_time(rival, inputs)
-            except Exception as error:  # a rival that does not take a case is a blank in the table
-                rivals[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-        records.append(judged({"case": one.id, "bytes": moved, "ours": ours, "copy": copy, "rivals": rivals}))
-        del inputs, source, target, tensors, arguments, output
+        try:
+            records.append(_timed(case, one))
+        except torch.OutOfMemoryError:
+            records.append({"case": one.id, "skipped": "not enough memory", "misses": []})
         torch.cuda.empty_cache()
     return records
+
+
+def _timed(case: LayerCase, one: Any) -> dict[str, Any]:
+    arguments = one.arguments(one.tensors(device="cuda"))
+    with torch.inference_mode():
+        moved = bytes_of(list(arguments)) + bytes_of(case.layer(*arguments))
+    copies = max(1, min(_MOST_COPIES, _ROTATED_BYTES // max(1, moved)))
+    inputs = [
+        tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in arguments) for _ in range(copies)
+    ]
+    sources = [(torch.empty(moved // 2, dtype=torch.uint8, device="cuda").random_(),) for _ in range(copies)]
+    target = torch.empty(moved // 2, dtype=torch.uint8, device="cuda")
+    pool = torch.cuda.graph_pool_handle()
+    graphs = {"ours": Graph(case.layer, inputs, pool), "copy": Graph(target.copy_, sources, pool)}
+    rivals: dict[str, float | str] = {}
+    for name, rival in rivals_of(case.layer).items():
+        try:
+            graphs[name] = Graph(rival, inputs, pool)
+        except Exception as error:  # a rival that does not take a case is a blank in the table
+            rivals[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    found = {name: time * 1000 / graphs[name].calls for name, time in interleaved(graphs).items()}
+    ours, copy = found.pop("ours"), found.pop("copy")
+    return judged({"case": one.id, "bytes": moved, "ours": ours, "copy": copy, "rivals": {**rivals, **found}})
 
 
 def _bytes_in(one: Any) -> int:
@@ -127,18 +157,23 @@ def judged(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "of_copy": of_copy, "of_best": of_best, "misses": misses}
 
 
-def host_time(call: Call, calls: int = 400, rounds: int = 25, wait: Call | None = None) -> float:
-    """Microseconds that the host spends in one call: the median of rounds short enough not to fill the queue."""
-    wait = wait or torch.cuda.synchronize
-    times = []
-    for _ in range(rounds):
-        wait()
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        times.append((time.perf_counter() - start) / calls * 1e6)
-        wait()
-    return statistics.median(times)
+def host_times(sides: Mapping[str, Call], *, calls: int = 400, wait: Call | None = None) -> dict[str, float]:
+    """Microseconds that the host spends in one call of each side, in turns short enough not to fill the queue."""
+    finish = wait or torch.cuda.synchronize
+
+    def side(call: Call) -> Callable[[], float]:
+        def turn() -> float:
+            finish()
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            return (time.perf_counter() - start) * 1000
+
+        return turn
+
+    found = interleaved({name: side(call) for name, call in sides.items()})
+    finish()
+    return {name: spent * 1000 / calls for name, spent in found.items()}
 
 
 def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
@@ -148,15 +183,17 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
     from layerport.testing.specs import plugin_spec
 
     layer = case.layer
-    one = min((one for one in case.cases() if one.choice == "float16"), key=_bytes_in_or_large)
+    one = smallest(case)
     arguments = one.arguments(one.tensors(device="cuda"))
     index = torch.cuda.current_device()
-    costs: dict[str, float] = {}
     library = torch.library.Library("layerport_bench", "FRAGMENT")
+    assert layer._cuda is not None
+    layer._cuda._plans.clear()
     with torch.inference_mode():
         output = layer(*arguments)
-        assert layer._cuda is not None
-        (plan,) = [plan for plan in layer._cuda._plans.values() if plan is not None][-1:]
+        (plan,) = layer._cuda._plans.values()
+        if plan is None:
+            raise RuntimeError(f"no kernel takes {one.id}, the smallest case")
         launch, stream = plan._launch, torch.cuda.current_stream().cuda_stream
         tensors = [
             (argument.name, value)
@@ -171,29 +208,27 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
             launch(pointers, stream)
             return made
 
-        name = layer.short_name
-        try:
-            library.define(layer.signature.schema(name))
-            library.impl(name, bare, "CUDA")
-            by_hand = getattr(torch.ops.layerport_bench, name).default
-            costs["bare launch and output"] = host_time(bare)
-            costs["Library.impl around it"] = host_time(lambda: by_hand(*arguments))
-            costs["our operator"] = host_time(lambda: layer.operator(*arguments))
-        finally:
-            library._destroy()
         spec = plugin_spec(layer, Target("tensorrt", (architecture,)), *arguments)
         assert spec is not None
         runner = KernelRunner(spec, architecture)
         runner.set_shapes({key: tuple(tensor.shape) for key, tensor in tensors})
         pointers = {key: tensor.data_ptr() for key, tensor in tensors}
         pointers[spec.outputs[0].name] = output.data_ptr()
-        costs["enqueue without TensorRT"] = host_time(lambda: runner.launch(pointers, stream))
-        torch.cuda.synchronize()
-    return costs
-
-
-def _bytes_in_or_large(one: Any) -> int:
-    return _bytes_in(one) or 1 << 60
+        name = layer.short_name
+        try:
+            library.define(layer.signature.schema(name))
+            library.impl(name, bare, "CUDA")
+            by_hand = getattr(torch.ops.layerport_bench, name).default
+            return host_times(
+                {
+                    "bare launch and output": bare,
+                    "Library.impl around it": lambda: by_hand(*arguments),
+                    "our operator": lambda: layer.operator(*arguments),
+                    "enqueue without TensorRT": lambda: runner.launch(pointers, stream),
+                }
+            )
+        finally:
+            library._destroy()
 
 
 def cost_misses(costs: Mapping[str, float]) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 
 from gpu_doubles import HostDriver
 from layerport.adapters.cuda_arrays import DeviceArray, _tensor_in, read_capsule, read_device_tensor
+from layerport.conversion import to_standard
 from layerport.engine.gpu import Gpu
 from layerport.errors import UsageError
 
@@ -148,3 +149,12 @@ def test_raw_bytes_of_others(typestr: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_device_tensor(SimpleNamespace(__cuda_array_interface__=interface), path="x")
     assert caught.value.fault == f"x: its CUDA array interface says {typestr}, raw bytes, and it does not speak DLPack"
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_copy_on_the_host_is_made_where_one_is_needed(name: str) -> None:
+    """A session without an engine takes what a session with one left on a GPU."""
+    made, values, _ = filled(name, (2, 3))
+    array = to_standard(made, path="x").array
+    assert array.dtype == values.dtype
+    np.testing.assert_array_equal(array, values)

@@ -16,6 +16,7 @@ from test_plugin import stand_in
 from host_driver import HostLaunchDriver
 from layerport.engine import plugin as plugins
 from layerport.engine import runner
+from layerport.errors import BuildError
 from layerport.launcher import Launcher
 from layerport.targets import Target
 from layerport.testing.specs import plugin_spec
@@ -62,6 +63,18 @@ def test_numbers_over_changing_shapes(driver: HostLaunchDriver, dtype: torch.dty
         torch.testing.assert_close(enqueue(plugin, driver, x, weight).double(), wanted, rtol=1e-2, atol=1e-2)
     assert {launch[3] for launch in driver.launches} == {11}
     assert len(driver.libraries) == len(spec.kernels)  # once each, however often shapes change
+
+
+def test_kernels_are_loaded_when_a_context_is_made(driver: HostLaunchDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the first run, in which a CUDA graph may be captured; and not for a GPU that the plan is not for."""
+    spec = plugin_spec(silu_mul, TARGET, torch.empty(3, 96), torch.empty(3, 96))
+    plugin = made(spec)
+    assert len(driver.libraries) == 1
+    enqueue(plugin, driver, torch.randn(2, 96), torch.randn(2, 96))
+    assert len(driver.libraries) == 1
+    monkeypatch.setattr(plugins, "native_architecture", lambda: "sm_120")
+    with pytest.raises(BuildError, match="has kernels for sm_90, not for sm_120"):
+        enqueue(made(spec), driver, torch.randn(2, 96), torch.randn(2, 96))
 
 
 def test_two_contexts_do_not_share_their_shapes(driver: HostLaunchDriver) -> None:

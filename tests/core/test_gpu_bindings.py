@@ -26,11 +26,15 @@ STUB = r"""
 static long counts[6];  /* memory, streams, events, graphs, contexts, pushed */
 typedef void *P;
 typedef unsigned long long A;
+static __thread P current;
 int cuInit(unsigned f) { return 0; }
-int cuDeviceGet(int *d, int n) { *d = n; return n != 0; }
+int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+int cuCtxGetDevice(int *d) { *d = (int)(long)current - 0x77; return current ? 0 : 201; }
+int cuCtxSetCurrent(P c) { current = c; return 0; }
+int cuDeviceGet(int *d, int n) { *d = n; return n > 1; }
 int cuDeviceGetName(char *s, int n, int d) { strncpy(s, "Stub GPU", n); return 0; }
 int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? 9 : -1; return *v < 0; }
-int cuDevicePrimaryCtxRetain(P *c, int d) { counts[4]++; *c = (P)0x77; return 0; }
+int cuDevicePrimaryCtxRetain(P *c, int d) { counts[4]++; *c = (P)(0x77l + d); return 0; }
 int cuDevicePrimaryCtxRelease(int d) { counts[4]--; return 0; }
 int cuCtxPushCurrent(P c) { counts[5]++; return c != (P)0x77; }
 int cuCtxPopCurrent(P *c) { counts[5]--; *c = (P)0x77; return 0; }
@@ -74,7 +78,8 @@ from gpu_doubles import CudaArray, FakeEngine, tensorrt_double
 import layerport as lp
 from layerport.engine import flavours
 
-at_once = SimpleNamespace(submit=lambda stream, work: work(), captured=(), adopt=lambda *_: None, current=lambda: None)
+at_once = SimpleNamespace(submit=lambda stream, work: work(), captured=(), adopt=lambda *_: None,
+                          current=lambda: None, depth=1)
 single = np.dtype(np.float32)
 
 def make(module):
@@ -83,11 +88,11 @@ def make(module):
                       compute=lambda arrays: {"output": arrays["x"] * 2},
                       shapes=lambda shapes: {"output": shapes["x"]})
 
-trt = tensorrt_double(make, own_graphs=False)
-flavours.load = lambda name: trt
+trts = [tensorrt_double(make, own_graphs=own) for own in (False, True)]
 x = np.arange(48, dtype=np.float32).reshape(3, 16)
 why = []
-for graph in (False, True):
+for graph, trt in ((graph, trt) for trt in trts for graph in (False, True)):
+    flavours.load = lambda name: trt
     with lp.load(sys.argv[1], device="cuda", cuda_graph=graph) as session:
         for _ in range(2):
             assert (session(x=x)["output"] == 2 * x).all()
@@ -102,12 +107,17 @@ print(json.dumps([why, [libcuda.stub_count(place) for place in range(6)]]))
 """
 
 
+def stub_of_libcuda(folder: Path) -> dict[str, str]:
+    """Make a stub of libcuda in a folder; the environment in which the bindings find it."""
+    (folder / "stub.c").write_text(STUB)
+    flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1"]
+    subprocess.run(["cc", *flags, "stub.c", "-ldl"], cwd=folder, check=True)
+    return os.environ | {"LD_LIBRARY_PATH": str(folder)}
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for a stub of libcuda")
 def test_the_real_bindings_take_what_a_session_calls(engine_bundle: Built, tmp_path: Path) -> None:
-    (tmp_path / "stub.c").write_text(STUB)
-    flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1"]
-    subprocess.run(["cc", *flags, "stub.c", "-ldl"], cwd=tmp_path, check=True)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(TESTS)}
+    environment = stub_of_libcuda(tmp_path) | {"PYTHONPATH": str(TESTS), "LAYERPORT_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN, str(engine_bundle.path)],
         env=environment,
@@ -116,7 +126,47 @@ def test_the_real_bindings_take_what_a_session_calls(engine_bundle: Built, tmp_p
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    (plain, graphs), counts = json.loads(done.stdout)
+    (plain, graphs, *again), counts = json.loads(done.stdout)
     assert plain.endswith("runs rtx-sm_89.plan on GPU 0 (Stub GPU, sm_89)")
     assert graphs == plain + ", with CUDA graphs"
+    assert again == [plain, graphs]
     assert counts == [0] * 6
+
+
+ENTER = """
+import threading, torch
+torch.cuda.device_count = lambda: 2
+for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
+    if not hasattr(torch._C, name):
+        setattr(torch._C, name, lambda *_: 0)
+torch._C._dynamo.guards._empty_strided_cuda = torch.empty_strided
+from layerport.adapters.torch_cuda import Cuda
+cuda = Cuda()
+def device():
+    status, found = cuda.driver.cuCtxGetDevice()
+    return int(found) if status == cuda.driver.CUresult.CUDA_SUCCESS else None
+def work():
+    assert device() is None
+    for index in (0, 1, 1, 0):
+        cuda.enter(index)
+        assert device() == index
+for _ in range(2):
+    worker = threading.Thread(target=lambda: (work(), seen.append(1)))
+    seen = []
+    worker.start()
+    worker.join()
+    assert seen
+try:
+    cuda.enter(5)
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for a stub of libcuda")
+def test_the_real_bindings_change_the_context_before_a_launch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENTER], env=stub_of_libcuda(tmp_path), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cuDeviceGet failed: CUDA_ERROR_INVALID_VALUE")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from layerport.adapters.cuda_arrays import DeviceArray
 from layerport.conversion import Hop
 from layerport.errors import UsageError
 
@@ -13,7 +14,9 @@ _ON_HOST = frozenset({1, 3, 11})  # kDLCPU, kDLCUDAHost, kDLROCMHost
 
 
 def from_dlpack(value: Any) -> Hop:
-    """NumPy's view where it takes one; by way of Torch for other devices, and for bfloat16."""
+    """NumPy's view where it takes one; a copy of what a session left on a GPU; else by way of Torch."""
+    if isinstance(value, DeviceArray):
+        return Hop(value.numpy(), "copy")
     device, _ = value.__dlpack_device__()
     on_host = int(device) in _ON_HOST
     if on_host:

@@ -13,7 +13,7 @@ from layerport.adapters.tensorrt_dtypes import from_dtype
 from layerport.adapters.tensorrt_expressions import lower
 from layerport.engine import images, plan_fields
 from layerport.engine.flavours import native_architecture
-from layerport.engine.runner import KernelRunner
+from layerport.engine.runner import KernelRunner, fitting_architecture
 from layerport.errors import BuildError
 from layerport.plugin_spec import PluginSpec
 
@@ -111,7 +111,21 @@ def plugin_class(trt: Any) -> type[Any]:
         # What a run asks.  Only a GPU can show these in TensorRT; their parts are tested without one.
 
         def attach_to_context(self, context: Any) -> Any:
-            return self.clone()
+            made = self.clone()
+            device = native_architecture()
+            if device is not None and fitting_architecture(self.spec.architectures, device) is not None:
+                made.load()  # now: a CUDA graph may be captured at the first run, and nothing may be loaded in one
+            return made
+
+        def load(self) -> KernelRunner:
+            """The kernels, loaded for the GPU of this process.  Raises BuildError where there is none."""
+            if self._runner is None:
+                device = native_architecture()
+                if device is None:
+                    raise BuildError(f"layer {self.spec.layer} cannot run: no CUDA driver or GPU", "run it on a GPU")
+                self._runner = KernelRunner(images.complete(self.spec), device)
+                self.set_tactic(self._tactic)
+            return self._runner
 
         def set_tactic(self, tactic: int) -> None:
             if not 0 <= tactic <= len(self._kernels):
@@ -124,13 +138,7 @@ def plugin_class(trt: Any) -> type[Any]:
                 self._runner.prefer(self._kernels[tactic - 1] if tactic else None)
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-            if self._runner is None:
-                device = native_architecture()
-                if device is None:
-                    raise BuildError(f"layer {self.spec.layer} cannot run: no CUDA driver or GPU", "run it on a GPU")
-                self._runner = KernelRunner(images.complete(self.spec), device)
-                self.set_tactic(self._tactic)
-            self._runner.set_shapes(
+            self.load().set_shapes(
                 {slot.name: tuple(one.dims) for slot, one in zip(self.spec.inputs, inputs, strict=True)}
             )
 
