@@ -39,7 +39,7 @@ def test_a_block_that_ends_well(tmp_path: Path) -> None:
     out = tmp_path / "a.lp"
     with writing(out) as folder:
         (folder / "x").write_text("1")
-        assert folder.parent == tmp_path and not out.exists()
+        assert folder.parent.parent == tmp_path and not out.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a.lp"]
     assert (out / "x").read_text() == "1"
     assert out.stat().st_mode & 0o777 == 0o755

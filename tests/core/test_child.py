@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from layerport import interrupts
 from layerport.engine import child
 from layerport.engine.child import BuildProcess
 from layerport.errors import BuildError
@@ -115,7 +116,7 @@ def test_it_ends_with_its_owner_whatever_it_does(tmp_path: Path, monkeypatch: py
 
 def test_it_is_out_of_reach_of_the_terminal() -> None:
     with BuildProcess("rtx") as process:
-        assert os.getsid(process.pid) != os.getsid(0)
+        assert os.getpgid(process.pid) != os.getpgid(0)
     process.close()
 
 
@@ -135,7 +136,7 @@ def test_ctrl_c_within_a_finaliser_is_not_lost() -> None:
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
-        with pytest.raises(KeyboardInterrupt), child._interrupts_put_off():
+        with pytest.raises(KeyboardInterrupt), interrupts.put_off():
             Interrupted()  # nothing holds it, so it is finalised here
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:

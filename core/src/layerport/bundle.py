@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
+from layerport import staging
 from layerport.bundle_names import FORMAT, MANIFEST, MANIFEST_LIMIT, MODEL, MODEL_DATA, PLUGINS, SAMPLES
 from layerport.conditions import Condition
 from layerport.dims import DimRange, Port
 from layerport.errors import BuildError, UsageError
 from layerport.manifest import Manifest, dim_of, port_of, read_manifest
 from layerport.plain_files import NotPlainError, identity, mentions, open_plain
-from layerport.replacing import is_whole, put_in_place, recover, remove_own, require_replaceable, set_aside
+from layerport.replacing import is_whole, put_in_place, recover, require_replaceable, set_aside
 
 _SIDE_BY_SIDE = 1 << 20
 __all__ = [
@@ -52,23 +52,20 @@ def writing(out: Path, *, force: bool = False) -> Iterator[Path]:
     take it.
     """
     check_output(out, force=force)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise BuildError(f"cannot write beside {out}: {error.strerror}", "choose another place with -o") from error
-    made = folder.lstat()
-    try:
-        folder.chmod(0o755)
-        yield folder
-        check_output(out, force=force)  # another build may have been quicker
-        put_in_place(folder, out)
-    except OSError as error:
-        raise BuildError(
-            f"writing {out} failed: {error.strerror or error}; nothing was written",
-            "free some space, or choose another place with -o",
-        ) from error
-    finally:
-        remove_own(folder, made)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(staging.folder_for(out))
+        except OSError as error:
+            raise BuildError(f"cannot write beside {out}: {error.strerror}", "choose another place with -o") from error
+        try:
+            yield folder
+            check_output(out, force=force)  # another build may have been quicker
+            put_in_place(folder, out)
+        except OSError as error:
+            raise BuildError(
+                f"writing {out} failed: {error.strerror or error}; nothing was written",
+                "free some space, or choose another place with -o",
+            ) from error
 
 
 def check_output(out: Path, *, force: bool = False) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from layerport import interrupts
 from layerport.errors import LayerportError
 
 # The interpreter would walk all that Torch has made once more when it ends, for a second or so.
@@ -33,25 +37,56 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            code = command(*args, **kwargs) or 0
-        except LayerportError as error:
-            click.echo(f"error: {error}", err=True)
-            code = error.exit_code
-        except KeyboardInterrupt:
-            click.echo("error: interrupted; nothing was written", err=True)
-            code = 130
-        except BrokenPipeError:
-            raise
-        except Exception:
-            import traceback
+        with interrupts.raised() as signals:
+            try:
+                code = command(*args, **kwargs) or 0
+            except LayerportError as error:
+                click.echo(f"error: {error}", err=True)
+                code = error.exit_code
+            except KeyboardInterrupt as error:
+                signals.over = True
+                code = _interrupted(error)
+            except BrokenPipeError:
+                raise
+            except Exception:
+                import traceback
 
-            traceback.print_exc()
-            click.echo("error: this is a fault of layerport; please report the lines above", err=True)
-            code = 4
+                traceback.print_exc()
+                click.echo("error: this is a fault of layerport; please report the lines above", err=True)
+                code = 4
+            signals.over = True
         sys.exit(code)
 
     return run
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    """Say by what, and what was written; the exit code by the convention of shells."""
+    number = error.number if isinstance(error, interrupts.Interrupted) else signal.SIGINT
+    what = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    written = "; ".join(getattr(error, "__notes__", ())) or "nothing was written"
+    click.echo(f"error: {what}; {written}", err=True)
+    return 128 + number
+
+
+@contextmanager
+def _telling_what_was_written(out: str | None) -> Iterator[None]:
+    """Have an interrupt say so where something new is at `out` by then."""
+    before = _identity(out)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if _identity(out) != before:
+            error.add_note(f"{out} was written before that")
+        raise
+
+
+def _identity(path: str | None) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino, found.st_mtime_ns)
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,24 +136,25 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
     from layerport.engine.options import split_options
 
     engine_options = split_options(texts)
-    with progress.shown(enabled=not as_json) as tell:
-        try:
-            report = building.build(
-                source,
-                out,
-                verify=not no_verify,
-                options=engine_options,
-                progress=tell,
-                **options,
-            )
-        except LayerportError as error:
-            if isinstance(error.report, building.BuildReport) and error.report.layers:
-                reports.print_layers(error.report, file=sys.stderr)
-            raise
-    if as_json:
-        _print_json(report.to_json())
-    else:
-        reports.print_build(report)
+    with _telling_what_was_written(out):
+        with progress.shown(enabled=not as_json) as tell:
+            try:
+                report = building.build(
+                    source,
+                    out,
+                    verify=not no_verify,
+                    options=engine_options,
+                    progress=tell,
+                    **options,
+                )
+            except LayerportError as error:
+                if isinstance(error.report, building.BuildReport) and error.report.layers:
+                    reports.print_layers(error.report, file=sys.stderr)
+                raise
+        if as_json:
+            _print_json(report.to_json())
+        else:
+            reports.print_build(report)
     return 1 if report.verification is not None and not report.verification.passed else 0
 
 
@@ -164,7 +200,8 @@ def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, forc
     """Run BUNDLE on inputs from files."""
     from layerport.commands import running
 
-    result = running.run_bundle(bundle, inputs, out, device=device, force=force)
+    with _telling_what_was_written(out):
+        result = running.run_bundle(bundle, inputs, out, device=device, force=force)
     if as_json:
         _print_json(result)
     else:

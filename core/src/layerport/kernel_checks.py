@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from layerport import processes
 from layerport.bundle import PLUGINS, Bundle
 from layerport.errors import LayerportError
 
@@ -24,6 +26,7 @@ RIGHT, WRONG, NOT_RUN = "right", "wrong", "not run"
 MOST_SECONDS = 60.0
 """What all kernels of one bundle may take together, before the rest is not run."""
 RUN_SECONDS = 15.0
+_ENDING_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,10 @@ def check_kernels(
     gpu = open_gpu_kernels()
     runs = Runs(packs, recorded, time.monotonic() + MOST_SECONDS, RUN_SECONDS, gpu)
 
+    threads: set[int] = set()
+
     def check(each: _Plugin) -> list[KernelCheck]:
+        threads.add(threading.get_ident())
         node = each.nodes[0]
         if recorded.at(node, recorded.env) is None:
             return _not_run(each, "its node stands inside a loop or a branch")
@@ -117,10 +123,19 @@ def check_kernels(
         ]
 
     try:
-        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import ThreadPoolExecutor, wait
 
         with ThreadPoolExecutor(2) as pool:  # a run on the CPU is a process of its own
-            return tuple(one for checks in pool.map(check, distinct) for one in checks)
+            futures = [pool.submit(check, each) for each in distinct]
+            try:
+                return tuple(one for future in futures for one in future.result())
+            except BaseException:  # an interrupt must not wait until the runs are over
+                runs.stop()
+                for future in futures:
+                    future.cancel()
+                while wait(futures, _ENDING_SECONDS).not_done:
+                    processes.kill_those_of(threads)
+                raise
     finally:
         if gpu is not None:
             gpu.close()

@@ -53,6 +53,10 @@ class Runs:
         self._until = until
         self._run_seconds = run_seconds
 
+    def stop(self) -> None:
+        """Begin no further run; for another thread."""
+        self._until = 0.0
+
     def check(
         self,
         spec: PluginSpec,

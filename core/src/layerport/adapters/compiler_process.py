@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from layerport.processes import Program
+
 _MOST_CHILDREN = 8
 
 
@@ -52,19 +54,17 @@ def run_jobs(
     grace: float,
     most: int = _MOST_CHILDREN,
     environment: Mapping[str, str] | None = None,
-    group: bool = False,
 ) -> dict[int, Answer]:
     """The answers by position, from as many processes as there are cores, each with its share of the jobs.
 
     child: the file to run.  grace: seconds for a process to start and to write, on top of its jobs' limits.
-    group: whether the child starts programs, which must end with it.
     Stops at the first job that is not ok, which is then the last of the answers; no process is left either way.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     width = min(len(jobs), cores, most)
     answers: dict[int, Answer] = {}
     with contextlib.ExitStack() as stack:
-        children = [_Child(child, jobs[start::width], stack, environment, group) for start in range(width)]
+        children = [_Child(child, jobs[start::width], stack, environment) for start in range(width)]
         for start, process in enumerate(children):
             for position, answer in enumerate(process.answers(grace)):
                 answers[start + position * width] = answer
@@ -82,10 +82,8 @@ class _Child:
         jobs: Sequence[Mapping[str, Any]],
         stack: contextlib.ExitStack,
         environment: Mapping[str, str] | None,
-        group: bool,
     ) -> None:
         self.jobs = jobs
-        self.group = group and hasattr(os, "killpg")
         # Files, not pipes: a child must not wait until this process has time to read.
         self.output = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         self.errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
@@ -93,23 +91,15 @@ class _Child:
             source.write(json.dumps(list(jobs)).encode())
             source.seek(0)
             self.started = time.monotonic()
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", str(child)],
-                stdin=source,
-                stdout=self.output,
-                stderr=self.errors,
-                env=None if environment is None else dict(environment),
-                start_new_session=self.group,
+            self.program = stack.enter_context(
+                Program(
+                    [sys.executable, "-P", str(child)],
+                    stdin=source,
+                    stdout=self.output,
+                    stderr=self.errors,
+                    env=None if environment is None else dict(environment),
+                )
             )
-        stack.callback(self._end)
-
-    def _end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        if self.group:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
     def answers(self, grace: float) -> list[Answer]:
         """The answers of its jobs, once it has ended; the last one may be not ok."""
@@ -117,10 +107,10 @@ class _Child:
         total = sum(job["limit"] for job in self.jobs) + grace
         timed_out = False
         try:
-            self.process.wait(max(0.0, self.started + total - time.monotonic()))
+            self.program.process.wait(max(0.0, self.started + total - time.monotonic()))
         except subprocess.TimeoutExpired:
             timed_out = True
-            self._end()
+            self.program.end()
         self.output.seek(0)
         answers = []
         for _ in self.jobs:
@@ -131,7 +121,7 @@ class _Child:
         return answers
 
     def _stopped(self, timed_out: bool) -> Answer:
-        status = self.process.returncode
+        status = self.program.process.returncode
         self.errors.seek(0)
         tail = self.errors.read().decode(errors="replace").strip().splitlines()[-5:]
         return Answer(

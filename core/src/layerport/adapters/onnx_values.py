@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from layerport.adapters.onnx_dtypes import to_dtype
 from layerport.adapters.onnx_widening import write_widened
+from layerport.adapters.onnxruntime_library import onnxruntime
 from layerport.adapters.onnxruntime_session import first_line, make_session, run_session
 from layerport.conversion import to_standard
 from layerport.dims import Port

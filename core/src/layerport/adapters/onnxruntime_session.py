@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
+from layerport.adapters.onnxruntime_library import onnxruntime
 from layerport.dims import Port
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError

@@ -177,7 +177,7 @@ def _compile(triton: Any, work: Sequence[tuple[Job, str]]) -> list[Answer]:
         # Triton's own cache would be asked first, and nobody checks its digests.
         environment |= {"TRITON_CACHE_DIR": folder, "TMPDIR": folder}
         environment |= {"TRITON_STORE_BINARY_ONLY": "1", "TRITON_DISABLE_LINE_INFO": "1"}
-        answers = run_jobs(_CHILD, jobs, grace=_GRACE, environment=environment, group=True)
+        answers = run_jobs(_CHILD, jobs, grace=_GRACE, environment=environment)
     for index, answer in answers.items():
         if not answer.ok:
             raise _failure(work[index][0], answer)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+from layerport import processes
 from layerport.commands.tables import print_table, say
 from layerport.pack_discovery import canonical, disable_faults, discover
 
@@ -94,14 +95,7 @@ def render_doctor(report: Mapping[str, Any]) -> None:
 def run_probe(command: tuple[str, ...] = ("-m", "layerport.commands.doctor_probe")) -> dict[str, Any]:
     """What `doctor_probe` finds, run in a child process; every entry an error where that process fails."""
     try:
-        child = subprocess.run(
-            [sys.executable, *command],
-            check=False,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-        )
+        child = processes.run([sys.executable, *command], timeout=_PROBE_SECONDS)
         if child.returncode == 0:
             found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
             return found

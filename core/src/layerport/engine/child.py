@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, TracebackType
+from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any, Self
 
 from layerport.errors import BuildError
+from layerport.interrupts import put_off
+from layerport.processes import Program
 
 COMMAND = (sys.executable, "-P", "-m", "layerport.engine.worker")
 
@@ -27,16 +28,15 @@ class BuildProcess:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         # The worker's temporary files go here, because it is killed and cannot tidy up.
         self._folder = tempfile.TemporaryDirectory(prefix="layerport-build-")
-        # A session of its own, so that Ctrl-C reaches this process alone, which then ends the worker.
-        self._process = subprocess.Popen(
+        self._program = Program(
             COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             encoding="utf-8",
-            start_new_session=True,
             env={**os.environ, "TMPDIR": self._folder.name},
         )
+        self._process = self._program.process
         self._send({"command": "warm", "flavour": flavour})
 
     @property
@@ -47,7 +47,7 @@ class BuildProcess:
     def build(self, request: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Build one plan; see `worker.build_plan`.  Raises BuildError for a failure and for a worker that died."""
         self._send({"command": "build", **request})
-        with _interrupts_put_off():
+        with put_off():  # raised inside a finaliser, an interrupt would be lost
             # A model's modules refer to each other; their memory is given back while the worker is at work.
             gc.collect()
         assert self._process.stdout is not None
@@ -85,14 +85,13 @@ class BuildProcess:
 
     def close(self) -> None:
         """End the worker, whatever it is doing."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._folder.cleanup()
+        with put_off():
+            self._program.end()
+            for stream in (self._process.stdin, self._process.stdout, self._stderr):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+            self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -101,19 +100,3 @@ class BuildProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _interrupts_put_off() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: raised inside a finaliser, it would be lost."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught and callable(before):
-        before(*caught[0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from layerport import processes
 from layerport.adapters.cuda_includes import include_repair, local_headers
 from layerport.adapters.nvrtc import toolchain
 from layerport.cache import KernelCache, cache_key, default_folder
@@ -123,7 +124,7 @@ def _compiler() -> str:
 @cache
 def _tools() -> tuple[str, ...]:
     """All that decides what the compiler makes of a source: its version, CUDA's headers, and the harness."""
-    version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    version = processes.run([_compiler(), "--version"], check=True).stdout
     harness = (file.read_text() for file in sorted(_HARNESS.glob("*.*")))
     return (version, toolchain().identity, *harness)
 
@@ -138,7 +139,9 @@ def _runtime(sanitize: bool) -> bytes:
         return found[1]
     with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
         made = Path(folder, "runtime.o")
-        done = _call_compiler([*flags, *_folders(()), "-c", str(_HARNESS / "runtime.cpp"), "-o", str(made)], "runtime")
+        done = _call_compiler(
+            [*flags, *_folders(()), "-c", str(_HARNESS / "runtime.cpp"), "-o", str(made)], "runtime", folder
+        )
         if done.returncode != 0:
             raise BuildError(
                 f"the host runtime does not compile with {_compiler()}",
@@ -154,11 +157,9 @@ def _folders(include: tuple[str, ...]) -> list[str]:
     return [f"-I{path}" for path in (_HARNESS, _HARNESS / "unsupported", *include, *toolchain().include)]
 
 
-def _call_compiler(arguments: list[str], label: str) -> subprocess.CompletedProcess[str]:
+def _call_compiler(arguments: list[str], label: str, folder: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            [_compiler(), *arguments], capture_output=True, text=True, timeout=_COMPILE_LIMIT, env=_environment()
-        )
+        return processes.run([_compiler(), *arguments], timeout=_COMPILE_LIMIT, env=_environment() | {"TMPDIR": folder})
     except subprocess.TimeoutExpired as error:
         raise BuildError(
             f"{label}: the C++ compiler ran for more than {_COMPILE_LIMIT:.0f} s", "look for templates that never end"
@@ -175,7 +176,7 @@ def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], lab
         source, library, binary = (Path(folder, name) for name in ("program.cpp", "runtime.o", "program"))
         source.write_text(program)
         library.write_bytes(runtime)
-        done = _call_compiler([*flags, *_folders(include), str(source), str(library), "-o", str(binary)], label)
+        done = _call_compiler([*flags, *_folders(include), str(source), str(library), "-o", str(binary)], label, folder)
         if done.returncode != 0:
             raise _compile_error(done.stderr, label, program)
         return HostProgram(binary.read_bytes(), _statics(binary, program))
@@ -200,9 +201,7 @@ def _statics(binary: Path, program: str) -> tuple[tuple[int, int], ...]:
     outside = [match["name"] for match in _SHARED_NAME.finditer(program)]
     named = re.compile("_ZN?L?(?:.*L)?(?:" + "|".join(f"{len(name)}{name}" for name in outside) + ")E?")
     try:
-        table = subprocess.run(
-            ["objdump", "-t", str(binary)], capture_output=True, text=True, check=True, env=_environment()
-        ).stdout
+        table = processes.run(["objdump", "-t", str(binary)], env=_environment(), check=True).stdout
     except FileNotFoundError as error:
         raise UsageError(
             "objdump is not here, which says where a kernel's shared memory lies",

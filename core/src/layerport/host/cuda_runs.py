@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from layerport import processes
 from layerport.errors import PackError, UsageError
 from layerport.host import Offset, offset_of, time_up
 from layerport.host.compiler import HostProgram
@@ -49,13 +50,7 @@ class CudaJob:
             request.write_bytes(self._request(buffers))
             environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:exitcode=3:color=never"}
             try:
-                done = subprocess.run(
-                    [program, request, answer],
-                    capture_output=True,
-                    text=True,
-                    timeout=self.time_limit,
-                    env=environment,
-                )
+                done = processes.run([program, request, answer], timeout=self.time_limit, env=environment)
             except subprocess.TimeoutExpired as error:
                 raise time_up(self.label, self.time_limit) from error
             if done.returncode != 0:

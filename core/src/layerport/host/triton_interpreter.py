@@ -31,6 +31,7 @@ from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
 from layerport.host import Offset, offset_of, time_up
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg
+from layerport.processes import Program
 from layerport.triton_source import Specialisation, TritonSource
 
 _WORKER = Path(__file__).with_name("triton_worker.py")
@@ -145,6 +146,7 @@ def _serve(folder: str, label: str, limit: float) -> dict[str, Any]:
     """Have the worker run what lies in a folder, and give its answer."""
     with _lock:
         worker = _worker()
+        worker.program.thread = threading.get_ident()
         told = worker.ask(folder, limit)
         printed = worker.printed()
         if told is not True:
@@ -167,7 +169,7 @@ class _Worker:
     def __init__(self) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_CUT)}
-        self.process = subprocess.Popen(
+        self.program = Program(
             [sys.executable, "-P", str(_WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -175,6 +177,7 @@ class _Worker:
             env=environment | {"TRITON_INTERPRET": "1"},
             text=True,
         )
+        self.process: subprocess.Popen[str] = self.program.process
         self._read = 0
         self._say(json.dumps(sys.path))
 
@@ -202,8 +205,7 @@ class _Worker:
 
     def end(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.kill()
-        self.process.wait()
+        self.program.end()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.stdout.close()
