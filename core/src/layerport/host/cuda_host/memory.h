@@ -57,6 +57,7 @@ inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / 
 // Reserves a slot for each of `count` buffers of at most `most` bytes, with as much again before and behind it.
 inline void reserve_slots(size_t count, size_t most) {
 #if !defined(__SANITIZE_ADDRESS__)
+    if (count == 0) return;
     for (unsigned bits : {34u, 30u, 26u}) {
         while ((size_t{1} << bits) < 4 * most + 16 * PAGE_BYTES) ++bits;
         void* memory =
