@@ -186,6 +186,7 @@ class Runs:
                 geometry,
                 tensors,
                 spec.attributes,
+                strict=False,
                 time_limit=min(left, self._run_seconds),
             )
         except LayerportError as error:

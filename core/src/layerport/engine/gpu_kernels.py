@@ -92,8 +92,11 @@ class GpuJob:
         self.kernel = kernel
         self.label = f"layer {spec.layer}, kernel {kernel}"
 
-    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs that the kernel writes, beginning with these.  Raises PackError for what it must not do."""
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = 0) -> dict[str, Array]:
+        """The outputs that the kernel writes, beginning with these.  Raises PackError for what it must not do.
+
+        garbage: nothing here, since what lies in a GPU's other memory is not ours to say.
+        """
         return self._kernels.run(self, inputs, outputs)
 
 

@@ -14,8 +14,14 @@ from layerport.errors import PackError
 Offset: TypeAlias = "int | Mapping[str, int]"
 """Bytes by which the pointers of a run miss an allocation's alignment: of all, or by the tensor's name."""
 
-RUN_LIMIT = 300.0
-"""Seconds that one run may take, unless the caller says less."""
+RUN_LIMIT = 60.0
+"""Seconds that one run may take, unless the caller says otherwise."""
+
+GARBAGE = (0xFF, 0x7A)
+"""What bytes are that nothing has written, in a first and in a second run: NaN or -1, and neither."""
+
+OUTPUT_GARBAGE = (0xFF, 0x7B)
+"""The same for outputs: other bytes, so that garbage which a kernel copies there is told from what it leaves there."""
 
 
 class TimeUp(PackError):
@@ -27,6 +33,10 @@ def offset_of(offset: Offset, name: str) -> int:
     return offset if isinstance(offset, int) else offset.get(name, 0)
 
 
-def time_up(label: str, limit: float) -> TimeUp:
-    """The error for a kernel that did not end."""
-    return TimeUp(f"{label} did not end within {limit:.3g} s", "look for a loop that never ends")
+def time_up(label: str, limit: float, *, at: str = "") -> TimeUp:
+    """The error for a kernel that did not end.  at: where it was then."""
+    return TimeUp(
+        f"{label} did not end within {limit:.3g} s",
+        "look for a loop that never ends, or that waits for another block: blocks run one after another here",
+        faults=[at] if at else (),
+    )

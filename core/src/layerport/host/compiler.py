@@ -10,28 +10,44 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from layerport import processes
 from layerport.adapters.cuda_includes import include_repair, local_headers
 from layerport.adapters.nvrtc import toolchain
 from layerport.cache import KernelCache, cache_key, default_folder
 from layerport.errors import BuildError, PackError, UsageError
+from layerport.host import host_symbols
 from layerport.kernels import CudaSource
 
 _HARNESS = Path(__file__).with_name("cuda_host")
 # Kernels pun types through pointers, which the device compilers allow.
-_FLAGS = ("-O1", "-g1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-fsanitize=alignment")
-_PLAIN_FLAGS = ("-fsanitize-undefined-trap-on-error",)
-_SANITIZER_FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer", "-fsanitize-undefined-trap-on-error")
+_FLAGS = (
+    "-O1",
+    "-g1",
+    "-gdwarf-4",
+    "-w",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fdata-sections",
+    "-fstack-clash-protection",
+)
+# Every access calls the runtime, which looks up whose memory it is; none of the compiler's own runtimes is linked.
+_WATCHED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "--param=tsan-distinguish-volatile=1")
+_MISALIGNED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
+_SANITIZER_FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer")
+# Pieces of shared memory are aligned to more than they may measure, so that nothing lies in the gaps between them.
+_LINK_FLAGS = ("-Wl,--sort-section=alignment",)
+_STATIC_SHARED_LIMIT = 48 * 1024
 _ALIGNMENT = r"(?:__align__|alignas)\s*\([^()]*\)"
 _DYNAMIC_SHARED = re.compile(
     rf"extern\s+(?:{_ALIGNMENT}\s*)*__shared__\s+(?:{_ALIGNMENT}\s*)*(?P<type>[\w:<>,\s]+?)\s*\b(?P<name>\w+)\s*\[\s*\]\s*;"
 )
 _ALIGNED_SHARED = re.compile(rf"__shared__\s+(?P<alignment>{_ALIGNMENT})")
-_SHARED_NAME = re.compile(r"__shared__\s[^;{}()=\[]*?\b(?P<name>\w+)\s*[;\[]")
 _UNSUPPORTED = re.compile(r"layerport-unsupported: (?P<what>[^\n\"]+)")
 _PLAIN_VARIANT = "give the tests a plain variant of it under #ifdef LAYERPORT_HOST"
 _COMPILE_LIMIT = 300.0
@@ -39,10 +55,27 @@ _COMPILE_LIMIT = 300.0
 
 @dataclass(frozen=True)
 class HostProgram:
-    """A kernel as a program.  statics: (offset from the anchor symbol, bytes) of each `__shared__` variable."""
+    """A kernel as a program.
+
+    anchor: the address of the symbol from which the running program measures.  statics: name, distance from the anchor
+    and bytes of each `__shared__` variable.  static_range: distance and bytes of where only they lie.
+    """
 
     image: bytes
-    statics: tuple[tuple[int, int], ...]
+    anchor: int
+    statics: tuple[tuple[str, int, int], ...]
+    static_range: tuple[int, int]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], image: bytes) -> HostProgram:
+        """The program as the cache keeps it."""
+        statics = tuple((str(name), int(at), int(size)) for name, at, size in metadata["statics"])
+        begin, size = metadata["static_range"]
+        return cls(image, int(metadata["anchor"]), statics, (int(begin), int(size)))
+
+    def metadata(self) -> dict[str, Any]:
+        """What the cache keeps beside the image."""
+        return {"anchor": self.anchor, "statics": list(map(list, self.statics)), "static_range": [*self.static_range]}
 
 
 def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bool = False) -> HostProgram:
@@ -55,12 +88,13 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
     path = source.path
     folder = os.path.abspath(source.folder or os.curdir if path is None else path.parent)
     include = tuple(os.path.abspath(os.path.join(source.folder or os.curdir, each)) for each in source.include)
-    flags = (*_FLAGS, *(_SANITIZER_FLAGS if sanitize else _PLAIN_FLAGS), *_language_options(source.options))
+    watched = (*_MISALIGNED, *(_SANITIZER_FLAGS if sanitize else _WATCHED))
+    flags = (*_FLAGS, *watched, *_language_options(source.options))
     program = _program(text, "inline.cu" if path is None else str(path), entry)
     headers = local_headers(text, folder, include)
     key = cache_key(
         {
-            "format": 2,
+            "format": 3,
             "program": program,
             "flags": flags,
             "headers": headers,
@@ -70,10 +104,10 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
     store = KernelCache(default_folder() / "host")
     if headers is not None and (found := store.get(key)) is not None:
         metadata, image = found
-        return HostProgram(image, tuple((int(offset), int(size)) for offset, size in metadata["statics"]))
-    made = _compile(program, (folder, *include), flags, label, _runtime(sanitize))
+        return HostProgram.of(metadata, image)
+    made = _compile(program, (folder, *include), flags, label, sanitize)
     if headers is not None:
-        store.put(key, {"statics": [list(one) for one in made.statics]}, made.image)
+        store.put(key, made.metadata(), made.image)
     return made
 
 
@@ -132,7 +166,7 @@ def _tools() -> tuple[str, ...]:
 @cache
 def _runtime(sanitize: bool) -> bytes:
     """The object code of the runtime, which is the same for every kernel."""
-    flags = (*_FLAGS, *(_SANITIZER_FLAGS if sanitize else _PLAIN_FLAGS), "-std=gnu++17")
+    flags = (*_FLAGS, "-O2", *(_SANITIZER_FLAGS if sanitize else ()), "-std=gnu++17")
     key = cache_key({"format": 1, "runtime": flags, "tools": _tools()})
     store = KernelCache(default_folder() / "host")
     if (found := store.get(key)) is not None:
@@ -145,12 +179,17 @@ def _runtime(sanitize: bool) -> bytes:
         if done.returncode != 0:
             raise BuildError(
                 f"the host runtime does not compile with {_compiler()}",
-                "use g++ 9 or newer (environment variable CXX)",
+                "use g++ 11 or newer (environment variable CXX)",
                 faults=done.stderr.splitlines()[:8],
             )
         code = made.read_bytes()
     store.put(key, {}, code)
     return code
+
+
+def source_line(program: Path, address: int) -> str | None:
+    """`file:line` of an address of a program, measured from the program's anchor; None where no source is known."""
+    return host_symbols.source_line(program, address, (_HARNESS, *toolchain().include), _environment())
 
 
 def _folders(include: tuple[str, ...]) -> list[str]:
@@ -171,15 +210,27 @@ def _environment() -> dict[str, str]:
     return os.environ | {"LC_ALL": "C", "GCC_COLORS": ""}
 
 
-def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str, runtime: bytes) -> HostProgram:
+def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str, sanitize: bool) -> HostProgram:
     with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
-        source, library, binary = (Path(folder, name) for name in ("program.cpp", "runtime.o", "program"))
+        source, code, library, binary = (
+            Path(folder, name) for name in ("program.cpp", "program.o", "runtime.o", "program")
+        )
         source.write_text(program)
-        library.write_bytes(runtime)
-        done = _call_compiler([*flags, *_folders(include), str(source), str(library), "-o", str(binary)], label, folder)
+        library.write_bytes(_runtime(sanitize))
+        done = _call_compiler([*flags, *_folders(include), "-c", str(source), "-o", str(code)], label, folder)
+        if done.returncode == 0:
+            link = (*_LINK_FLAGS, *(_SANITIZER_FLAGS if sanitize else ()))
+            done = _call_compiler([str(code), str(library), *link, "-o", str(binary)], label, folder)
         if done.returncode != 0:
             raise _compile_error(done.stderr, label, program)
-        return HostProgram(binary.read_bytes(), _statics(binary, program))
+        anchor, statics, static_range = host_symbols.shared_variables(binary, program, _environment())
+        if large := [f"{name} has {size} bytes" for name, _, size in statics if size > _STATIC_SHARED_LIMIT]:
+            raise PackError(
+                f"{label} has a __shared__ variable of more than {_STATIC_SHARED_LIMIT} bytes",
+                "declare it as extern __shared__ and ask for its size with shared= in the launch rule",
+                faults=large,
+            )
+        return HostProgram(binary.read_bytes(), anchor, statics, static_range)
 
 
 def _compile_error(log: str, label: str, program: str) -> Exception:
@@ -194,33 +245,3 @@ def _compile_error(log: str, label: str, program: str) -> Exception:
         or f"correct the source; for what only a GPU has, {_PLAIN_VARIANT}",
         faults=errors[:8] or log.splitlines()[-8:],
     )
-
-
-def _statics(binary: Path, program: str) -> tuple[tuple[int, int], ...]:
-    """Where `__shared__` variables lie: statics of the kernel's functions, and those outside of functions by name."""
-    outside = [match["name"] for match in _SHARED_NAME.finditer(program)]
-    named = re.compile("_ZN?L?(?:.*L)?(?:" + "|".join(f"{len(name)}{name}" for name in outside) + ")E?")
-    try:
-        table = processes.run(["objdump", "-t", str(binary)], env=_environment(), check=True).stdout
-    except FileNotFoundError as error:
-        raise UsageError(
-            "objdump is not here, which says where a kernel's shared memory lies",
-            "install the binutils (apt install binutils)",
-        ) from error
-    anchor = 0
-    found = []
-    for line in table.splitlines():
-        fields = line.split()
-        if len(fields) < 4:
-            continue
-        address, section, size, symbol = fields[0], fields[-3], fields[-2], fields[-1]
-        if symbol == "layerport_anchor":
-            anchor = int(address, 16)
-        local = symbol.startswith("_ZZ") and not re.match(r"_ZZN?K?(St|9cuda_host)", symbol)
-        if (
-            (local or (outside and named.fullmatch(symbol)))
-            and section.startswith((".bss", ".data"))
-            and not section.startswith(".data.rel.ro")
-        ):
-            found.append((int(address, 16), int(size, 16)))
-    return tuple(sorted((address - anchor, size) for address, size in found))

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from layerport import host
+from layerport.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.dtypes import DType
 from layerport.errors import PackError
 from layerport.expressions import Expr
-from layerport.host import Offset
+from layerport.host import GARBAGE, OUTPUT_GARBAGE, Offset
 from layerport.host.compiler import compile_for_host
 from layerport.host.cuda_runs import CudaJob
 from layerport.host.triton_interpreter import TritonJob
@@ -25,8 +26,6 @@ from layerport.kernels import CudaSource, Kernel, TensorArg
 from layerport.launch_rules import Geometry, LaunchRule
 from layerport.layers import Layer
 from layerport.tracing import specialise
-
-_POISONS = (0xFF, 0x7B)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -90,6 +89,7 @@ def make_job(
     order: str | int = "forward",
     offset: Offset = 0,
     sanitize: bool = False,
+    strict: bool = True,
     time_limit: float | None = None,
 ) -> CudaJob | TritonJob:
     """A run of a kernel that is ready to go, compiled where it is CUDA C++.
@@ -105,7 +105,7 @@ def make_job(
         match = next(one for one in kernel.combinations(layer.signature) if fits(one, present))
         entry = kernel.entry(layer.signature, match, attributes)
         program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
-        return CudaJob(program, rule, geometry, order, offset, label, limit)
+        return CudaJob(program, rule, geometry, order, offset, label, limit, strict)
     made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
     return TritonJob(kernel.source, made, rule, geometry, order, offset, label, limit)
 
@@ -122,18 +122,70 @@ class Job(Protocol):
     def label(self) -> str:
         """The kernel in errors."""
 
-    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What the kernel leaves in the outputs, which begin with these values.  Raises PackError."""
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = ...) -> dict[str, Array]:
+        """What the kernel leaves in the outputs, which begin with these values.  Raises PackError.
+
+        garbage: the byte of all other memory that nothing has written.
+        """
 
 
-def execute(job: Job, inputs: Mapping[str, Array], outputs: Outputs) -> dict[str, Array]:
-    """The outputs by name.  Raises PackError for what a kernel must not do, TimeUp where it does not end."""
-    written = outputs.cut(job.run(inputs, outputs.empty(_POISONS[0])), job.label)
-    if any(_poisoned(array, _POISONS[0]).any() for array in written.values()):
-        # A result may look like the poison; an element that keeps two different poisons was never written.
-        again = outputs.cut(job.run(inputs, outputs.empty(_POISONS[1])), job.label)
-        _check_written(written, again, job.label)
+def execute(job: Job, inputs: Mapping[str, Array], outputs: Outputs, *, strict: bool = False) -> dict[str, Array]:
+    """The outputs by name.  Raises PackError for what a kernel must not do, TimeUp where it does not end.
+
+    strict: a second run over other garbage must give the same, of a CUDA kernel with its threads in the opposite order.
+    """
+
+    def run(job: Job, time: int) -> dict[str, Array]:
+        return outputs.cut(job.run(inputs, outputs.empty(OUTPUT_GARBAGE[time]), garbage=GARBAGE[time]), job.label)
+
+    written = run(job, 0)
+    other = job.reversed() if strict and isinstance(job, CudaJob) else job
+    if other is job and not any(_poisoned(array, OUTPUT_GARBAGE[0]).any() for array in written.values()):
+        return written
+    # A result may look like the garbage; an element that keeps two different kinds of it was never written.
+    again = run(other, 1)
+    _check_written(written, again, job.label)
+    if strict and (different := _differences(written, again)):
+        same_order = different if other is job else _differences(written, run(job, 1))
+        raise _not_the_same(job.label, same_order or different, garbage=bool(same_order))
     return written
+
+
+def _not_the_same(label: str, faults: list[str], *, garbage: bool) -> PackError:
+    if garbage:
+        return PackError(
+            f"{label} gives results that depend on memory that nothing has written",
+            "write shared memory and outputs before they are read, with a barrier between where another thread reads",
+            faults=faults,
+        )
+    return PackError(
+        f"{label} gives other results when its threads and blocks run in the opposite order",
+        "look for a missing barrier, or for two threads that write one element",
+        faults=faults,
+    )
+
+
+def _differences(first: Mapping[str, Array], second: Mapping[str, Array]) -> list[str]:
+    """Where two runs differ by more than sums in another order do."""
+    faults = []
+    for name, one in first.items():
+        two = second[name]
+        if one.tobytes() == two.tobytes():
+            continue
+        if one.shape != two.shape:
+            faults.append(f"{name}: {list(one.shape)} and {list(two.shape)}")
+            continue
+        near = np.asarray(one == two)
+        if DType.from_numpy(one.dtype).is_floating:
+            wide = one.astype(np.float64), two.astype(np.float64)
+            near, _ = errors_within(*wide, one.dtype.name, KERNEL_TOLERANCES)
+        if not near.all():
+            place = tuple(int(index) for index in np.argwhere(~near)[0])
+            faults.append(
+                f"{name}: {int((~near).sum())} of {one.size} elements, the first at {list(place)}: "
+                f"{float(one[place]):.6g} and {float(two[place]):.6g}"
+            )
+    return faults
 
 
 def _numbers(dims: Sequence[Expr | int], env: Mapping[str, int]) -> tuple[int, ...]:
@@ -149,11 +201,13 @@ def _poisoned(array: Array, poison: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
 def _check_written(first: Mapping[str, Array], second: Mapping[str, Array], label: str) -> None:
     faults = []
     for name, array in first.items():
-        unwritten = _poisoned(array, _POISONS[0]) & _poisoned(second[name], _POISONS[1])
+        unwritten = _poisoned(array, OUTPUT_GARBAGE[0]) & _poisoned(second[name], OUTPUT_GARBAGE[1])
         if unwritten.any():
             place = tuple(int(index) for index in np.argwhere(unwritten)[0])
             faults.append(f"{name}: {int(unwritten.sum())} of {array.size} elements, the first at {list(place)}")
     if faults:
         raise PackError(
-            f"{label} leaves elements of its outputs unwritten", "check the grid and the kernel's tail", faults=faults
+            f"{label} leaves elements of its outputs unwritten",
+            "check the grid and the kernel's tail; an output begins with garbage, so nothing can be added to it",
+            faults=faults,
         )

@@ -29,7 +29,7 @@ import numpy as np
 from layerport.adapters.triton_functions import place_of, require_triton
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.host import Offset, offset_of, time_up
+from layerport.host import GARBAGE, Offset, offset_of, time_up
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg
 from layerport.processes import Program
 from layerport.triton_source import Specialisation, TritonSource
@@ -55,8 +55,13 @@ class TritonJob:
     label: str
     time_limit: float
 
-    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs that the kernel writes.  Raises PackError for what it must not do."""
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = GARBAGE[0]
+    ) -> dict[str, Array]:
+        """The outputs that the kernel writes.  Raises PackError for what it must not do.
+
+        garbage: the byte of what a masked load leaves undefined.
+        """
         offsets = self.offset.values() if isinstance(self.offset, Mapping) else (self.offset,)
         if any(offset % self.source.alignment for offset in offsets):
             raise UsageError(
@@ -77,6 +82,7 @@ class TritonJob:
             "source": file,
             "grid": self.geometry.grid,
             "order": self._order(),
+            "garbage": garbage,
             "tensors": {
                 name: [starts[name], array.nbytes, DType.from_numpy(array.dtype).value, array.itemsize]
                 for name, array in buffers.items()

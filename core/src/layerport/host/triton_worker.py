@@ -198,7 +198,7 @@ def run(request: dict[str, Any], memory: Any, guard: Memory) -> None:
         kind = interpreter._get_np_dtype(pointers.get_element_ty())
         if other is None and np.dtype(kind) != np.bool_:
             fill = np.empty(pointers.data.shape, kind)
-            fill.reshape(-1).view(np.uint8)[...] = 0xFF
+            fill.reshape(-1).view(np.uint8)[...] = request["garbage"]
             other = interpreter.TensorHandle(fill, pointers.get_element_ty())
         return load(builder, pointers, mask, other, *rest)
 

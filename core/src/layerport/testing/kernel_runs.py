@@ -35,7 +35,9 @@ def run_kernel(
     layer: Layer,
     *args: Any,
     order: str | int = "forward",
+    strict: bool = True,
     sanitize: bool = False,
+    time_limit: float | None = None,
     kernel: str | None = None,
     offset: int | Mapping[str, int] = 0,
     target: str | Target = "rtx:sm_89",
@@ -47,15 +49,19 @@ def run_kernel(
     args, named: arrays of any framework and attributes, in the layer's order or by name; None for an absent tensor.
     Parameters are in the standard form, as the reference takes them; the pack's own conversion is applied to them.
     order: in which the threads of a block (and the blocks) run: "forward", "backward", or a seed for a random one.
-    sanitize: build with the address sanitiser; a Triton kernel's accesses are checked anyway.
+    strict: False lets pass what many GPUs let pass, and runs once: threads that have returned count as being at a
+    barrier and as in a warp's mask, and results may depend on the order of the threads.
+    sanitize: build with the address sanitiser instead, which sees arrays of the kernel's own too; CUDA only, slower.
+    time_limit: seconds after which a run is stopped; None for 60.
     kernel: the name of one kernel; without it the first that fits.
     offset: bytes by which every pointer misses the alignment of a device allocation, or those of some by name.
     target: what the parameters are converted for.  pack: the pack whose conversion is applied, as in `layerport.build`;
     without it the one that provides the layer: the module of its reference, or an installed pack.
 
     Where sizes depend on data, the outputs have the sizes that the kernel wrote.
-    Raises PackError if the kernel reads or writes out of bounds, writes an input, leaves an output unwritten, or
-    waits forever; UsageError if no kernel takes these arguments.
+    Raises PackError if the kernel reads or writes out of bounds, writes an input, leaves an output unwritten, has a
+    barrier that not all threads reach, does not end, or gives other results over other garbage or in the opposite
+    order; UsageError if no kernel takes these arguments.
     """
     call = _Call.of(layer, args, named, target if isinstance(target, Target) else Target.parse(target), pack)
     chosen = _choose(call, kernel)
@@ -66,9 +72,19 @@ def run_kernel(
     outputs = call.outputs.empty(0)
     if geometry is not None:
         job = make_job(
-            layer, chosen, rule, geometry, tensors, call.attributes, order=order, offset=offset, sanitize=sanitize
+            layer,
+            chosen,
+            rule,
+            geometry,
+            tensors,
+            call.attributes,
+            order=order,
+            offset=offset,
+            sanitize=sanitize,
+            strict=strict,
+            time_limit=time_limit,
         )
-        outputs = execute(job, call.arrays, call.outputs)
+        outputs = execute(job, call.arrays, call.outputs, strict=strict)
     elif any(array.size for array in outputs.values()):
         raise PackError(
             f"{label}: its launch rule gives an empty grid, but the outputs are not empty",

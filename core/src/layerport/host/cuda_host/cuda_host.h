@@ -51,7 +51,7 @@ LAYERPORT_DEVICE void __syncthreads() {}
 #define __device__
 #define __host__
 // One block runs at a time, so a static is shared by exactly the threads of a block.
-#define __shared__ static
+#define __shared__ static __attribute__((aligned(65536)))
 #define __constant__ static
 #define __managed__
 #define __launch_bounds__(...)
@@ -66,10 +66,10 @@ LAYERPORT_DEVICE void __syncthreads() {}
 
 // --- what a thread is told -----------------------------------------------------------------------------------------
 
-#define threadIdx (::cuda_host::calling->index)
-#define blockIdx (::cuda_host::block.index)
-#define blockDim (::cuda_host::block.size)
-#define gridDim (::cuda_host::block.grid)
+#define threadIdx (::cuda_host::thread_index())
+#define blockIdx (::cuda_host::block_index())
+#define blockDim (::cuda_host::block_size())
+#define gridDim (::cuda_host::grid_size())
 #define warpSize 32
 
 #define __trap() ::cuda_host::fail_at(__LINE__, "__trap()")
@@ -78,7 +78,7 @@ LAYERPORT_DEVICE void __syncthreads() {}
 namespace cuda_host {
 
 template <typename T>
-T shuffle(int line, WarpKind kind, unsigned mask, T value, int operand, int width = 32) {
+LAYERPORT_UNCHECKED T shuffle(int line, WarpKind kind, unsigned mask, T value, int operand, int width = 32) {
     static_assert(sizeof(T) <= VALUE_BYTES, "a shuffle moves at most 16 bytes");
     if (width < 1 || width > 32 || (width & (width - 1)) != 0) {
         fail_at(line, "the width of a shuffle is a power of two up to 32");
@@ -93,7 +93,7 @@ T shuffle(int line, WarpKind kind, unsigned mask, T value, int operand, int widt
 }
 
 template <typename T>
-unsigned long long vote(int line, WarpKind kind, unsigned mask, T value) {
+LAYERPORT_UNCHECKED unsigned long long vote(int line, WarpKind kind, unsigned mask, T value) {
     memset(calling->value, 0, VALUE_BYTES);
     memcpy(calling->value, &value, sizeof value);
     calling->is_signed = std::is_signed_v<T>;
@@ -138,6 +138,34 @@ unsigned match_all(int line, unsigned mask, T value, int* all) {
 #define __reduce_and_sync(MASK, VALUE) static_cast<unsigned>(LAYERPORT_VOTE(bit_and, MASK, VALUE))
 #define __reduce_or_sync(MASK, VALUE) static_cast<unsigned>(LAYERPORT_VOTE(bit_or, MASK, VALUE))
 #define __reduce_xor_sync(MASK, VALUE) static_cast<unsigned>(LAYERPORT_VOTE(bit_xor, MASK, VALUE))
+
+// The compiler shows the accesses of small copies, which it makes itself, and not what the C library does.
+#define LAYERPORT_MADE_HERE(BYTES) \
+    (__builtin_constant_p(BYTES) && (BYTES) <= 16 && ((BYTES) & ((BYTES) - 1)) == 0)
+__attribute__((always_inline)) inline void* layerport_memcpy(void* to, const void* from, size_t bytes) {
+    if (!LAYERPORT_MADE_HERE(bytes)) {
+        ::cuda_host::check_access(from, bytes, false);
+        ::cuda_host::check_access(to, bytes, true);
+    }
+    return __builtin_memcpy(to, from, bytes);
+}
+inline void* layerport_memmove(void* to, const void* from, size_t bytes) {
+    ::cuda_host::check_access(from, bytes, false);
+    ::cuda_host::check_access(to, bytes, true);
+    return __builtin_memmove(to, from, bytes);
+}
+inline void* layerport_memset(void* to, int value, size_t bytes) {
+    ::cuda_host::check_access(to, bytes, true);
+    return __builtin_memset(to, value, bytes);
+}
+namespace std {
+using ::layerport_memcpy;
+using ::layerport_memmove;
+using ::layerport_memset;
+}  // namespace std
+#define memcpy layerport_memcpy
+#define memmove layerport_memmove
+#define memset layerport_memset
 
 // After every header of the host, which use it themselves.  __CUDA_ARCH__ selects the kernel's own device path.
 #define asm layerport_unsupported_inline_ptx

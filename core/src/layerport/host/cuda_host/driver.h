@@ -1,19 +1,14 @@
 // Reads a request from a file, launches the kernel on it, and writes the buffers back: the program around a kernel.
 //
-// Each buffer ends at a page that cannot be touched, so an access past the end stops the program where it happens;
-// in the address-sanitiser build each buffer is an exact heap block.  Part of runtime.cpp, for tests only.
+// Part of runtime.cpp, for tests only.
 #pragma once
 
 #include <csignal>
+#include <sys/time.h>
 
-#include "fibers.h"
+#include "barriers.h"
 
 namespace cuda_host {
-
-// Python subtracts the address of this symbol to say where a static lies in a program loaded anywhere.
-extern "C" {
-char layerport_anchor = 0;
-}
 
 enum class Tag : uint64_t { buffer, integer, real, null };
 
@@ -25,26 +20,7 @@ struct Argument {
     };
 };
 
-struct Buffer {
-    std::string name;
-    size_t bytes;
-    unsigned char* data;
-    unsigned char* end;  // of what may be touched
-};
-
-struct Region {
-    unsigned char* address;
-    size_t bytes;
-};
-
-inline std::vector<Buffer> buffers;
 inline std::vector<Argument> arguments;
-inline std::vector<Region> shared_statics;
-inline size_t shared_bytes = 0;
-
-constexpr unsigned char POISON = 0xff;  // NaN in every floating type, -1 in every signed one
-constexpr size_t SHARED_LIMIT = 227 * 1024;
-alignas(1024) unsigned char dynamic_shared[SHARED_LIMIT + 1024];
 
 namespace detail {
 
@@ -73,73 +49,69 @@ class Reader {
     FILE* file;
 };
 
-inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
-
-// `offset` is how far the data is from an address of the alignment that a device allocation has.
-inline Buffer new_buffer(std::string name, size_t bytes, size_t offset) {
-    Buffer buffer{std::move(name), bytes, nullptr, nullptr};
-#if defined(__SANITIZE_ADDRESS__)
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 256, bytes + offset) != 0) fail("no memory for " + buffer.name);
-    __asan_poison_memory_region(memory, offset);
-    buffer.data = static_cast<unsigned char*>(memory) + offset;
-    buffer.end = buffer.data + bytes;
-#else
-    const size_t kept = round_up(bytes + offset, 16);
-    const size_t pages = round_up(kept, PAGE_BYTES);
-    void* memory =
-        mmap(nullptr, pages + 2 * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) fail("no memory for " + buffer.name);
-    auto* first = static_cast<unsigned char*>(memory);
-    mprotect(first, PAGE_BYTES, PROT_NONE);
-    mprotect(first + PAGE_BYTES + pages, PAGE_BYTES, PROT_NONE);
-    buffer.end = first + PAGE_BYTES + pages;
-    buffer.data = buffer.end - kept + offset;
-    memset(buffer.data + bytes, POISON, buffer.end - buffer.data - bytes);
-#endif
-    return buffer;
+// A constant after a static is of the program as well, so the range of them all is told, not made of them.
+inline void read_statics(Reader& reader) {
+    auto* const anchor = reinterpret_cast<unsigned char*>(&layerport_anchor);
+    statics_begin = reinterpret_cast<uintptr_t>(anchor + static_cast<int64_t>(reader.number()));
+    statics_bytes = reader.number();
+    for (uint64_t left = reader.number(); left > 0; --left) {
+        std::string name = reader.text();
+        unsigned char* address = anchor + static_cast<int64_t>(reader.number());
+        shared_statics.push_back({std::move(name), address, reader.number()});
+    }
 }
 
-inline void read_request(const char* path) {
+inline void read_buffers(Reader& reader) {
+    const uint64_t count = reader.number();
+    reserve_slots(count, reader.number());
+    for (uint64_t left = count; left > 0; --left) {
+        std::string name = reader.text();
+        const bool input = reader.number() != 0;
+        const size_t offset = reader.number();
+        const size_t bytes = reader.number();
+        add_buffer(std::move(name), bytes, offset, input);
+        reader.bytes(buffers.back().data, bytes);
+    }
+    protect_inputs();
+}
+
+inline double read_request(const char* path) {
     Reader reader(path);
-    if (reader.text() != "layerport host request 1") fail("the request has another format");
+    if (reader.text() != "layerport host request 2") fail("the request has another format");
     order = static_cast<Order>(reader.number());
     generator.seed(reader.number());
+    strict = reader.number() != 0;
+    poison_byte = static_cast<unsigned char>(reader.number());
+    const double seconds = static_cast<double>(reader.number()) / 1000.0;
     for (unsigned* size : {&block.grid.x, &block.grid.y, &block.grid.z, &block.size.x, &block.size.y, &block.size.z}) {
         *size = static_cast<unsigned>(reader.number());
     }
     shared_bytes = reader.number();
     if (shared_bytes > SHARED_LIMIT) fail("the launch asks for " + std::to_string(shared_bytes) + " bytes of shared memory");
-    for (uint64_t left = reader.number(); left > 0; --left) {
-        auto* address = reinterpret_cast<unsigned char*>(&layerport_anchor) + static_cast<int64_t>(reader.number());
-        shared_statics.push_back({address, reader.number()});
-    }
-    for (uint64_t left = reader.number(); left > 0; --left) {
-        std::string name = reader.text();
-        const size_t offset = reader.number();
-        const size_t bytes = reader.number();
-        buffers.push_back(new_buffer(std::move(name), bytes, offset));
-        reader.bytes(buffers.back().data, bytes);
-    }
+    read_statics(reader);
+    read_buffers(reader);
     for (uint64_t left = reader.number(); left > 0; --left) {
         Argument argument{static_cast<Tag>(reader.number()), {}};
         argument.integer = static_cast<int64_t>(reader.number());
+        if (argument.tag == Tag::null) null_parameters.push_back(arguments.size());
         arguments.push_back(argument);
     }
+    return seconds;
 }
 
-inline void write_buffers(const char* path) {
+inline void write_outputs(const char* path) {
     FILE* file = fopen(path, "wb");
     bool written = file != nullptr;
     for (const Buffer& buffer : buffers) {
-        if (buffer.bytes > 0) written = written && fwrite(buffer.data, 1, buffer.bytes, file) == buffer.bytes;
+        if (buffer.input || buffer.bytes == 0) continue;
+        written = written && fwrite(buffer.data, 1, buffer.bytes, file) == buffer.bytes;
     }
     if (!written || fclose(file) != 0) fail(std::string("cannot write the answer ") + path);
 }
 
 // The sanitiser would object to writing its own gaps between statics.
 __attribute__((no_sanitize("address"), noinline)) inline void poison(unsigned char* address, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) const_cast<volatile unsigned char*>(address)[i] = POISON;
+    for (size_t i = 0; i < bytes; ++i) const_cast<volatile unsigned char*>(address)[i] = poison_byte;
 }
 
 inline void run_grid() {
@@ -149,10 +121,11 @@ inline void run_grid() {
     if (order == Order::random) std::shuffle(places.begin(), places.end(), generator);
     make_threads(block.size);
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_poison_memory_region(dynamic_shared + shared_bytes, sizeof dynamic_shared - shared_bytes);
+    __asan_poison_memory_region(dynamic_memory, SHARED_GAP);
+    __asan_poison_memory_region(dynamic_shared + shared_bytes, SHARED_LIMIT + SHARED_GAP - shared_bytes);
 #endif
     for (const size_t place : places) {
-        for (const Region& region : shared_statics) poison(region.address, region.bytes);
+        for (const Shared& one : shared_statics) poison(one.address, one.bytes);
         poison(dynamic_shared, shared_bytes);
         const size_t x = block.grid.x;
         const size_t y = block.grid.y;
@@ -162,32 +135,35 @@ inline void run_grid() {
 
 inline std::string parameter(size_t place) { return "parameter " + std::to_string(place) + " of the kernel"; }
 
-inline std::string fault_near(const unsigned char* address) {
-    for (const Buffer& buffer : buffers) {
-        if (address >= buffer.end && address < buffer.end + PAGE_BYTES) {
-            return "touches " + buffer.name + " " + std::to_string(address - (buffer.data + buffer.bytes)) +
-                   " bytes past its end";
-        }
-        if (address < buffer.data && address >= buffer.data - 2 * PAGE_BYTES) {
-            return "touches " + buffer.name + " " + std::to_string(buffer.data - address) + " bytes before its start";
-        }
-    }
+constexpr int TIME_UP = 4;
+
+inline std::string fault_near(uintptr_t address, bool write) {
     for (const Thread& thread : threads) {
-        if (address < thread.stack && address >= thread.stack - PAGE_BYTES) return "needs too much stack";
+        const auto stack = reinterpret_cast<uintptr_t>(thread.stack);
+        if (address < stack && address >= stack - PAGE_BYTES) return "needs too much stack";
     }
-    return "touches memory that is none of its arguments";
+    const std::string fault = describe(address, 1, write);
+    return fault.empty() ? "touches memory that is none of its arguments" : fault;
 }
 
-inline void on_signal(int number, siginfo_t* info, void*) {
+inline void on_signal(int number, siginfo_t* info, void* data) {
+    const void* from = nullptr;
+    bool write = false;
+#if defined(__x86_64__)
+    const auto& registers = static_cast<const ucontext_t*>(data)->uc_mcontext.gregs;
+    from = reinterpret_cast<const char*>(registers[REG_RIP]) + 1;
+    write = (registers[REG_ERR] & 2) != 0;
+#endif
+    if (number == SIGALRM) fail(current == nullptr ? "no thread runs" : place_of(*current) + " runs", from, TIME_UP);
     if (current == nullptr) fail("the host program was stopped by signal " + std::to_string(number));
     const std::string place = place_of(*current);
     if (number == SIGABRT) fail(place + " aborted");
-    if (number == SIGFPE) fail(place + " divides an integer by zero");
-    if (number == SIGILL || number == SIGTRAP) fail(place + " makes a misaligned access");
-    fail(place + " " + fault_near(static_cast<const unsigned char*>(info->si_addr)));
+    if (number == SIGFPE) fail(place + " divides an integer by zero", from);
+    if (number == SIGILL || number == SIGTRAP) fail(place + " runs into what must not be reached", from);
+    fail(place + " " + fault_near(reinterpret_cast<uintptr_t>(info->si_addr), write), from);
 }
 
-inline void catch_signals() {
+inline void catch_signals(double seconds) {
     static unsigned char stack[64 * 1024];
     stack_t alternative{};
     alternative.ss_sp = stack;
@@ -196,36 +172,50 @@ inline void catch_signals() {
     struct sigaction action {};
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (const int number : {SIGABRT, SIGFPE, SIGILL, SIGTRAP}) sigaction(number, &action, nullptr);
+    for (const int number : {SIGABRT, SIGFPE, SIGILL, SIGTRAP, SIGALRM}) sigaction(number, &action, nullptr);
 #if !defined(__SANITIZE_ADDRESS__)
     for (const int number : {SIGSEGV, SIGBUS}) sigaction(number, &action, nullptr);
 #endif
+    itimerval timer{};
+    timer.it_value.tv_sec = static_cast<time_t>(seconds);
+    timer.it_value.tv_usec = static_cast<suseconds_t>((seconds - static_cast<double>(timer.it_value.tv_sec)) * 1e6);
+    setitimer(ITIMER_REAL, &timer, nullptr);
 }
 
 #if defined(__SANITIZE_ADDRESS__)
 inline void on_sanitizer_report(const char*) {
-    const auto* address = static_cast<const unsigned char*>(__asan_get_report_address());
+    const auto address = reinterpret_cast<uintptr_t>(__asan_get_report_address());
+    const std::string does = __asan_get_report_access_type() != 0 ? "writes " : "reads ";
     if (current != nullptr) fprintf(stderr, "layerport: %s ", place_of(*current).c_str());
     for (const Buffer& buffer : buffers) {
-        const auto distance = address - (buffer.data + buffer.bytes);
-        if (distance >= 0 && distance < 256) {
-            fprintf(stderr, "touches %s %lld bytes past its end\n", buffer.name.c_str(), static_cast<long long>(distance));
-            return;
+        const auto begin = reinterpret_cast<uintptr_t>(buffer.data);
+        if (address + ALIGNMENT < begin || address > begin + buffer.bytes + ALIGNMENT) continue;
+        const std::string where = distance_from(address, 1, begin, buffer.bytes);
+        fprintf(stderr, "%s%s %s\n", does.c_str(), buffer.name.c_str(), where.c_str());
+        return;
+    }
+    const std::string fault = describe(address, 1, __asan_get_report_access_type() != 0);
+    fprintf(stderr, "%s\n", fault.empty() ? "touches memory that is not its own" : fault.c_str());
+}
+
+// A heap block cannot be made read-only.
+inline std::vector<std::string> copies_of_inputs() {
+    std::vector<std::string> copies;
+    for (const Buffer& buffer : buffers) {
+        copies.emplace_back(reinterpret_cast<char*>(buffer.data), buffer.input ? buffer.bytes : 0);
+    }
+    return copies;
+}
+
+inline void compare_inputs(const std::vector<std::string>& copies) {
+    for (size_t place = 0; place < buffers.size(); ++place) {
+        const Buffer& buffer = buffers[place];
+        if (buffer.input && memcmp(copies[place].data(), buffer.data, buffer.bytes) != 0) {
+            fail("the kernel writes its input " + buffer.name);
         }
     }
-    fprintf(stderr, "touches memory that is not its own\n");
 }
 #endif
-
-inline void check_slack() {
-    for (const Buffer& buffer : buffers) {
-        for (const unsigned char* byte = buffer.data + buffer.bytes; byte < buffer.end; ++byte) {
-            if (*byte != POISON) {
-                fail("the kernel writes " + buffer.name + " " + std::to_string(byte - buffer.data - buffer.bytes) + " bytes past its end");
-            }
-        }
-    }
-}
 
 }  // namespace detail
 
@@ -266,16 +256,19 @@ int64_t integer_argument(size_t place, bool is_signed, size_t bytes) {
 
 int run_program(int count, char** paths, void (*check)(), void (*body)()) {
     if (count != 3) fail("usage: program request answer");
-    detail::read_request(paths[1]);
+    const double seconds = detail::read_request(paths[1]);
     check();
-    detail::catch_signals();
+    detail::catch_signals(seconds);
+    thread_body = body;
 #if defined(__SANITIZE_ADDRESS__)
     __asan_set_error_report_callback(detail::on_sanitizer_report);
-#endif
-    thread_body = body;
+    const auto copies = detail::copies_of_inputs();
     detail::run_grid();
-    detail::check_slack();
-    detail::write_buffers(paths[2]);
+    detail::compare_inputs(copies);
+#else
+    detail::run_grid();
+#endif
+    detail::write_outputs(paths[2]);
     return 0;
 }
 

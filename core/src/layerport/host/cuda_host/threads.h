@@ -18,6 +18,9 @@ enum class WarpKind {
 };
 
 constexpr size_t VALUE_BYTES = 16;
+constexpr size_t SHARED_LIMIT = 227 * 1024;
+// As much lies around each piece of shared memory; static ones are aligned to it, and 48 KiB at most.
+constexpr size_t SHARED_GAP = 64 * 1024;
 
 // The thread that runs, with what it hands to a warp-wide operation and gets back.
 struct Calling {
@@ -37,11 +40,21 @@ struct Running {
 
 extern Calling* calling;
 extern Running block;
-extern unsigned char dynamic_shared[];
+extern unsigned char dynamic_memory[];
+inline unsigned char* const dynamic_shared = dynamic_memory + SHARED_GAP;
+
+// The same for all of a thread's life, so a thread asks once.
+[[gnu::const]] uint3 thread_index();
+[[gnu::const]] uint3 block_index();
+[[gnu::const]] dim3 block_size();
+[[gnu::const]] dim3 grid_size();
 
 int wait_for_block(int line, BlockKind kind, int value);
 void wait_for_warp(int line, WarpKind kind, unsigned mask);
 unsigned active_mask();
+// Called where a thread may be waiting in a loop for another one of its block.
+void let_others_run();
+void check_access(const void* address, size_t bytes, bool write);
 [[noreturn]] void fail_at(int line, const char* message);
 
 // The arguments that the launch rule gives; each refuses what does not fit, naming the parameter.
