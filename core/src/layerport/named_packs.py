@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from layerport.errors import PackError, UsageError
+from layerport.foreign_text import type_name
 from layerport.pack_discovery import DISABLE_VARIABLE, PackInfo, canonical, suggest
 from layerport.pack_loading import Pack, load_pack
 
@@ -30,13 +31,8 @@ def load_named(
 
 
 def _load_one(given: object, infos: Sequence[PackInfo], trace: bool, known: Sequence[Pack]) -> Pack:
-    if isinstance(given, str) and not given.endswith(".py") and not Path(given).is_file():
-        info, plugin = _named(given, infos), None
-    elif isinstance(given, (str, os.PathLike)):
-        file = Path(given).expanduser().resolve()
-        if not file.is_file():
-            raise UsageError(f"there is no pack file {str(given)!r}", "give the path of a Python file")
-        info, plugin = PackInfo(file.stem, None, None, str(file)), None
+    if isinstance(given, (str, os.PathLike)):
+        info, plugin = info_of_name(given, infos), None
     else:
         twin = next((pack.info for pack in known if pack.plugin is given), None)
         info, plugin = twin or _info_of(given, infos), given
@@ -44,6 +40,16 @@ def _load_one(given: object, infos: Sequence[PackInfo], trace: bool, known: Sequ
     if pack.failure is not None:
         raise PackError(f"pack {info.label}: {pack.failure}", "repair it, or do not name it") from pack.error
     return pack
+
+
+def info_of_name(given: str | os.PathLike[str], infos: Sequence[PackInfo]) -> PackInfo:
+    """The pack that a text means: a Python file, or an installed pack.  Raises UsageError where there is neither."""
+    if isinstance(given, str) and not given.endswith(".py") and not Path(given).is_file():
+        return _named(given, infos)
+    file = Path(given).expanduser().resolve()
+    if not file.is_file():
+        raise UsageError(f"there is no pack file {str(given)!r}", "give the path of a Python file")
+    return PackInfo(file.stem, None, None, str(file))
 
 
 def _named(name: str, infos: Sequence[PackInfo]) -> PackInfo:
@@ -61,15 +67,28 @@ def _named(name: str, infos: Sequence[PackInfo]) -> PackInfo:
 
 def _info_of(plugin: object, infos: Sequence[PackInfo]) -> PackInfo:
     """The description of a plugin object, which is the installed pack's own where it belongs to one."""
-    name = getattr(plugin, "__name__", None) or type(plugin).__name__
+    try:
+        name = str(getattr(plugin, "__name__", None) or type_name(plugin))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an object that answers to nothing; loading it says why
+        name = type_name(plugin)
     for info in infos:
-        module, _, attribute = info.entry_point_value.partition(":")
-        named: object = sys.modules.get(module.strip())
-        for part in filter(None, attribute.strip().split(".")):
-            named = getattr(named, part, None)
-        if named is plugin and not info.disabled:
+        if not info.disabled and _object_of(info) is plugin:
             return info
     origin = getattr(plugin, "__file__", None) if isinstance(plugin, ModuleType) else None
     if name == "__main__" and origin:  # a script that passes itself is the same pack as with --pack
         name = Path(origin).stem
     return PackInfo(str(name).rpartition(".")[2], None, None, origin or f"passed in: {type(plugin).__qualname__}")
+
+
+def _object_of(info: PackInfo) -> object:
+    """What a pack's entry point names, where its module is imported already."""
+    module, _, attribute = info.entry_point_value.partition(":")
+    named: object = sys.modules.get(module.strip())
+    for part in filter(None, attribute.strip().split(".")):
+        try:
+            named = getattr(named, part, None)
+        except Exception:  # whoever loads that pack hears of it
+            return None
+    return named

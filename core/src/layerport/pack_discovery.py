@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import NamedTuple
 
-GROUP = "layerport"
+from layerport.errors import PackError
+from layerport.foreign_text import shown
+from layerport.pack_metadata import GROUP, Described, Entry, describe_distribution, editable_source
+
 DISABLE_VARIABLE = "LAYERPORT_DISABLE_PACKS"
 STRICT_VARIABLE = "LAYERPORT_STRICT"
 TRACE_VARIABLE = "LAYERPORT_TRACE"
 CORE_NAME = "layerport"
+_NAME = re.compile(r"[a-z](?:[a-z0-9_-]*[a-z0-9])?")
+_DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_VALUE = re.compile(rf"{_DOTTED}\s*(:\s*{_DOTTED}\s*)?(\[.*\]\s*)?")
 
 
 class PackInfo(NamedTuple):
@@ -48,16 +54,30 @@ def discover(*, environ: Mapping[str, str] | None = None) -> tuple[PackInfo, ...
     """
     blocked = {canonical(name) for name in disabled_names(environ)}
     found: list[PackInfo] = []
+    leftovers: list[PackInfo] = []
     seen: set[str] = set()
+    copies: dict[tuple[str, str], list[str]] = {}
     for distribution in metadata.distributions():
-        if not _groups(distribution):
+        described = describe_distribution(distribution, _groups)
+        if described is None:
             continue
-        name = _field(distribution, "Name") or "unknown"
-        if canonical(name) in seen:
+        if described.is_leftover:
+            leftovers += _packs_of(described, distribution, blocked)
             continue
-        seen.add(canonical(name))
-        found += _packs_of(_first_on_path(name, distribution), name, blocked)
-    return tuple(_mark_duplicates(sorted(found, key=lambda info: (info.name, info.distribution or ""))))
+        key = canonical(described.name)
+        copies.setdefault((described.place, key), []).append(described.version)
+        if key in seen:
+            continue
+        seen.add(key)
+        first = _first_on_path(described.name, distribution)
+        if first is not distribution:
+            described = describe_distribution(first, _groups)
+        if described is not None:
+            found += _packs_of(described, first, blocked)
+    twice = {key[1]: sorted(versions) for key, versions in copies.items() if len(versions) > 1}
+    found = [_with_copies(info, twice.get(canonical(info.distribution or ""))) for info in found]
+    infos = [*_mark_duplicates(found), *leftovers]
+    return tuple(sorted(infos, key=lambda info: (info.name, info.distribution or "")))
 
 
 def disabled_names(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -78,6 +98,16 @@ def disable_faults(infos: Iterable[PackInfo], environ: Mapping[str, str] | None 
         hint = f"did you mean {by_canonical[near[0]]}?" if near else f"installed: {_listed(known)}"
         faults.append(f"{DISABLE_VARIABLE} names {name!r}, which is not an installed pack; {hint}")
     return tuple(faults)
+
+
+def raise_for_faults(faults: Sequence[str], cause: BaseException | None = None) -> None:
+    """Raise PackError where strict mode is on and something is wrong with the installed packs."""
+    if faults:
+        raise PackError(
+            f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the installed packs, and {STRICT_VARIABLE} is set",
+            f"repair or uninstall them, block packs with {DISABLE_VARIABLE}, or unset {STRICT_VARIABLE}",
+            faults=faults,
+        ) from cause
 
 
 def switched_on(variable: str, environ: Mapping[str, str] | None = None) -> bool:
@@ -103,17 +133,17 @@ def entry_point_line(name: str, value: str) -> str:
     return f'write {name} = "{value}" under [project.entry-points.{GROUP}] in its pyproject.toml'
 
 
+def twin_fault(other: PackInfo) -> str:
+    """What is wrong with a pack that is the same object as another one."""
+    return f"its entry point names the same object as pack {other.label}; uninstall one of the two"
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _groups(distribution: metadata.Distribution) -> tuple[str, ...]:
+def _groups(groups: Sequence[str]) -> tuple[str, ...]:
     """The entry-point groups that are ours, or are spelt as if they were meant to be."""
-    try:
-        text = distribution.read_text("entry_points.txt") or ""
-    except (OSError, UnicodeDecodeError):
-        return ()
-    groups = [group.strip() for group in re.findall(r"^\s*\[([^\]\n]+)\]", text, re.MULTILINE)]
     return (GROUP,) if GROUP in groups else tuple(filter(_is_nearly_ours, groups))
 
 
@@ -124,13 +154,6 @@ def _is_nearly_ours(group: str) -> bool:
     return ("layer" in plain or "port" in plain) and bool(suggest(plain, (GROUP,), cutoff=0.85))
 
 
-def _field(distribution: metadata.Distribution, key: str) -> str | None:
-    try:
-        return str(distribution.metadata[key] or "") or None
-    except Exception:  # damaged metadata shows as "unknown", and must not hide the other packs
-        return None
-
-
 def _first_on_path(name: str, distribution: metadata.Distribution) -> metadata.Distribution:
     """The copy that an import would take: an earlier one without our entry point hides this one."""
     try:
@@ -139,38 +162,57 @@ def _first_on_path(name: str, distribution: metadata.Distribution) -> metadata.D
         return distribution
 
 
-def _packs_of(distribution: metadata.Distribution, name: str, blocked: set[str]) -> list[PackInfo]:
-    version = _field(distribution, "Version") or "unknown"
-    groups = _groups(distribution)
-    try:
-        points = [point for point in distribution.entry_points if point.group in groups]
-    except Exception as error:  # importlib.metadata raises whatever its own line parser trips over
-        fault = f"its entry_points.txt cannot be read ({type(error).__name__}: {error}); reinstall {name}"
-        return [PackInfo(name, name, version, "", canonical(name) in blocked, fault)]
+def _packs_of(described: Described, distribution: metadata.Distribution, blocked: set[str]) -> list[PackInfo]:
+    name = described.name
+    if not described.entries:
+        return [PackInfo(name, name, described.version, "", canonical(name) in blocked, described.fault)]
+    several = None
+    if len(described.entries) > 1:
+        names = ", ".join(shown(entry.name, 40) for entry in described.entries)
+        several = (
+            f"its distribution has {len(described.entries)} entry points in the group {GROUP!r} ({names}), and is one "
+            "pack; keep one of them, and return the layers of all from its layerport_layers"
+        )
     return [
         PackInfo(
-            name=point.name,
+            name=shown(entry.name, 80) or "unnamed",
             distribution=name,
-            version=version,
-            entry_point_value=point.value,
-            disabled=bool(blocked & {canonical(point.name), canonical(name)}),
-            fault=_entry_point_fault(point),
+            version=described.version,
+            entry_point_value=shown(entry.value, 200),
+            disabled=bool(blocked & {canonical(entry.name), canonical(name)}),
+            fault=described.fault or several or _entry_point_fault(entry, distribution),
         )
-        for point in points
+        for entry in described.entries
     ]
 
 
-def _entry_point_fault(point: metadata.EntryPoint) -> str | None:
-    if point.group != GROUP:
-        return f"its entry point is in the group {point.group!r}; {entry_point_line(point.name, point.value)}"
-    if point.name == CORE_NAME:
+def _entry_point_fault(entry: Entry, distribution: metadata.Distribution) -> str | None:
+    if canonical(entry.name) == CORE_NAME:
         return f"the name {CORE_NAME!r} belongs to the core; rename the entry point"
-    if not re.fullmatch(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?", point.value):
-        return f"its entry point {point.value!r} is not of the form module or module:object; correct it"
-    return _missing_module(point)
+    if not _NAME.fullmatch(entry.name):
+        near = re.sub(r"[^a-z0-9]+", "_", entry.name.lower()).strip("_0123456789") or "my_pack"
+        return (
+            f"its entry point has the name {shown(entry.name)!r}; call it by lower-case letters, digits, _ and -, "
+            f"as in {near!r}"
+        )
+    if not _VALUE.fullmatch(entry.value):
+        return f"its entry point {shown(entry.value)!r} is not of the form module or module:object; correct it"
+    if entry.group != GROUP:
+        return f"its entry point is in the group {shown(entry.group)!r}; {entry_point_line(entry.name, entry.value)}"
+    return _missing_module(metadata.EntryPoint(entry.name, entry.value, entry.group), distribution)
 
 
-def _missing_module(point: metadata.EntryPoint) -> str | None:
+def _with_copies(info: PackInfo, versions: list[str] | None) -> PackInfo:
+    if versions is None:
+        return info
+    listed = " and ".join(versions)
+    return info._replace(
+        fault=f"{info.distribution} is installed {len(versions)} times in one folder (versions {listed}), so nobody "
+        f"knows whose files are there; pip uninstall {info.distribution} until it is gone, then install it"
+    )
+
+
+def _missing_module(point: metadata.EntryPoint, distribution: metadata.Distribution) -> str | None:
     """What is wrong where the module of an entry point is nowhere; looks for files, imports nothing."""
     import importlib.util
     from importlib.machinery import PathFinder
@@ -186,6 +228,9 @@ def _missing_module(point: metadata.EntryPoint) -> str | None:
         except (ImportError, ValueError, AttributeError):
             return None  # a finder of somebody's own: the import will tell
         if found is None:
+            if folder := editable_source(distribution):
+                state = "is not on sys.path any more" if os.path.isdir(folder) else "is gone"
+                return f"it was installed in editable mode from {folder}, which {state}; install it again"
             import pkgutil
 
             beside = [module.name for module in pkgutil.iter_modules(locations)]
@@ -201,9 +246,9 @@ def _mark_duplicates(infos: list[PackInfo]) -> list[PackInfo]:
     """Packs that share a name cannot be told apart, so none of them may load until the user has chosen."""
     marked = []
     for info in infos:
-        rivals = [other for other in infos if other.name == info.name and not other.disabled]
-        if not info.disabled and len(rivals) > 1:
-            where = " and ".join(f"{other.distribution} {other.version}" for other in rivals)
+        rivals = [other for other in infos if canonical(other.name) == canonical(info.name) and not other.disabled]
+        if not info.disabled and len({other.distribution for other in rivals}) > 1:
+            where = " and ".join(sorted(f"{other.distribution} {other.version}" for other in rivals))
             fault = (
                 f"{len(rivals)} entry points are named {info.name!r}: {where}; uninstall all but one, "
                 f"or set {DISABLE_VARIABLE} to the distribution that is not wanted"

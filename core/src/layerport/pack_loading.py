@@ -30,7 +30,8 @@ from layerport.errors import PackError, UsageError
 from layerport.foreign_text import frames, message, reason, shown
 from layerport.pack_calls import HookCall, check_layers
 from layerport.pack_clock import running
-from layerport.pack_discovery import GROUP, PackInfo, entry_point_line, suggest
+from layerport.pack_discovery import PackInfo, entry_point_line, suggest
+from layerport.pack_metadata import GROUP
 from layerport.pack_watch import watching
 from layerport.records import suspends
 
@@ -190,11 +191,13 @@ def read_hooks(plugin: object, info: PackInfo) -> dict[str, Callable[..., Any]]:
 def _import_plugin(info: PackInfo, printed: _Printed) -> object:
     point = metadata.EntryPoint(info.name, info.entry_point_value, GROUP)
     try:
-        what = f"importing {info.entry_point_value}"
+        what, process = f"importing {info.entry_point_value}", os.getpid()
         with watching(what, notes=printed.notes), _captured(printed), running(f"pack {info.label}: {what}"):
             if info.distribution is None:
                 return import_file(info.entry_point_value)
             plugin: object = importlib.import_module(point.module)
+            if os.getpid() != process:
+                os._exit(1)  # the pack has forked, and there must not be two of us
     except KeyboardInterrupt:
         raise
     except PackError as error:

@@ -33,8 +33,10 @@ from layerport.pack_discovery import (
     PackInfo,
     disable_faults,
     discover,
+    raise_for_faults,
     suggest,
     switched_on,
+    twin_fault,
 )
 from layerport.pack_faults import DroppedPack, blamed, may_provide, missing_line
 from layerport.pack_loading import Pack, import_file, load_pack
@@ -279,14 +281,7 @@ class Packs:
         faults = [f"pack {pack.info.label}: {pack.failure}" for pack in self.failed]
         faults += [f"layer {identity}: {_versions(identity, rivals)}" for identity, rivals in self.conflicts.items()]
         faults += self.warnings
-        if faults:
-            error = PackError(
-                f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the installed packs, and "
-                f"{STRICT_VARIABLE} is set",
-                f"repair or uninstall them, block packs with {DISABLE_VARIABLE}, or unset {STRICT_VARIABLE}",
-                faults=faults,
-            )
-            raise error from next((pack.error for pack in self.failed if pack.error is not None), None)
+        raise_for_faults(faults, next((pack.error for pack in self.failed if pack.error is not None), None))
 
     def _is_own(self, pack: Pack, candidate: Candidate, place: str) -> bool:
         """Whether a candidate may stand: the pack that lost a layer to an explicit one does not offer it."""
@@ -356,8 +351,7 @@ def _without_twin(pack: Pack, others: Sequence[Pack]) -> Pack:
     """Two entry points of one object would provide every layer twice."""
     for other in others:
         if pack.plugin is not None and other.plugin is pack.plugin:
-            failure = f"its entry point names the same object as pack {other.info.label}; uninstall one of the two"
-            return Pack(pack.info, failure=failure, warnings=pack.warnings)
+            return Pack(pack.info, failure=twin_fault(other.info), warnings=pack.warnings)
     return pack
 
 

@@ -9,45 +9,83 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from layerport.commands.tables import print_table, say
-from layerport.pack_discovery import PackInfo, disable_faults, discover
+from layerport.errors import PackError
+from layerport.pack_discovery import (
+    STRICT_VARIABLE,
+    PackInfo,
+    disable_faults,
+    discover,
+    raise_for_faults,
+    switched_on,
+)
 
 if TYPE_CHECKING:
     from layerport.layers import Layer
+    from layerport.pack_trials import Trial
     from layerport.packs import Packs
 
 
 def packs_report(
-    *, load: bool = False, explicit: Sequence[object] = (), environ: Mapping[str, str] | None = None
+    *, load: bool = False, explicit: Sequence[str] = (), environ: Mapping[str, str] | None = None, **limits: Any
 ) -> dict[str, Any]:
     """What is installed, from metadata alone; with `load`, also what came of importing and asking each pack.
 
-    explicit: as in `layerport.packs.load`, which is then called.  Raises what that raises.
+    explicit: further packs, files or names of installed ones, which are then tried too and must load.
+    limits: as `pack_trials.try_packs` takes them.  Each pack is tried in a process of its own.
+    Raises UsageError for a pack that is not there, PackError where an explicit one fails, or any in strict mode.
     """
+    infos = list(discover(environ=environ))
+    warnings = list(disable_faults(infos, environ))
     if not load and not explicit:
-        infos = discover(environ=environ)
         return {
             "loaded": False,
             "packs": [_describe(info) for info in infos],
             "conflicts": [],
-            "warnings": list(disable_faults(infos, environ)),
+            "warnings": warnings,
         }
-    packs = _load(explicit, environ)
+    from layerport.named_packs import info_of_name
+    from layerport.pack_trials import try_packs
+
+    named = [info_of_name(given, infos) for given in explicit]
+    trials = try_packs(sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits)
+    conflicts = _conflicts_of(trials, named)
+    faults = [f"pack {one.info.label}: {one.failure}" for one in trials if one.status == "failed" and one.info in named]
+    if faults:
+        raise PackError("a pack that was named fails", "repair it, or do not name it", faults=faults)
+    if switched_on(STRICT_VARIABLE, environ):
+        raise_for_faults(
+            [f"pack {one.info.label}: {one.failure}" for one in trials if one.status == "failed"]
+            + [f"layer {one['layer']}: provided by {_rivals(one)}" for one in conflicts]
+            + warnings
+        )
     return {
         "loaded": True,
         "packs": [
             {
-                **_describe(pack.info),
-                "status": pack.status,
-                "reason": pack.failure,
-                "layers": [layer.name for layer in pack.layers],
-                "hooks": list(pack.hooks),
-                "warnings": list(pack.warnings),
+                **_describe(trial.info),
+                "status": trial.status,
+                "reason": trial.failure,
+                "layers": [name for name, _ in trial.layers],
+                "hooks": list(trial.hooks),
+                "warnings": list(trial.warnings),
             }
-            for pack in packs
+            for trial in trials
         ],
-        "conflicts": _conflicts(packs),
-        "warnings": list(packs.warnings),
+        "conflicts": conflicts,
+        "warnings": warnings,
     }
+
+
+def _conflicts_of(trials: Sequence[Trial], named: Sequence[PackInfo]) -> list[dict[str, Any]]:
+    providers: dict[str, list[PackInfo]] = {}
+    for trial in trials:
+        for name, _ in trial.layers:
+            providers.setdefault(name, []).append(trial.info)
+    return [
+        {"layer": identity, "packs": [_pack_reference(info) for info in rivals]}
+        for identity, rivals in sorted(providers.items())
+        if len(rivals) > 1 and len([info for info in rivals if info in named]) != 1
+    ]
 
 
 def render_packs(report: Mapping[str, Any]) -> None:
@@ -172,14 +210,17 @@ def _toolchain(source: object) -> str:
     return type(source).__name__.removesuffix("Source").lower()
 
 
+def _rivals(conflict: Mapping[str, Any]) -> str:
+    return " and ".join(
+        f"{pack['name']} ({pack['distribution']} {pack['version']})" if pack["distribution"] else pack["name"]
+        for pack in conflict["packs"]
+    )
+
+
 def _render_notes(report: Mapping[str, Any]) -> None:
     for conflict in report["conflicts"]:
-        rivals = " and ".join(
-            f"{pack['name']} ({pack['distribution']} {pack['version']})" if pack["distribution"] else pack["name"]
-            for pack in conflict["packs"]
-        )
         say(
-            f"conflict: layer {conflict['layer']} is provided by {rivals}; "
+            f"conflict: layer {conflict['layer']} is provided by {_rivals(conflict)}; "
             "choose with LAYERPORT_DISABLE_PACKS=name or --pack name"
         )
     for warning in report["warnings"]:
