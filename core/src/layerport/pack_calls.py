@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -53,6 +54,7 @@ class HookCall:
 
     layer: the layer's identity, and path: the module's path in the model, where the call is about one.
     is_watched: whether somebody already looks, around this call and others, for what the hook changes.
+    is_of_core: whether the core answers in the pack's place.
     """
 
     info: PackInfo
@@ -62,6 +64,7 @@ class HookCall:
     path: str | None = None
     trace: bool = False
     is_watched: bool = False
+    is_of_core: bool = False
 
     @property
     def context(self) -> str:
@@ -77,7 +80,10 @@ class HookCall:
         KeyboardInterrupt passes: it is the user's.
         """
         start = time.perf_counter()
-        watch = contextlib.nullcontext() if self.is_watched else watching(self.context, **_read_only(arguments))
+        # The core's own answers run a compiler, which is no pack's doing.
+        watch: AbstractContextManager[None] = contextlib.nullcontext()
+        if not self.is_watched:
+            watch = watching(self.context, process=not self.is_of_core, **_read_only(arguments))
         with watch, running(self.context):
             try:
                 with contextlib.redirect_stdout(sys.stderr):

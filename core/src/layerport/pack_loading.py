@@ -226,28 +226,39 @@ def _no_attribute(info: PackInfo, point: metadata.EntryPoint, holder: object, na
     return f"its entry point names {info.entry_point_value!r}, but {where} has no {name}; {line}"
 
 
+class _Kept(io.StringIO):
+    """What a pack prints; closing it, as if it were the process's own stream, does nothing."""
+
+    def close(self) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def _captured(printed: _Printed) -> Iterator[None]:
     """Keep what is printed, also what native code and child processes write to stdout's descriptor."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = _Kept(), _Kept()
     with contextlib.ExitStack() as stack:
-        native, saved = None, None
+        native = None
+        saved: dict[int, int] = {}
         # A process without a stdout has none to protect, and one without a writable disk loads packs too.
         with contextlib.suppress(OSError, ValueError):
-            native = stack.enter_context(tempfile.TemporaryFile())
             for stream in (sys.stdout, sys.__stdout__):
                 if stream is not None:
                     stream.flush()
-            saved = os.dup(1)
+            for number in range(3):
+                with contextlib.suppress(OSError):
+                    saved[number] = os.dup(number)
+            native = stack.enter_context(tempfile.TemporaryFile())
             os.dup2(native.fileno(), 1)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 yield
         finally:
             printed.stdout, printed.stderr = out.getvalue(), err.getvalue()
-            if native is not None and saved is not None:
-                os.dup2(saved, 1)
-                os.close(saved)
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)
+            if native is not None:
                 native.seek(0)
                 printed.stdout += native.read().decode(errors="replace")
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from layerport.errors import PackError
+from layerport.foreign_text import shown
+from layerport.process_state import ProcessState
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,14 +39,15 @@ def watching(
     arrays: Mapping[str, np.ndarray[Any, Any]] | None = None,
     layers: Iterable[Layer] = (),
     notes: list[str] | None = None,
+    process: bool = True,
 ) -> Iterator[None]:
     """Raise PackError where the block changes what is given, a setting of Torch or a random state; put that back.
 
     context: what the message begins with.  notes: where an import may draw random numbers, because a library that it
-    imports may do so, takes down that it did.
+    imports may do so, takes down that it did; and what it changed of the process.  process: whether to look at that.
     """
     with contextlib.ExitStack() as stack:
-        found = _Process(notes)
+        found = _Process(notes, all_of_it=process)
         stack.callback(found.restore)
         held = [_ArrayState(name, array) for name, array in (arrays or {}).items()]
         known = [(layer, _facts(layer)) for layer in layers]
@@ -78,32 +81,41 @@ def watching(
 
 
 class _Process:
-    """Torch's settings and the random states, as far as this process has them."""
+    """Torch's settings, the random states and what else the process has one of."""
 
-    def __init__(self, notes: list[str] | None) -> None:
+    def __init__(self, notes: list[str] | None, *, all_of_it: bool) -> None:
         self._notes = notes
         self._settings: Any = None
         self._states: Any = None
+        self._rest = ProcessState() if all_of_it else None
         if "torch" in sys.modules:
             from layerport.adapters.torch_state import RandomStates, Settings
 
             self._settings, self._states = Settings(), RandomStates()
 
     def changes(self) -> list[str]:
-        if "torch" not in sys.modules:
-            return []
-        if self._settings is None:
-            from layerport.adapters.torch_state import Settings
+        changes: list[str] = []
+        random: list[str] = []
+        if "torch" in sys.modules:
+            if self._settings is None:
+                from layerport.adapters.torch_state import Settings
 
-            self._settings = Settings.initial()
-        changes: list[str] = [f"Torch's {change}" for change in self._settings.changes()]
-        random = self._states.changes() if self._states is not None else []
+                self._settings = Settings.initial()
+            changes = [f"Torch's {change}" for change in self._settings.changes()]
+            random = self._states.changes() if self._states is not None else []
+        rest = self._rest.changes() if self._rest is not None else []
+        threads = self._rest.threads() if self._rest is not None else []
         if self._notes is None:
-            return changes + random
-        self._notes += [f"it changed {change} at import, which was put back" for change in random]
+            return changes + random + rest
+        self._notes += [f"it changed {change} at import, which was put back" for change in random + rest]
+        if threads:
+            names = ", ".join(map(shown, threads))
+            self._notes.append(f"it left a thread running ({names}), which keeps the process from ending by itself")
         return changes
 
     def restore(self) -> None:
+        if self._rest is not None:
+            self._rest.restore()
         if self._settings is not None:
             self._settings.restore()
         if self._states is not None:

@@ -174,8 +174,8 @@ class Packs:
         layer = arguments.get("layer")
         identity = layer.name if is_layer(layer) else None
         # What the core makes of a layer's kernels is at fault where the pack's kernels are.
-        blamed = self._owners.get(identity, pack) if pack is self._core and identity else pack
-        call = HookCall(blamed.info, hook, function, identity, path, self._trace, watched)
+        blame = self._owners.get(identity, pack) if pack is self._core and identity else pack
+        call = HookCall(blame.info, hook, function, identity, path, self._trace, watched, pack is self._core)
         return call.ask(arguments, _CHECKS[hook])
 
     def export_parameters(self, module: torch.nn.Module, name: str) -> list[tuple[Pack, tuple[Candidate, ...]]]:
