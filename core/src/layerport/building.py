@@ -128,8 +128,10 @@ def build(
         clock = _Clock(report.seconds, tell)
         clock.start("load")
         from layerport import packs as pack_host
-        from layerport.front import sources
-        from layerport.front.pipeline import Wishes, prepare
+
+        with pack_host.importing_torch():
+            from layerport.front import sources
+            from layerport.front.pipeline import Wishes, prepare
 
         loaded = pack_host.load(*packs)
         stack.enter_context(pack_host.blamed(loaded))

@@ -92,15 +92,16 @@ def check_kernels(
     distinct = _distinct(plugins, {one["node"]: one.get("parameters") for one in layers})
     if not distinct:
         return ()
+    from layerport import packs as pack_host
+
     try:
-        from layerport.engine.gpu_kernels import open_gpu_kernels
-        from layerport.kernel_runs import Runs
-        from layerport.kernel_trials import Recorded
+        with pack_host.importing_torch():
+            from layerport.engine.gpu_kernels import open_gpu_kernels
+            from layerport.kernel_runs import Runs
+            from layerport.kernel_trials import Recorded
     except ImportError as error:
         return tuple(one for each in distinct for one in _not_run(each, f"{error.name} is not installed"))
     if packs is None:
-        from layerport import packs as pack_host
-
         packs = pack_host.load(*extra)
     try:
         recorded = Recorded(bundle, [each.nodes[0] for each in distinct])

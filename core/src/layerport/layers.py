@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from layerport.errors import UsageError
+from layerport.foreign_text import describe
 from layerport.signature import Signature
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from layerport.triton_source import TritonSource
 
 RESERVED_NAMESPACES = frozenset({"trt", "tensorrt", "std", "aten", "prim", "prims", "onnx", "ai", "com", ""})
+_FIXED = frozenset({"name", "namespace", "short_name", "version", "reference", "signature"})
 _NAME = re.compile(r"(?P<namespace>[A-Za-z_][A-Za-z0-9_]*)::(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 
 
@@ -93,6 +95,14 @@ class Layer:
         else:
             result = self._direct(*args)
         return result if self._record is None else self._record(*result)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _FIXED and name in self.__dict__:
+            raise UsageError(
+                f"layer {self.name}: its {name} is fixed, and cannot become {describe(value)}",
+                "define another layer with @layerport.layer",
+            )
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"<layer {self.name} version {self.version}>"

@@ -190,15 +190,18 @@ def _entry_point_fault(entry: Entry, distribution: metadata.Distribution) -> str
     if canonical(entry.name) == CORE_NAME:
         return f"the name {CORE_NAME!r} belongs to the core; rename the entry point"
     if not _NAME.fullmatch(entry.name):
-        near = re.sub(r"[^a-z0-9]+", "_", entry.name.lower()).strip("_0123456789") or "my_pack"
+        import unicodedata
+
+        plain = unicodedata.normalize("NFKD", entry.name).encode("ascii", "ignore").decode()
+        near = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_0123456789") or "my_pack"
         return (
-            f"its entry point has the name {shown(entry.name)!r}; call it by lower-case letters, digits, _ and -, "
+            f"its entry point has the name '{shown(entry.name)}'; call it by lower-case letters, digits, _ and -, "
             f"as in {near!r}"
         )
     if not _VALUE.fullmatch(entry.value):
-        return f"its entry point {shown(entry.value)!r} is not of the form module or module:object; correct it"
+        return f"its entry point '{shown(entry.value)}' is not of the form module or module:object; correct it"
     if entry.group != GROUP:
-        return f"its entry point is in the group {shown(entry.group)!r}; {entry_point_line(entry.name, entry.value)}"
+        return f"its entry point is in the group '{shown(entry.group)}'; {entry_point_line(entry.name, entry.value)}"
     return _missing_module(metadata.EntryPoint(entry.name, entry.value, entry.group), distribution)
 
 
@@ -247,7 +250,7 @@ def _mark_duplicates(infos: list[PackInfo]) -> list[PackInfo]:
     marked = []
     for info in infos:
         rivals = [other for other in infos if canonical(other.name) == canonical(info.name) and not other.disabled]
-        if not info.disabled and len({other.distribution for other in rivals}) > 1:
+        if info.fault is None and not info.disabled and len({other.distribution for other in rivals}) > 1:
             where = " and ".join(sorted(f"{other.distribution} {other.version}" for other in rivals))
             fault = (
                 f"{len(rivals)} entry points are named {info.name!r}: {where}; uninstall all but one, "

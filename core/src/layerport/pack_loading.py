@@ -190,27 +190,36 @@ def read_hooks(plugin: object, info: PackInfo) -> dict[str, Callable[..., Any]]:
 
 def _import_plugin(info: PackInfo, printed: _Printed) -> object:
     point = metadata.EntryPoint(info.name, info.entry_point_value, GROUP)
+    what = f"importing {info.entry_point_value}"
     try:
-        what, process = f"importing {info.entry_point_value}", os.getpid()
         with watching(what, notes=printed.notes), _captured(printed), running(f"pack {info.label}: {what}"):
-            if info.distribution is None:
-                return import_file(info.entry_point_value)
-            plugin: object = importlib.import_module(point.module)
-            if os.getpid() != process:
-                os._exit(1)  # the pack has forked, and there must not be two of us
-    except KeyboardInterrupt:
-        raise
+            plugin = _import_module(info, point, what)
     except PackError as error:
         raise _FaultyPackError(f"{error.fault}; {error.repair}") from error
-    except BaseException as error:
-        verb = "exited with" if isinstance(error, SystemExit) else "raised"
-        raise _FaultyPackError(f"importing {info.entry_point_value} {verb} {reason(error)}{_place(error)}") from error
+    if info.distribution is None:
+        return plugin
     for name in filter(None, (point.attr or "").split(".")):
         try:
             plugin = getattr(plugin, name)
         except AttributeError as error:
             raise _FaultyPackError(_no_attribute(info, point, plugin, name)) from error
     return plugin
+
+
+def _import_module(info: PackInfo, point: metadata.EntryPoint, what: str) -> object:
+    process = os.getpid()
+    try:
+        if info.distribution is None:
+            return import_file(info.entry_point_value)
+        return importlib.import_module(point.module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        verb = "exited with" if isinstance(error, SystemExit) else "raised"
+        raise _FaultyPackError(f"{what} {verb} {reason(error)}{_place(error)}") from error
+    finally:
+        if os.getpid() != process:
+            os._exit(1)  # the pack has forked, and there must not be two of us
 
 
 def _no_attribute(info: PackInfo, point: metadata.EntryPoint, holder: object, name: str) -> str:
@@ -241,10 +250,11 @@ def _captured(printed: _Printed) -> Iterator[None]:
         native = None
         saved: dict[int, int] = {}
         # A process without a stdout has none to protect, and one without a writable disk loads packs too.
-        with contextlib.suppress(OSError, ValueError):
-            for stream in (sys.stdout, sys.__stdout__):
+        for stream in (sys.stdout, sys.__stdout__):
+            with contextlib.suppress(OSError, ValueError):
                 if stream is not None:
                     stream.flush()
+        with contextlib.suppress(OSError, ValueError):
             for number in range(3):
                 with contextlib.suppress(OSError):
                     saved[number] = os.dup(number)

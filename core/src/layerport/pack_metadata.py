@@ -117,13 +117,13 @@ def _identity(
     if name is None:
         faults.append("its METADATA has no Name")
     elif not _DISTRIBUTION.fullmatch(name):
-        faults.append(f"its METADATA has the Name {name!r}, which no installer takes")
+        faults.append(f"its METADATA has the Name '{name}', which no installer takes")
     elif called and _canonical(called) != _canonical(name):
-        faults.append(f"its METADATA has the Name {name!r}, but its folder is called {shown(called)!r}")
+        faults.append(f"its METADATA has the Name '{name}', but its folder is called '{shown(called)}'")
     if version is None:
         faults.append("its METADATA has no Version")
     elif not _VERSION.fullmatch(version):
-        faults.append(f"its METADATA has the Version {version!r}, which is none")
+        faults.append(f"its METADATA has the Version '{version}', which is none")
     return name or called or None, version, faults
 
 
@@ -148,7 +148,10 @@ def _text(distribution: metadata.Distribution, path: Any, name: str) -> tuple[st
     try:
         return data.decode(), f"its {name} has NUL characters" if b"\0" in data else None
     except UnicodeDecodeError as error:
-        return data.replace(b"\0", b"").decode(errors="replace"), f"its {name} is not UTF-8 ({error.reason})"
+        # UTF-16, perhaps: what it would say is enough to see whose it is.
+        return data.replace(b"\0", b"").lstrip(b"\xff\xfe").decode(
+            errors="replace"
+        ), f"its {name} is not UTF-8 ({error.reason})"
 
 
 def _bytes(path: os.PathLike[str]) -> bytes:
@@ -156,6 +159,8 @@ def _bytes(path: os.PathLike[str]) -> bytes:
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         status = os.fstat(file)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError("it is a folder")
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no plain file")
         if status.st_size > _MOST_BYTES:

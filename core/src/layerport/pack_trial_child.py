@@ -24,6 +24,8 @@ from layerport.pack_trials import describe_end
 
 _MOST_BYTES = 1 << 20
 _LOOK = 0.02
+_EXPORT = "layerport_export_parameters"
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass
@@ -59,9 +61,12 @@ def _trial_claims(pack: Any) -> list[str]:
     from layerport.packs import Packs
 
     packs = Packs([pack])
+    model = torch.nn.Sequential(torch.nn.Identity())
     try:
-        packs.export_parameters(torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU()), "")
-        packs.export_parameters(torch.nn.Identity(), "0")
+        for path, module in model.named_modules():
+            place = f"a {type(module).__name__}"
+            # Not watched: looking for what it writes would load most of Torch's compiler.
+            packs.call(_EXPORT, pack, path=place, watched=True, module=module, name=path)
     except PackError as error:
         start = f"pack {pack.info.label}: "
         return [f"{error.fault.removeprefix(start)}; a build leaves it out wherever that happens"]
@@ -76,7 +81,10 @@ def main() -> None:
     import layerport.packs
 
     with contextlib.suppress(ImportError):
-        import layerport.adapters.torch_operator  # noqa: F401
+        import layerport.adapters.torch_operator
+        import layerport.adapters.torch_patches
+        import layerport.adapters.torch_state
+        import layerport.adapters.torch_watch  # noqa: F401
     if hasattr(os, "fork"):
         _judge_all(jobs)
         return
@@ -130,8 +138,10 @@ def _confine(job: Mapping[str, Any]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, job["seconds"] + 5)  # should the process that watches it be killed
+    with contextlib.suppress(Exception):  # should the process that watches it be killed; Linux only
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from layerport.adapters.torch_autoload import spare_torch
 from layerport.foreign_text import shown
 from layerport.pack_discovery import PackInfo, twin_fault
 
@@ -61,14 +62,16 @@ def try_packs(infos: Sequence[PackInfo], *, seconds: float = SECONDS, memory: in
     # Where processes cannot fork, each pack has to load Torch anew.
     for share in [jobs] if hasattr(os, "fork") else [[job] for job in jobs]:
         if share:
-            answers |= _ask(share, seconds)
+            answers |= _ask(share, seconds, infos)
     trials = [_trial(info, answers.get(place)) for place, info in enumerate(infos)]
     return tuple(_without_twins(trials))
 
 
-def _ask(jobs: Sequence[dict[str, Any]], seconds: float) -> dict[int, dict[str, Any]]:
+def _ask(jobs: Sequence[dict[str, Any]], seconds: float, infos: Sequence[PackInfo]) -> dict[int, dict[str, Any]]:
     """What `pack_trial_child` says of each job, by place."""
     answers: dict[int, dict[str, Any]] = {}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(one or os.getcwd() for one in sys.path)}
+    spare_torch(infos, environment)
     with tempfile.TemporaryFile() as errors:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the other with all it has started.
         process = subprocess.Popen(
@@ -79,7 +82,7 @@ def _ask(jobs: Sequence[dict[str, Any]], seconds: float) -> dict[int, dict[str, 
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(one or os.getcwd() for one in sys.path)},
+            env=environment,
         )
         assert process.stdin is not None and process.stdout is not None
         clock = threading.Timer(seconds + 60, process.kill)

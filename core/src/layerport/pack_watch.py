@@ -88,9 +88,14 @@ class _Process:
         self._settings: Any = None
         self._states: Any = None
         self._rest = ProcessState() if all_of_it else None
+        self._names: Any = None
         if "torch" in sys.modules:
             from layerport.adapters.torch_state import RandomStates, Settings
 
+            if all_of_it:
+                from layerport.adapters.torch_patches import TorchNames
+
+                self._names = TorchNames()
             self._settings, self._states = Settings(), RandomStates()
 
     def changes(self) -> list[str]:
@@ -103,17 +108,22 @@ class _Process:
                 self._settings = Settings.initial()
             changes = [f"Torch's {change}" for change in self._settings.changes()]
             random = self._states.changes() if self._states is not None else []
+        patched = self._names.changes() if self._names is not None else []
         rest = self._rest.changes() if self._rest is not None else []
         threads = self._rest.threads() if self._rest is not None else []
         if self._notes is None:
-            return changes + random + rest
+            return changes + random + rest + patched
         self._notes += [f"it changed {change} at import, which was put back" for change in random + rest]
+        # A library that the pack imports may be meant to do that: a backend for another kind of device.
+        self._notes += [f"it replaced {name} at import, for every model of this process" for name in patched[:5]]
         if threads:
             names = ", ".join(map(shown, threads))
             self._notes.append(f"it left a thread running ({names}), which keeps the process from ending by itself")
         return changes
 
     def restore(self) -> None:
+        if self._names is not None and self._notes is None:
+            self._names.restore()
         if self._rest is not None:
             self._rest.restore()
         if self._settings is not None:

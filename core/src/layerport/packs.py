@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from layerport import __version__, hookspecs
+from layerport.adapters.torch_autoload import importing_torch
 from layerport.errors import PackError, UsageError
 from layerport.named_packs import load_named
 from layerport.pack_calls import (
@@ -51,7 +52,18 @@ if TYPE_CHECKING:
     from layerport.plugin_spec import PluginSpec
     from layerport.targets import Target
 
-__all__ = ["DroppedPack", "ModelClaims", "Pack", "PackInfo", "Packs", "blamed", "discover", "import_file", "load"]
+__all__ = [
+    "DroppedPack",
+    "ModelClaims",
+    "Pack",
+    "PackInfo",
+    "Packs",
+    "blamed",
+    "discover",
+    "import_file",
+    "importing_torch",
+    "load",
+]
 
 _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "layerport_layers": check_layers,

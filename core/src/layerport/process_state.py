@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIGUSR1", "SIGUSR2")
 _HOOKS = ((sys, "excepthook"), (sys, "unraisablehook"), (sys, "displayhook"), (threading, "excepthook"))
+_STREAMS = ("stdin", "stdout", "stderr", "__stdout__", "__stderr__")
 _MISSING: Any = object()
 
 
@@ -138,7 +139,7 @@ class ProcessState:
         self._environment = dict(os.environ)
         self._modules = dict(sys.modules)
         self._builtins = dict(vars(builtins))
-        self._streams = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr")}
+        self._streams = {name: getattr(sys, name) for name in _STREAMS}
         self._open = {name for name, stream in self._streams.items() if not getattr(stream, "closed", True)}
         self._threads = set(threading.enumerate())
         self._is_unchanged = False
@@ -173,10 +174,12 @@ class ProcessState:
             sys.modules[name] = self._modules[name]
         for name in self._changed_builtins():
             setattr(builtins, name, self._builtins[name])
+        again: dict[int, Any] = {}
         for name in self._changed_streams():
             stream = self._streams[name]
             if name in self._open and stream.closed:
-                stream = _opened_again(name)
+                stream = again.setdefault(id(stream), None) or _opened_again(name.strip("_"))
+                again[id(self._streams[name])] = stream
             setattr(sys, name, stream)
 
     def _changed_environment(self) -> list[str]:
