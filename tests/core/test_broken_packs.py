@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +223,63 @@ def test_a_slow_hook_is_named_while_it_runs(site: Site, tmp_path: Path, monkeypa
     start = f"pack slow (slow-layers 1.0): {CALL} has been running for "
     assert 1 <= len(notes) <= 3 and all(note.startswith(start) for note in notes)
     assert notes[0].endswith(" s; Ctrl-C stops the build")
+
+
+MODEL = "import torch\n\ndef make():\n    {}\n    return torch.nn.Linear(2, 2).eval(), (torch.ones(1, 2),)\n"
+COMMAND = "from layerport.cli import main; main(['build', 'model.py:make', '-o', 'out.lp', '--target', 'portable'])"
+
+
+def run_build(folder: Path, *, site: Path | None = None, line: str = "pass") -> subprocess.CompletedProcess[str]:
+    (folder / "model.py").write_text(MODEL.format(line))
+    path = os.pathsep.join([*([str(site)] if site else []), *filter(None, sys.path)])
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_a_thread_that_a_pack_has_left_does_not_keep_the_command_from_ending(site: Site, tmp_path: Path) -> None:
+    site.install(
+        "import threading\nimport layerport as lp\nthreading.Thread(target=threading.Event().wait).start()\n"
+        "@lp.hookimpl\ndef layerport_layers():\n    return ()\n",
+        name="stays",
+    )
+    done = run_build(tmp_path, site=site.folder)
+    assert done.returncode == 0, done.stderr
+    assert "note: pack stays (stays-layers 1.0): it left a thread running (Thread-" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("wrote out.lp (")
+
+
+def test_a_source_that_exits_is_no_success(tmp_path: Path) -> None:
+    done = run_build(tmp_path, line="raise SystemExit(0)")
+    assert done.returncode not in (0, 3) and "SystemExit" in done.stderr and not (tmp_path / "out.lp").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_in_a_slow_hook_ends_the_build(site: Site, tmp_path: Path) -> None:
+    site.install(
+        "import time\nimport layerport as lp\n@lp.hookimpl\ndef layerport_layers():\n    return ()\n\n"
+        "@lp.hookimpl\ndef layerport_export_parameters(module, name):\n    open('asked', 'w')\n    time.sleep(1000)\n",
+        name="slow",
+    )
+    (tmp_path / "model.py").write_text(MODEL.format("pass"))
+    path = os.pathsep.join([str(site.folder), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler); {COMMAND}"]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        limit = time.monotonic() + 100
+        while not (tmp_path / "asked").exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        time.sleep(6.5)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(20) == 130 and time.monotonic() - start < 10
+    hook = "note: pack slow (slow-layers 1.0): layerport_export_parameters at the root module (Linear) has been running"
+    assert hook in said and "error: interrupted; nothing was written" in said and "Traceback" not in said
+    assert not (tmp_path / "out.lp").exists()

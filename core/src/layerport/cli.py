@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -48,6 +48,9 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
                 code = _interrupted(error)
             except BrokenPipeError:
                 raise
+            except SystemExit as error:  # no command ends like that: the model's code did
+                click.echo(f"error: code that was run left by SystemExit: {error}; nothing was written", err=True)
+                code = 4
             except Exception:
                 import traceback
 
@@ -55,9 +58,18 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
                 click.echo("error: this is a fault of layerport; please report the lines above", err=True)
                 code = 4
             signals.over = True
-        sys.exit(code)
+        _end(code)
 
     return run
+
+
+def _end(code: int) -> NoReturn:
+    state = sys.modules.get("layerport.process_state")
+    if state is not None and state.is_kept_from_ending():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)  # Python would wait for what a pack has left running, perhaps for ever
+    sys.exit(code)
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:

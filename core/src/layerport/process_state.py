@@ -22,6 +22,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIG
 _HOOKS = ((sys, "excepthook"), (sys, "unraisablehook"), (sys, "displayhook"), (threading, "excepthook"))
 _STREAMS = ("stdin", "stdout", "stderr", "__stdout__", "__stderr__")
 _MISSING: Any = object()
+_left: list[threading.Thread] = []
 
 
 class _Fact(NamedTuple):
@@ -131,6 +132,11 @@ _FACTS = (
 )
 
 
+def is_kept_from_ending() -> bool:
+    """Whether a thread that a pack has left runs on, for which Python would wait at its end."""
+    return any(one.is_alive() for one in _left)
+
+
 class ProcessState:
     """The process at one moment.  `changes` also looks at threads, which nobody can put back."""
 
@@ -155,8 +161,10 @@ class ProcessState:
         return found
 
     def threads(self) -> list[str]:
-        """The threads started since that keep the process from ending."""
-        return [one.name for one in threading.enumerate() if one not in self._threads and not one.daemon]
+        """The threads started since that keep the process from ending; noted for `is_kept_from_ending`."""
+        left = [one for one in threading.enumerate() if one not in self._threads and not one.daemon]
+        _left.extend(left)
+        return [one.name for one in left]
 
     def restore(self) -> None:
         """Put back what has changed, but for threads."""
