@@ -11,15 +11,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import layerport as lp
 from layerport import building, pack_clock
 from layerport.commands.explaining import explain, print_explanation
-from layerport.errors import PackError
+from layerport.errors import PackError, UsageError
 from layerport.packs import load
 from packs.installer import Site
+
+
+@lp.layer("lp_broken::scaled")
+def scaled(x: Tensor, weight: lp.Param) -> Tensor:
+    return x * weight
 
 
 class Tempered(nn.Module):
@@ -283,3 +290,48 @@ def test_ctrl_c_in_a_slow_hook_ends_the_build(site: Site, tmp_path: Path) -> Non
     hook = "note: pack slow (slow-layers 1.0): layerport_export_parameters at the root module (Linear) has been running"
     assert hook in said and "error: interrupted; nothing was written" in said and "Traceback" not in said
     assert not (tmp_path / "out.lp").exists()
+
+
+def test_one_buffer_for_all_answers_is_refused() -> None:
+    buffer = np.zeros(4, np.float32)
+
+    class Reuses:
+        @lp.hookimpl
+        def layerport_layers(self) -> Any:
+            return (scaled,)
+
+        @lp.hookimpl
+        def layerport_convert_parameters(self, layer: Any, parameters: Any) -> Any:
+            buffer[:] = parameters["weight"] * 2
+            return parameters.replace(weight=buffer)
+
+    packs = load(Reuses(), environ={})
+    one, other = (scaled.bind(weight=torch.full((4,), value)).parameters for value in (1.0, 5.0))
+    first = packs.convert_parameters(scaled, one, None)  # type: ignore[arg-type]
+    assert first["weight"].tolist() == [2.0] * 4
+    with pytest.raises(PackError) as caught:
+        packs.convert_parameters(scaled, other, None)  # type: ignore[arg-type]
+    assert caught.value.fault.endswith(
+        "layerport_convert_parameters changed the values of weight, which it had answered with before"
+    )
+
+
+def test_a_layer_keeps_its_identity() -> None:
+    for name, value in (("name", "elsewhere::scaled"), ("version", 2), ("reference", len), ("signature", None)):
+        with pytest.raises(UsageError, match=f"layer lp_broken::scaled: its {name} is fixed"):
+            setattr(scaled, name, value)
+
+
+def test_a_name_of_a_class_of_its_own_is_a_plain_name() -> None:
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("incomparable")
+
+        __hash__ = str.__hash__
+
+    def twice(x: Tensor) -> Tensor:
+        return x * 2.0
+
+    twice.name = "elsewhere::twice"  # type: ignore[attr-defined]
+    layer = lp.layer(Name("lp_broken::twice"))(twice)
+    assert type(layer.name) is str and layer.name == "lp_broken::twice"

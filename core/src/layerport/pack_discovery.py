@@ -70,7 +70,7 @@ def discover(*, environ: Mapping[str, str] | None = None) -> tuple[PackInfo, ...
             continue
         seen.add(key)
         first = _first_on_path(described.name, distribution)
-        if first is not distribution:
+        if getattr(first, "_path", first) != getattr(distribution, "_path", None):
             described = describe_distribution(first, _groups)
         if described is not None:
             found += _packs_of(described, first, blocked)

@@ -139,7 +139,7 @@ class _ArrayState:
         self.name = name
         self._array = array
         self._is_whole = array.nbytes <= KEPT_WHOLE
-        self._before = array.copy() if self._is_whole else self._parts()
+        self._before: Any = array.copy() if self._is_whole else self._parts()
 
     def is_changed(self) -> bool:
         now = self._array.tobytes() if self._is_whole else self._parts()
@@ -152,10 +152,14 @@ class _ArrayState:
         self._array[...] = self._before
         return ""
 
-    def _parts(self) -> Any:
-        flat = self._array.reshape(-1)
-        step = max(1, flat.size // _PART)
-        return flat[::step].tobytes()
+    def _parts(self) -> bytes:
+        return sample(self._array)
+
+
+def sample(array: np.ndarray[Any, Any]) -> bytes:
+    """Some thousand elements of an array, from all over it."""
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // _PART)].tobytes()
 
 
 def _facts(layer: Layer) -> tuple[Any, ...]:

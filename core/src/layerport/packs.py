@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -41,7 +42,7 @@ from layerport.pack_discovery import (
 )
 from layerport.pack_faults import DroppedPack, blamed, may_provide, missing_line
 from layerport.pack_loading import Pack, import_file, load_pack
-from layerport.pack_watch import LastingChangeError, watching
+from layerport.pack_watch import LastingChangeError, sample, watching
 from layerport.records import Candidate, is_layer
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class Packs:
         self.warnings = tuple(warnings)
         self._trace = trace
         self._core = _core_pack()
+        # The last answer of each pack, to see whether it is let be.
+        self._answered: dict[Pack, list[tuple[str, weakref.ref[Any], bytes]]] = {}
         providers: dict[str, list[Pack]] = {}
         for pack in self.packs:
             for layer in pack.layers:
@@ -261,7 +264,13 @@ class Packs:
         arguments: dict[str, Any] = {"layer": layer, "parameters": parameters, "target": target}
         for pack in (self.owner(layer), self._core):
             answer: Parameters | None = self.call("layerport_convert_parameters", pack, path=path, **arguments)
+            self._refuse_changed(pack)
             if answer is not None:
+                self._answered[pack] = [
+                    (name, weakref.ref(array), sample(array))
+                    for name, array in answer.items()
+                    if array is not parameters.get(name)
+                ]
                 return answer
         return parameters
 
@@ -294,6 +303,17 @@ class Packs:
         faults += [f"layer {identity}: {_versions(identity, rivals)}" for identity, rivals in self.conflicts.items()]
         faults += self.warnings
         raise_for_faults(faults, next((pack.error for pack in self.failed if pack.error is not None), None))
+
+    def _refuse_changed(self, pack: Pack) -> None:
+        """Raise PackError where a pack has written anew to what it answered before: one buffer for all its answers."""
+        for name, held, before in self._answered.pop(pack, ()):
+            array = held()
+            if array is not None and sample(array) != before:
+                raise PackError(
+                    f"pack {pack.info.label}: layerport_convert_parameters changed the values of {name}, which it had "
+                    "answered with before",
+                    "make a new array at each call",
+                )
 
     def _is_own(self, pack: Pack, candidate: Candidate, place: str) -> bool:
         """Whether a candidate may stand: the pack that lost a layer to an explicit one does not offer it."""
