@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -60,7 +62,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no architecture": (lambda m: m["targets"][0].update(architectures=["sm_x"]), "targets[0].architectures[0]: exp"),
     "a strange class": (lambda m: m["layers"][0].update(plugin_class="os"), "layers[0].plugin_class: expected module:"),
     "a short digest": (lambda m: m["files"]["model.onnx"].update(sha256="0"), "files['model.onnx'].sha256: expected"),
-    "a file elsewhere": (lambda m: m["files"].update({"../x": {}}), "a key of files: expected the name of a file"),
+    "a file elsewhere": (lambda m: m["files"].update({"../x": {}}), "files (a key): expected the name of a file"),
     "an unknown dtype": (lambda m: m["inputs"][0].update(dtype="float99"), "inputs: unknown dtype 'float99'"),
     "an unknown dim": (
         lambda m: m["outputs"][0].update(dims=["z"]),
@@ -213,3 +215,38 @@ def test_commands_print_at_one_place() -> None:
                 said.append(path.name)
     # The probe prints JSON for its parent process.
     assert set(said) == {"tables.py", "doctor_probe.py"}
+
+
+COSTLY: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "many long sizes": lambda m: m.update(
+        outputs=[
+            {"name": f"o{n}", "dtype": "float32", "dims": [f"rows+{n * 64 + k}" for k in range(64)]}
+            for n in range(3000)
+        ]
+    ),
+    "many deep conditions": lambda m: m.update(
+        conditions=[
+            {"condition": "min(rows," * 50 + "1" + ")" * 50 + f"+{n}", "layer": "", "module": ""} for n in range(10_000)
+        ]
+    ),
+    "long products": lambda m: m.update(
+        conditions=[{"condition": "rows*" * 1900 + str(n), "layer": "", "module": ""} for n in range(30)]
+    ),
+    "many dims, each looked up often": lambda m: m.update(
+        dims=[*m["dims"], *({"name": f"d{n}", "min": 1, "opt": 1, "max": 2} for n in range(60_000))],
+        outputs=[{"name": f"o{n}", "dtype": "float32", "dims": ["rows"] * 60} for n in range(4000)],
+        conditions=[{"condition": f"rows+{n}", "layer": "", "module": ""} for n in range(10_000)],
+    ),
+    "one entry, many times": lambda m: m.update(layers=m["layers"][:1] * 20_000),
+}
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+def test_no_manifest_takes_long(sound: dict[str, Any], kind: str) -> None:
+    manifest = copy.deepcopy(sound)
+    COSTLY[kind](manifest)
+    data = json.dumps(manifest).encode()
+    began = time.process_time()
+    with suppress(BuildError):
+        read_manifest(data, "it")
+    assert time.process_time() - began < 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes
@@ -174,3 +175,18 @@ def test_types_that_numpy_files_lack_travel_as_bytes(tmp_path: Path) -> None:
     assert np.load(tmp_path / "y.npy").view(ml_dtypes.bfloat16).tolist() == [0, 1, 2]
     again = run_bundle(str(bundle), [f"x={tmp_path / 'y.npy'}"], str(tmp_path), device="cpu", force=True)
     assert again["outputs"]["y"]["max"] == 2
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_input_file_is_refused_or_read(tmp_path: Path, seed: int) -> None:
+    from random import Random
+
+    from fuzz.mutations import bytes_mutation
+
+    bundle = identity_bundle(tmp_path / "a.lp", ["y"])
+    np.save(tmp_path / "x.npy", np.arange(3, dtype=np.float32))
+    data = (tmp_path / "x.npy").read_bytes()
+    for number in range(20):
+        (tmp_path / "x.npy").write_bytes(bytes_mutation(data, Random(f"npy/{seed}/{number}")))
+        with suppress(UsageError):
+            run_bundle(str(bundle), [f"x={tmp_path / 'x.npy'}"], None, device="cpu")

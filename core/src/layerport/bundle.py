@@ -232,7 +232,11 @@ class Bundle:
         """
         with self._opened(name) as (file, unseen):
             if unseen:
-                self._require_digest(name, hashlib.file_digest(cast(Any, file), "sha256").hexdigest())
+                try:
+                    found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+                except OSError as error:
+                    raise self._damaged(name, f"cannot be read: {error}") from error
+                self._require_digest(name, found)
                 self._seen(name, file)
         return self.folder / name
 

@@ -33,7 +33,7 @@ class Condition:
         made = cls(value["condition"], value["layer"], value["module"])
         if not all(isinstance(one, str) and len(one) <= _TEXT_LIMIT for one in (made.text, made.layer, made.module)):
             raise ValueError("a condition is no text")
-        if not made.expression.symbols() <= set(dims):
+        if not all(name in dims for name in made.expression.symbols()):
             raise ValueError(f"condition {made.text!r:.80} names a size that is no dim")
         return made
 

@@ -78,7 +78,7 @@ def follows_from(size: str | None, dims: Collection[str]) -> bool:
     if size is None:
         return False
     try:
-        return parse(size).symbols() <= set(dims)
+        return all(name in dims for name in parse(size).symbols())
     except UsageError:
         return False
 

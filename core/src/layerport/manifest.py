@@ -7,14 +7,15 @@ its path.  Keys that they do not know are kept and mean nothing here, so that a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import islice
 from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
     NotRequired,
-    Required,
+    TypeAlias,
     TypedDict,
     Union,
     cast,
@@ -32,6 +33,7 @@ from layerport.errors import BuildError, UsageError
 from layerport.strict_json import read_json
 
 _MOST_FAULTS = 20
+_MOST_WORK = 100_000_000  # about a second or two; long expressions take longer by character
 _LARGEST = 2**63 - 1
 _MOST_DIMS = 64
 
@@ -200,105 +202,134 @@ def read_manifest(data: bytes | bytearray, where: str) -> Manifest:
             f"{where} has format {value['format']}, this layerport reads {FORMAT}",
             "build it again, or install the layerport that wrote it",
         )
-    faults = list(_first(_faults(value, Manifest, "")))
-    if not faults:
-        faults = list(_first(_disagreements(cast(Manifest, value))))
+    faults: list[str] = []
+    _check_of(Manifest)(value, None, faults)
+    faults += [] if faults else islice(_disagreements(cast(Manifest, value)), _MOST_FAULTS + 1)
     if faults:
         raise _unreadable(where, faults)
     return cast(Manifest, value)
 
 
 def _unreadable(where: str, faults: list[str]) -> BuildError:
-    return BuildError(f"{where} cannot be read: {faults[0]}", "build the bundle again", faults=faults[1:])
-
-
-def _first(faults: Iterator[str]) -> Iterator[str]:
-    for place, fault in enumerate(faults):
-        if place == _MOST_FAULTS:
-            yield "and more"
-            return
-        yield fault
+    more = ["and more"] if len(faults) > _MOST_FAULTS else []
+    return BuildError(
+        f"{where} cannot be read: {faults[0]}", "build the bundle again", faults=[*faults[1:_MOST_FAULTS], *more]
+    )
 
 
 # The types
 
-
-def _faults(value: Any, kind: Any, path: str) -> Iterator[str]:
-    """What keeps a value from being of a type of the schema."""
-    if is_typeddict(kind):
-        yield from _record_faults(value, kind, path)
-        return
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        kinds = [one for one in get_args(kind) if one is not NoneType]
-        if value is None and NoneType in get_args(kind):
-            return
-        if len(kinds) == 1:
-            yield from _faults(value, kinds[0], path)
-        elif all(any(True for _ in _faults(value, one, path)) for one in kinds):
-            yield _wrong(value, " or ".join(_WORDS[one] for one in kinds), path)
-    elif origin is list:
-        if not isinstance(value, list):
-            yield _wrong(value, "a list", path)
-            return
-        (inner,) = get_args(kind)
-        for place, one in enumerate(value):
-            yield from _faults(one, inner, f"{path}[{place}]")
-    elif origin is dict:
-        if not isinstance(value, dict):
-            yield _wrong(value, "an object", path)
-            return
-        key_kind, inner = get_args(kind)
-        for key, one in value.items():
-            yield from _faults(key, key_kind, f"a key of {path}")
-            yield from _faults(one, inner, f"{path}[{key!r:.60}]")
-    elif origin is Annotated:
-        base, rule = get_args(kind)
-        if type(value) is not base or not rule.holds(value):
-            yield _wrong(value, rule.words, path)
-    elif kind is not Any and not _PLAIN[kind](value):
-        yield _wrong(value, _WORDS[kind], path)
-
-
-_PLAIN: dict[Any, Callable[[Any], bool]] = {
-    str: lambda value: type(value) is str,
-    int: lambda value: type(value) is int and 0 <= value <= _LARGEST,
-    float: lambda value: type(value) in (int, float),
-}
-_WORDS = {str: "text", int: "a natural number of at most 63 bits", float: "a number"}
-
-
-def _record_faults(value: Any, kind: Any, path: str) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield _wrong(value, "an object", path or "it")
-        return
-    prefix = f"{path}." if path else ""
-    for key, (needed, inner) in _fields(kind).items():
-        if key in value:
-            yield from _faults(value[key], inner, f"{prefix}{key}")
-        elif needed:
-            yield f"{prefix}{key} is missing"
+_Path: TypeAlias = "tuple[_Path, str | int] | None"
+_KEY = " (a key)"
+_Check: TypeAlias = Callable[[Any, _Path, list[str]], None]
 
 
 @cache
-def _fields(kind: Any) -> Mapping[str, tuple[bool, Any]]:
-    """The keys of a record, whether each is needed, and the type of its value."""
-    found = {}
+def _check_of(kind: Any) -> _Check:
+    """What compares a value with a type of the schema, and adds to the faults what is wrong with it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_typeddict(kind):
+        return _record(kind)
+    if origin is Annotated:
+        return _plain(lambda value: type(value) is str and inner[1].holds(value), inner[1].words)
+    if origin is list:
+        return _each(list, enumerate, None, _check_of(inner[0]), "a list")
+    if origin is dict:
+        return _each(dict, dict.items, _check_of(inner[0]), _check_of(inner[1]), "an object")
+    if origin in (Union, UnionType):
+        kinds = [one for one in inner if one is not NoneType]
+        if len(kinds) > 1:
+            return _plain(lambda value: value is None or any(_TESTS[one](value) for one in kinds), "a number or text")
+        check = _check_of(kinds[0])
+        return lambda value, path, faults: None if value is None else check(value, path, faults)
+    return _plain(*_PLAIN[kind])
+
+
+_TESTS: dict[Any, Callable[[Any], bool]] = {
+    str: lambda value: type(value) is str,
+    int: lambda value: type(value) is int and 0 <= value <= _LARGEST,
+    float: lambda value: type(value) in (int, float),
+    Any: lambda value: True,
+}
+_PLAIN = {
+    str: (_TESTS[str], "text"),
+    int: (_TESTS[int], "a natural number of at most 63 bits"),
+    float: (_TESTS[float], "a number"),
+    Any: (_TESTS[Any], "anything"),
+}
+
+
+def _plain(test: Callable[[Any], bool], words: str) -> _Check:
+    def check(value: Any, path: _Path, faults: list[str]) -> None:
+        if not test(value):
+            faults.append(_wrong(value, words, path))
+
+    return check
+
+
+def _each(kind: type, items: Callable[[Any], Iterable[Any]], keys: _Check | None, values: _Check, words: str) -> _Check:
+    def check(value: Any, path: _Path, faults: list[str]) -> None:
+        if not isinstance(value, kind):
+            faults.append(_wrong(value, words, path))
+            return
+        for key, one in items(value):
+            if keys is not None:
+                keys(key, (path, _KEY), faults)
+            values(one, (path, key), faults)
+            if len(faults) > _MOST_FAULTS:
+                return
+
+    return check
+
+
+def _record(kind: Any) -> _Check:
+    fields = []
     for key, hint in get_type_hints(kind, include_extras=True).items():
-        inner = get_args(hint)[0] if get_origin(hint) in (NotRequired, Required) else hint
-        found[key] = (get_origin(hint) is not NotRequired, inner)
-    return found
+        optional = get_origin(hint) is NotRequired
+        fields.append((key, optional, _check_of(get_args(hint)[0] if optional else hint)))
+
+    def check(value: Any, path: _Path, faults: list[str]) -> None:
+        if not isinstance(value, dict):
+            faults.append(_wrong(value, "an object", path))
+            return
+        for key, optional, inner in fields:
+            if key in value:
+                inner(value[key], (path, key), faults)
+            elif not optional:
+                faults.append(f"{_written((path, key))} is missing")
+
+    return check
 
 
-def _wrong(value: Any, words: str, path: str) -> str:
+def _wrong(value: Any, words: str, path: _Path) -> str:
     got = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"{value!r:.80}"
-    return f"{path}: expected {words}, got {got}"
+    return f"{_written(path) or 'it'}: expected {words}, got {got}"
+
+
+def _written(path: _Path) -> str:
+    """A path as people write it: `layers[0].node`."""
+    text = ""
+    while path is not None:
+        path, key = path
+        plain = isinstance(key, str) and re.fullmatch(r"[A-Za-z_]\w{0,60}", key)
+        text = (key if key is _KEY else f".{key}" if plain else f"[{key!r:.60}]") + text
+    return text.removeprefix(".")
 
 
 # What the parts say of each other
 
 
 def _disagreements(manifest: Manifest) -> Iterator[str]:
+    conditions = manifest.get("conditions", [])
+    if len(conditions) > LIMIT:
+        yield f"conditions: {len(conditions)}, at most {LIMIT} are read"
+        return
+    ports = (*manifest["inputs"], *manifest["outputs"])
+    sizes = {dim for port in ports for dim in port["dims"] if isinstance(dim, str)}
+    texts = [*sizes, *(one["condition"] for one in conditions)]
+    if sum(len(text) * (300 + len(text)) for text in texts) > _MOST_WORK:
+        yield f"sizes and conditions: {len(texts)} of {sum(map(len, texts))} characters, which is too much to parse"
+        return
     known: dict[str, DimRange] = {}
     for entry in manifest["dims"]:
         try:
@@ -309,17 +340,15 @@ def _disagreements(manifest: Manifest) -> Iterator[str]:
         if made.name in known:
             yield f"dims: {made.name} stands twice"
         known[made.name] = made
-    for kind, ports in (("inputs", manifest["inputs"]), ("outputs", manifest["outputs"])):
+    strange = {size for size in sizes if not follows_from(size, known)}
+    for kind, group in (("inputs", manifest["inputs"]), ("outputs", manifest["outputs"])):
         names: set[str] = set()
-        for port in ports:
-            yield from _port_faults(kind, port, known)
+        for port in group:
+            yield from _port_faults(kind, port, strange)
             if port["name"] in names:
                 yield f"{kind}: {port['name']!r:.80} stands twice"
             names.add(port["name"])
-    conditions = manifest.get("conditions", [])
-    if len(conditions) > LIMIT:
-        yield f"conditions: {len(conditions)}, at most {LIMIT} are read"
-    for one in conditions[:LIMIT]:
+    for one in conditions:
         try:
             Condition.read(one, known)
         except (ValueError, UsageError) as error:
@@ -330,7 +359,7 @@ def _disagreements(manifest: Manifest) -> Iterator[str]:
         yield from _profile_faults(target.get("profile", {}), manifest["inputs"])
 
 
-def _port_faults(kind: str, port: PortEntry, known: Mapping[str, DimRange]) -> Iterator[str]:
+def _port_faults(kind: str, port: PortEntry, strange: set[str]) -> Iterator[str]:
     try:
         port_of(port)
     except UsageError as error:
@@ -339,7 +368,7 @@ def _port_faults(kind: str, port: PortEntry, known: Mapping[str, DimRange]) -> I
         yield f"{kind}: {port['name']!r:.80} has {len(port['dims'])} dims, at most {_MOST_DIMS} are read"
         return
     for dim in port["dims"]:
-        if isinstance(dim, str) and not follows_from(dim, known):
+        if dim in strange:
             yield f"{kind}: {port['name']!r:.80} has the dim {dim!r:.80}, which does not follow from the dims"
 
 

@@ -76,10 +76,11 @@ def _read(inputs: Sequence[str], dtypes: Mapping[str, str]) -> dict[str, Any]:
         except OSError as error:
             faults.append(f"{name}: {file}: {error.strerror or error}")
             continue
-        except (ValueError, EOFError):  # NumPy's own text recommends unpickling
+        except Exception:  # NumPy's own text recommends unpickling, and a damaged header raises much else
             faults.append(f"{name}: {file} is not a .npy file of numbers")
             continue
         if not isinstance(array, np.ndarray):
+            array.close()
             faults.append(f"{name}: {file} holds several arrays")
             continue
         if name in arrays:
