@@ -128,7 +128,8 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
         from layerport.adapters.torch_cuda import CudaOperator
 
         inputs = one.tensors(seed=7, device="cuda")
-        fresh = CudaOperator(layer, refuse)
+        assert layer._cuda is not None
+        fresh = CudaOperator(layer, refuse, layer._cuda._environment)
         try:
             with torch.inference_mode(), torch.cuda.graph(torch.cuda.CUDAGraph()):
                 fresh(*one.arguments(inputs))

@@ -84,6 +84,11 @@ def single(layer: Layer, kernel: str, environment: Callable[[], Any]) -> CudaOpe
     return CudaOperator(layer, refuse, environment, only=kernel)
 
 
+def operators_of(case: LayerCase, environment: Callable[[], Any]) -> dict[str, CudaOperator]:
+    """The layer's operator with each of its kernels alone, by the kernel's name."""
+    return {kernel.name: single(case.layer, kernel.name, environment) for kernel in case.layer.kernels}
+
+
 def misaligned(tensor: torch.Tensor) -> torch.Tensor:
     """The same values, one element behind an address that device memory begins at."""
     storage = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
@@ -114,7 +119,7 @@ def check_layer(case: LayerCase, place: Place, *, seed: int, large: bool = True)
     large: also what is for GPUs only; `fault` is "skipped: ..." where the memory does not do.  The variant `CONTROL`
     is right where the comparison saw an element that was changed.
     """
-    operators = {kernel.name: single(case.layer, kernel.name, place.environment) for kernel in case.layer.kernels}
+    operators = operators_of(case, place.environment)
     for one in (*case.cases(), *(case.cases(gpu_only=True) if large else ())):
         yield from check_case(one, operators, place, seed)
 

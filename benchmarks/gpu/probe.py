@@ -15,7 +15,7 @@ from typing import Any
 
 import behaviour
 import torch
-from checks import Place, check_case, single, smallest
+from checks import Place, check_case, operators_of, smallest
 
 from layerport.engine.flavours import FLAVOURS, version_of
 from layerport.targets import RTX_ARCHITECTURES
@@ -42,23 +42,18 @@ def probe(
         found.setdefault(name, []).append({"what": what, "fault": fault})
 
     for name, case in cases.items():
+        if clock() > end:
+            found[name] = [{"what": "its case", "fault": "not run: the time is up"}]
+            continue
         try:
             one = smallest(case, "float32", 100)
-            operators = {
-                kernel.name: single(case.layer, kernel.name, place.environment) for kernel in case.layer.kernels
-            }
-        except Exception as error:
+            found[name] = [
+                {"what": f"{record['kernel']} {record['case']} {record['variant']}", "fault": record["fault"]}
+                for record in check_case(one, operators_of(case, place.environment), place, seed)
+            ] or [{"what": one.id, "fault": "no kernel takes it"}]
+        except Exception as error:  # whatever it is, the next layer is to be tried too
             found[name] = [{"what": "its case", "fault": f"{type(error).__name__}: {error}"}]
             continue
-        if clock() > end:
-            found[name] = [{"what": one.id, "fault": "not run: the time is up"}]
-            continue
-        found[name] = [
-            {"what": f"{record['kernel']} {record['case']} {record['variant']}", "fault": record["fault"]}
-            for record in check_case(one, operators, place, seed)
-        ]
-        if not found[name]:
-            found[name] = [{"what": one.id, "fault": "no kernel takes it"}]
         step(name, "transposed", lambda one=one: behaviour.check_transposed(one, one.layer, place.device))
         if behaviour.has_compiler():
             step(name, "transposed and compiled", lambda one=one: _compiled(one, place.device))

@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     from layerport import packs
 
     cases, without = checks.layer_cases(packs.load())
+    if unknown := sorted(set(options.only or ()) - cases.keys()):
+        print(f"no case of {', '.join(unknown)}; to repair: use one of {', '.join(cases) or 'none'}")
+        return 1
     if options.only:
         cases = {name: case for name, case in cases.items() if name in options.only}
     if options.prepare:
@@ -158,6 +161,8 @@ def machine(architecture: str) -> dict[str, Any]:
 
 def failed(result: dict[str, Any]) -> bool:
     """Whether anything was wrong or could not be made, which slowness is not."""
+    from checks import CONTROL
+
     for layer in result["layers"].values():
         if layer["errors"] or wrong_checks(layer) or not layer["checked"]["controls"]:
             return True
@@ -165,9 +170,13 @@ def failed(result: dict[str, Any]) -> bool:
             return True
         if layer["compute-sanitizer"].startswith("exit code"):
             return True
-    for found in result.get("probe", {}).values():
+    for name, found in result.get("probe", {}).items():
         if any(one["fault"] and not one["fault"].startswith(("not run", "skipped")) for one in found):
             return True
+        if name != "engine" and not any(one["what"].endswith(CONTROL) for one in found):
+            return True
+    if not result["layers"] and len(result.get("probe", {})) < 2:
+        return True  # nothing was checked
     return bool(result.get("errors")) or "do not match" in result.get("plan", {}).get("verified", "")
 
 

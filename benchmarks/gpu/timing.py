@@ -187,7 +187,8 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
     arguments = one.arguments(one.tensors(device="cuda"))
     index = torch.cuda.current_device()
     library = torch.library.Library("layerport_bench", "FRAGMENT")
-    assert layer._cuda is not None
+    spec = plugin_spec(layer, Target("tensorrt", (architecture,)), *arguments)
+    assert layer._cuda is not None and spec is not None
     layer._cuda._plans.clear()
     with torch.inference_mode():
         output = layer(*arguments)
@@ -208,8 +209,6 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
             launch(pointers, stream)
             return made
 
-        spec = plugin_spec(layer, Target("tensorrt", (architecture,)), *arguments)
-        assert spec is not None
         runner = KernelRunner(spec, architecture)
         runner.set_shapes({key: tuple(tensor.shape) for key, tensor in tensors})
         pointers = {key: tensor.data_ptr() for key, tensor in tensors}

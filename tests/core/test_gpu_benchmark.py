@@ -7,6 +7,7 @@ nothing; `Nothing` stands in for a whole GPU that computes nothing.  No figure o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -507,7 +508,34 @@ def test_a_probe_ends_in_time(gpu: Any, cuda: HostCuda, monkeypatch: pytest.Monk
     place = computing(gpu, cuda, monkeypatch)
     found = probed(gpu, place, scaled("first"), scaled("second"), clock=lambda: float(next(ticks)))
     assert found["lp_cuda::first"][0]["fault"] is None
-    assert found["lp_cuda::second"] == [{"what": "second-a_tail-float32", "fault": "not run: the time is up"}]
+    assert found["lp_cuda::second"] == [{"what": "its case", "fault": "not run: the time is up"}]
+    assert gpu.run.failed({**result(gpu, None), "layers": {}, "probe": found})  # its control was not shown
+
+
+def test_a_layer_that_raises_does_not_end_a_probe(
+    gpu: Any,
+    cuda: HostCuda,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken, whole = case_of(scaled("cannot")), case_of(scaled("can"))
+
+    def draw(*_: Any) -> Any:
+        raise RuntimeError("a draw of a pack")
+
+    broken = dataclasses.replace(broken, draw=draw)
+    cases = {"broken": broken, "whole": whole}
+    found = gpu.probe.probe(cases, computing(gpu, cuda, monkeypatch), architecture="sm_90", seed=3)
+    assert found["broken"] == [{"what": "its case", "fault": "RuntimeError: a draw of a pack"}]
+    assert found["whole"][0]["fault"] is None
+    assert gpu.run.failed({**result(gpu, None), "layers": {}, "probe": found})
+
+
+def test_a_run_that_checks_nothing_fails(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.run.failed({**result(gpu, None), "layers": {}})
+    engine = {"engine": [{"what": "a session", "fault": "not run: none"}]}
+    assert gpu.run.failed({**result(gpu, None), "layers": {}, "probe": engine})
+    assert gpu.run.main(["--only", "p::nothing"]) == 1
+    assert "no case of p::nothing; to repair: use one of layerport_builtin::rms_norm" in capsys.readouterr().out
 
 
 def test_a_transposed_input_with_wrong_strides_is_seen(gpu: Any) -> None:
