@@ -544,8 +544,10 @@ RIGHT = {
     "the compiler's own atomic operations": (
         "__shared__ int count; if (threadIdx.x == 0) __atomic_store_n(&count, 0, __ATOMIC_RELAXED); __syncthreads();"
         " __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED); __threadfence_block();"
-        " while (__atomic_load_n(&count, __ATOMIC_ACQUIRE) < 64) {} int was = 64; __syncthreads(); if (threadIdx.x == 9)"
-        " __atomic_compare_exchange_n(&count, &was, 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); __syncthreads();"
+        " while (__atomic_load_n(&count, __ATOMIC_ACQUIRE) < 64) {} int was = 64; __syncthreads();"
+        " if (threadIdx.x == 9) __atomic_compare_exchange_n(&count, &was, 1, false, __ATOMIC_SEQ_CST,"
+        " __ATOMIC_SEQ_CST);"
+        " __syncthreads();"
         " y[threadIdx.x] = x[threadIdx.x] * count;"
     ),
     "a whole warp that leaves before the others shuffle": (
