@@ -411,3 +411,25 @@ def test_layers_of_every_kind(tmp_path: Path, small: Any) -> None:
         ("lp_small::many", "right"),
         ("lp_small::norm", "right"),
     ], [str(one) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "answer"),
+    [
+        ("float sum = 0", "__syncthreads();\n  float sum = 0", "right on the CPU"),
+        (
+            "float sum = 0",
+            "const_cast<T*>(x)[0] = x[1];\n  float sum = 0",
+            "inline.cu:8: thread (0, 0, 0) of block (0, 0, 0) writes its input x",
+        ),
+        (
+            "float sum = 0",
+            "extern __shared__ float part[];\n  part[threadIdx.x] = 0;\n  float sum = part[threadIdx.x]",
+            "writes the dynamic shared memory 0 bytes past its end, the launch rule asks for shared=0",
+        ),
+        ("y[i] = (T)(", "if (i + 1 < n) y[i + 1] = (T)0;\n  y[i] = (T)(", "WRONG on the CPU: output["),
+    ],
+)
+def test_a_build_accuses_of_what_no_gpu_lets_pass(tmp_path: Path, old: str, new: str, answer: str) -> None:
+    (check,) = checks(tmp_path, (old, new))
+    assert answer in str(check)

@@ -134,7 +134,8 @@ def test_an_output_that_is_left_unwritten_is_caught() -> None:
 
 
 def test_an_input_that_is_written_is_caught() -> None:
-    assert "kernel overwrite writes its input x" in run_fault("overwrite")
+    text = run_fault("overwrite")
+    assert f"{FUNCTIONS}:{line_of('    tl.store(x + places, 0.0, mask=places < n)')}: writes its input x[0]" in text
 
 
 def test_masked_lanes_without_a_value_are_poisoned() -> None:
@@ -149,9 +150,9 @@ def test_masked_lanes_without_a_value_are_poisoned() -> None:
 def test_programs_run_in_the_order_that_is_asked_for() -> None:
     layer = layer_of("last_program_wins", launch=lambda x, y: lp.Launch(grid=(2, 3), args=(x, y, x.numel())))
     x = np.ones(8, np.float32)
-    assert set(run_kernel(layer, x)) == {1.0}
-    assert set(run_kernel(layer, x, order="backward")) == {0.0}
-    assert {float(run_kernel(layer, x, order=seed)[0]) for seed in range(6)} == {0.0, 1.0}
+    assert set(run_kernel(layer, x, strict=False)) == {1.0}
+    assert set(run_kernel(layer, x, order="backward", strict=False)) == {0.0}
+    assert {float(run_kernel(layer, x, order=seed, strict=False)[0]) for seed in range(6)} == {0.0, 1.0}
     with pytest.raises(UsageError, match="order 'sideways' is unknown"):
         run_kernel(layer, x, order="sideways")
 

@@ -541,6 +541,15 @@ RIGHT = {
         " bool done = false; while (!done) { if (atomicCAS(&lock, 0, 1) == 0) { count += 1; __threadfence_block();"
         " atomicExch(&lock, 0); done = true; } } __syncthreads(); y[threadIdx.x] = x[threadIdx.x] * (count / 64);"
     ),
+    "the compiler's own atomic operations": (
+        "__shared__ int count; if (threadIdx.x == 0) __atomic_store_n(&count, 0, __ATOMIC_RELAXED); __syncthreads();"
+        " __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED); __threadfence_block();"
+        " while (__atomic_load_n(&count, __ATOMIC_ACQUIRE) < 64) {} int was = 64; __syncthreads();"
+        " if (threadIdx.x == 9) __atomic_compare_exchange_n(&count, &was, 1, false, __ATOMIC_SEQ_CST,"
+        " __ATOMIC_SEQ_CST);"
+        " __syncthreads();"
+        " y[threadIdx.x] = x[threadIdx.x] * count;"
+    ),
     "a whole warp that leaves before the others shuffle": (
         "y[threadIdx.x] = x[threadIdx.x]; if (threadIdx.x < 32) return; float v = __shfl_xor_sync(~0u, 0.0f, 1);"
         " y[threadIdx.x] += v;"

@@ -17,6 +17,9 @@ Offset: TypeAlias = "int | Mapping[str, int]"
 RUN_LIMIT = 60.0
 """Seconds that one run may take, unless the caller says otherwise."""
 
+PATIENCE = 2.0
+"""Seconds more for a run to end itself when its time is up, and to say where it was."""
+
 GARBAGE = (0xFF, 0x7A)
 """What bytes are that nothing has written, in a first and in a second run: NaN or -1, and neither."""
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from layerport import processes
 from layerport.errors import PackError, UsageError
-from layerport.host import GARBAGE, Offset, offset_of, time_up
+from layerport.host import GARBAGE, PATIENCE, Offset, offset_of, time_up
 from layerport.host.compiler import HostProgram, source_line
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg
 
@@ -26,8 +26,6 @@ _ORDERS = {"forward": 0, "backward": 1}
 _RANDOM = 2
 _OPPOSITE: dict[str | int, str] = {"backward": "forward"}
 _TIME_UP = 4
-# The program ends itself when its time is up and says where it is; this is for one that cannot.
-_PATIENCE = 5.0
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,7 +60,7 @@ class CudaJob:
             request.write_bytes(self._request(inputs, outputs, garbage))
             environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:exitcode=3:color=never"}
             try:
-                limit = self.time_limit + _PATIENCE
+                limit = self.time_limit + PATIENCE
                 done = processes.run([program, request, answer], timeout=limit, env=environment)
             except subprocess.TimeoutExpired as error:
                 raise time_up(self.label, self.time_limit) from error

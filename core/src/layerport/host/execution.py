@@ -107,7 +107,7 @@ def make_job(
         program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
         return CudaJob(program, rule, geometry, order, offset, label, limit, strict)
     made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
-    return TritonJob(kernel.source, made, rule, geometry, order, offset, label, limit)
+    return TritonJob(kernel.source, made, rule, geometry, order, offset, label, limit, strict)
 
 
 def fits(combination: Mapping[str, DType], dtypes: Mapping[str, DType]) -> bool:

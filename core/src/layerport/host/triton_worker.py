@@ -1,7 +1,7 @@
 """The process in which Triton kernels run under Triton's interpreter, on plain memory.
 
-Run as a file by `triton_interpreter.py`, never imported by it; it imports no layerport module.  One process serves
-many runs, because importing Triton takes longer than most of them.
+Run as a file by `triton_interpreter.py`, never imported by it.  One process serves many runs, because importing Triton
+takes longer than most of them.
 
 A line on stdin names a folder.  In it lies `request.json`, which tells where each array starts in `memory.bin`; the
 worker runs the kernel, writes the arrays back, writes `answer.json`, and then a line on stdout.
@@ -17,87 +17,17 @@ import json
 import linecache
 import os
 import random
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 _ALIGNMENT = 256
-_GAP = 1 << 16  # between two tensors, so that what runs over the end of one is not in the next
 
 
-class Fault(Exception):
-    """The kernel does what it must not."""
-
-
-class Tensor:
-    """A tensor as the interpreter wants one: an address and a dtype, with the copies to a host being no copies."""
-
-    def __init__(self, name: str, memory: Any, start: int, nbytes: int, dtype: str, itemsize: int) -> None:
-        self.name = name
-        self.address: int = memory.ctypes.data + start
-        self.nbytes = nbytes
-        self.dtype = dtype
-        self.itemsize = itemsize
-
-    def data_ptr(self) -> int:
-        return self.address
-
-    def itself(self, *_: Any, **__: Any) -> Tensor:
-        return self
-
-    untyped_storage = cpu = new_empty = set_ = storage_offset = size = stride = copy_ = itself
-
-
-class Memory:
-    """The interpreter's access to memory, which refuses addresses that are in no tensor."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-        self.tensors: list[Tensor] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
-        self.check("reads", pointers, mask, dtype.itemsize if hasattr(dtype, "itemsize") else dtype().itemsize)
-        return self.real.load(pointers, mask, other, dtype)
-
-    def store(self, pointers: Any, value: Any, mask: Any) -> Any:
-        self.check("writes", pointers, mask, value.dtype.itemsize)
-        return self.real.store(pointers, value, mask)
-
-    def atomic_rmw(self, operation: Any, pointers: Any, value: Any, mask: Any, order: Any) -> Any:
-        self.check("writes", pointers, mask, value.dtype.itemsize)
-        return self.real.atomic_rmw(operation, pointers, value, mask, order)
-
-    def atomic_cas(self, pointers: Any, compared: Any, value: Any, order: Any) -> Any:
-        self.check("writes", pointers, True, value.dtype.itemsize)
-        return self.real.atomic_cas(pointers, compared, value, order)
-
-    def check(self, what: str, pointers: Any, mask: Any, itemsize: int) -> None:
-        import numpy as np
-
-        addresses = np.asarray(pointers).astype(np.uint64)
-        active = addresses[np.broadcast_to(np.asarray(mask).astype(bool), addresses.shape)]
-        inside = np.zeros(active.shape, bool)
-        for tensor in self.tensors:
-            start, end = np.uint64(tensor.address), np.uint64(tensor.address + tensor.nbytes)
-            inside |= (active >= start) & (active + np.uint64(itemsize) <= end)
-        if not inside.all():
-            raise Fault(self._describe(what, int(active[~inside][0]), int((~inside).sum())))
-
-    def _describe(self, what: str, address: int, count: int) -> str:
-        def distance(tensor: Tensor) -> int:
-            return max(tensor.address - address, address - (tensor.address + tensor.nbytes - 1), 0)
-
-        near = min(self.tensors, key=distance, default=None)
-        if near is None or distance(near) > _GAP:
-            return f"{what} {count} elements at addresses in no tensor, the first at {address:#x}"
-        index, elements = (address - near.address) // near.itemsize, near.nbytes // near.itemsize
-        return (
-            f"{what} {count} elements out of bounds, the first at {near.name}[{index}], which has {elements} elements"
-        )
+class TimeUp(Exception):
+    """The kernel did not end in its time."""
 
 
 @functools.cache
@@ -122,9 +52,11 @@ def find(place: dict[str, Any]) -> Any:
     return getattr(module, place["name"])
 
 
-def arguments(fn: Any, request: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def arguments(fn: Any, request: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     """The value of every parameter of the function."""
     import triton.language as tl
+
+    from layerport.host.triton_memory import Fault
 
     annotated = {name for name, kind in fn.fn.__annotations__.items() if "constexpr" in str(kind)}
     constants: dict[str, Any] = {}
@@ -169,15 +101,19 @@ def scalar(value: bool | int | float, annotation: Any) -> Any:
     return tl.tensor(interpreter.TensorHandle(data, made), made)
 
 
-def run(request: dict[str, Any], memory: Any, guard: Memory) -> None:
+def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
     import numpy as np
     from triton.runtime import interpreter
 
-    tensors = {
-        name: Tensor(name, memory, start, nbytes, dtype, itemsize)
-        for name, (start, nbytes, dtype, itemsize) in request["tensors"].items()
-    }
-    guard.tensors = list(tensors.values())
+    from layerport.host.triton_memory import Tensor, far_apart
+
+    described = request["tensors"]
+    room = far_apart([(nbytes, start % _ALIGNMENT) for start, nbytes, *_ in described.values()])
+    tensors = {}
+    for place, (name, (start, nbytes, dtype, itemsize)) in zip(room, described.items(), strict=True):
+        place[...] = memory[start : start + nbytes]
+        tensors[name] = Tensor(name, place, dtype, itemsize, is_input=name in request["inputs"])
+    guard.begin(list(tensors.values()), strict=request["strict"])
     fn = find(request["place"])
     values = arguments(fn, request, tensors)
     grid = tuple(request["grid"])
@@ -191,6 +127,7 @@ def run(request: dict[str, Any], memory: Any, guard: Memory) -> None:
 
     def set_grid_idx(x: int, y: int, z: int) -> None:
         chosen = programs[(x * grid[1] + y) * grid[2] + z]
+        guard.begin_program(chosen)
         place(builder, chosen // (grid[1] * grid[2]), chosen // grid[2] % grid[1], chosen % grid[2])
 
     def create_masked_load(pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
@@ -205,10 +142,14 @@ def run(request: dict[str, Any], memory: Any, guard: Memory) -> None:
     builder.set_grid_idx, builder.create_masked_load = set_grid_idx, create_masked_load
     with np.errstate(all="ignore"):
         fn[grid](**values)
+    for name, (start, nbytes, *_) in described.items():
+        memory[start : start + nbytes] = tensors[name].memory
 
 
 def explain(error: BaseException, file: str | None) -> dict[str, Any]:
     """What went wrong and where in the author's file."""
+    from layerport.host.triton_memory import Fault
+
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -220,20 +161,24 @@ def explain(error: BaseException, file: str | None) -> dict[str, Any]:
                 line = number
         at = at.__cause__
     kind = "" if isinstance(root, Fault) else f"{type(root).__name__}: "
-    return {"ok": False, "error": f"{kind}{root}".strip(), "line": line}
+    return {"ok": False, "error": f"{kind}{root}".strip(), "line": line, "time_up": isinstance(root, TimeUp)}
 
 
-def serve(folder: Path, guard: Memory) -> dict[str, Any]:
+def stop(*_: Any) -> None:
+    raise TimeUp("its time is up")
+
+
+def serve(folder: Path, guard: Any) -> dict[str, Any]:
     import numpy as np
 
     request = json.loads((folder / "request.json").read_text())
-    data = (folder / "memory.bin").read_bytes()
-    room = np.zeros(len(data) + _ALIGNMENT, np.uint8)
-    skipped = -room.ctypes.data % _ALIGNMENT
-    memory = room[skipped : skipped + len(data)]
-    memory[...] = np.frombuffer(data, np.uint8)
+    memory = np.fromfile(folder / "memory.bin", np.uint8)
     try:
-        run(request, memory, guard)
+        signal.setitimer(signal.ITIMER_REAL, request["time_limit"])
+        try:
+            run(request, memory, guard)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except Exception as error:
         return explain(error, request["source"])
     (folder / "memory.bin").write_bytes(memory.tobytes())
@@ -241,7 +186,7 @@ def serve(folder: Path, guard: Memory) -> dict[str, Any]:
 
 
 def main() -> None:
-    signal = os.fdopen(os.dup(1), "w")
+    done = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a kernel prints must not look like an answer
     sys.path[:] = json.loads(sys.stdin.readline())
     sys.modules["torch"] = None  # type: ignore[assignment]  # Triton looks for it once, and seconds pass
@@ -250,15 +195,20 @@ def main() -> None:
 
     triton.runtime.jit.mangle_type(1)
     del sys.modules["torch"]
+    from layerport.host import triton_numbers
+    from layerport.host.triton_memory import Memory
+
     guard = Memory(interpreter._interpreter)
     interpreter._interpreter = guard
+    triton_numbers.install(interpreter)
+    signal.signal(signal.SIGALRM, stop)
     for line in sys.stdin:
         folder = Path(line.rstrip("\n"))
         answer = serve(folder, guard)
         sys.stdout.flush()
         (folder / "answer.json").write_text(json.dumps(answer))
-        signal.write("done\n")
-        signal.flush()
+        done.write("done\n")
+        done.flush()
 
 
 if __name__ == "__main__":

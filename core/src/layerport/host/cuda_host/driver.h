@@ -6,6 +6,7 @@
 #include <csignal>
 #include <sys/time.h>
 
+#include "atomics.h"
 #include "barriers.h"
 
 namespace cuda_host {
