@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import gc
 import json
 import socket
 from pathlib import Path
@@ -286,3 +287,26 @@ def test_static_shapes_and_no_dynamic_dims(tmp_path: Path) -> None:
     assert report.plan_bytes and report.verification is not None and report.verification.passed
     with pytest.raises(UsageError, match="the model has no dynamic dim rows; it has: none"):
         build((model, args), tmp_path / "b.lp", ranges=["rows=1..2..3"])
+
+
+def test_a_build_sets_imports_aside_for_its_own_time_only(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def tell(stage: str, event: dict[str, Any] | None) -> None:
+        seen.append(gc.get_freeze_count())
+
+    before = gc.get_freeze_count()
+    with pytest.raises(UsageError):
+        building.build("no_such_file.py:model", tmp_path / "a.lp", target="portable", progress=tell)
+    building.build(net(), tmp_path / "a.lp", target="portable", packs=[SMALL], progress=tell, verify=False)
+    assert max(seen) > 100_000 and gc.get_freeze_count() == before == 0
+
+
+def test_what_a_program_has_set_aside_stays(tmp_path: Path) -> None:
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        building.build(net(), tmp_path / "a.lp", target="portable", packs=[SMALL], verify=False)
+        assert gc.get_freeze_count() > before // 2 > 0  # some of it was freed meanwhile
+    finally:
+        gc.unfreeze()

@@ -80,9 +80,9 @@ def entries(folder: Path) -> dict[str, bytes]:
     """What the cache holds, by kind and key: each entry must be readable."""
     found = {}
     for path in folder.glob("*/??/*"):
-        entry = KernelCache(path.parents[1]).get(path.name)
-        if path.name.startswith(".writing-"):
+        if path.name.startswith(".writing-"):  # of one that was killed; nobody takes it for an entry
             continue
+        entry = KernelCache(path.parents[1]).get(path.name)
         assert entry is not None, f"{path} cannot be read"
         found[f"{path.parents[1].name}/{path.name}"] = entry[1]
     return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from layerport.errors import BuildError, LayerportError
 from layerport.expressions import Const
 from layerport.launch_rules import LaunchRule, PointerArg
 from layerport.triton_source import Specialisation, TritonSource
+from layerport.trust import own_temporary_folder
 
 _CHILD = Path(__file__).with_name("triton_child.py")
 _FORMAT = 1
@@ -172,7 +172,8 @@ def _compile(triton: Any, work: Sequence[tuple[Job, str]]) -> list[Answer]:
         }
         for job, text in work
     ]
-    with tempfile.TemporaryDirectory(prefix="layerport-triton-") as folder:
+    with own_temporary_folder("layerport-triton-") as made:
+        folder = str(made)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_ENVIRONMENT)}
         # Triton's own cache would be asked first, and nobody checks its digests.
         environment |= {"TRITON_CACHE_DIR": folder, "TMPDIR": folder}

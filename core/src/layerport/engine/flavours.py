@@ -15,6 +15,7 @@ from typing import Any
 
 from layerport.errors import BuildError
 from layerport.targets import Target
+from layerport.trust import require_own_temporary
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def _load_rtx_libraries() -> None:
         return
     private = Path(tempfile.mkdtemp(prefix="layerport-rtx-"))
     atexit.register(shutil.rmtree, private, ignore_errors=True)
+    require_own_temporary(private)
     for link, file in {"libtensorrt_rtx.so": main, main.name: main, parser.name: parser}.items():
         (private / link).symlink_to(file)
     ctypes.CDLL(str(private / main.name), mode=ctypes.RTLD_GLOBAL)

@@ -10,7 +10,7 @@ import hashlib
 import threading
 from typing import Any
 
-from layerport.cache import KernelCache, cache_key, default_folder
+from layerport.cache import cache_key, default_cache
 from layerport.engine.gpu import Gpu
 
 _FORMAT = 1
@@ -32,7 +32,7 @@ class RuntimeCache:
                 "driver": gpu.driver_version,
             }
         )
-        self._store = KernelCache(default_folder() / "runtime")
+        self._store = default_cache("runtime")
         self._lock = threading.Lock()
         self._cache: Any = None
         self._kept = b""

@@ -18,7 +18,7 @@ from onnx import FunctionProto
 from torch.fx import GraphModule, Node
 
 from layerport.adapters.torch_shapes import Derivation
-from layerport.cache import KernelCache, cache_key, default_folder
+from layerport.cache import KernelCache, cache_key, default_cache
 from layerport.front.nodes import LayerNode
 
 _TRANSLATORS = ("torch", "onnxscript", "onnx-ir", "onnx", "numpy")
@@ -64,7 +64,7 @@ def save_body(key: str, function: ir.Function) -> None:
 
 
 def _cache() -> KernelCache:
-    return KernelCache(default_folder() / "bodies")
+    return default_cache("bodies")
 
 
 @functools.cache

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,10 +18,11 @@ from typing import Any
 from layerport import processes
 from layerport.adapters.cuda_includes import include_repair, local_headers
 from layerport.adapters.nvrtc import toolchain
-from layerport.cache import KernelCache, cache_key, default_folder
+from layerport.cache import cache_key, default_cache
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.host import host_symbols
 from layerport.kernels import CudaSource
+from layerport.trust import own_temporary_folder
 
 _HARNESS = Path(__file__).with_name("cuda_host")
 # Kernels pun types through pointers, which the device compilers allow.
@@ -101,7 +101,7 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
             "tools": _tools(),
         }
     )
-    store = KernelCache(default_folder() / "host")
+    store = default_cache("host")
     if headers is not None and (found := store.get(key)) is not None:
         metadata, image = found
         return HostProgram.of(metadata, image)
@@ -168,11 +168,11 @@ def _runtime(sanitize: bool) -> bytes:
     """The object code of the runtime, which is the same for every kernel."""
     flags = (*_FLAGS, "-O2", *(_SANITIZER_FLAGS if sanitize else ()), "-std=gnu++17")
     key = cache_key({"format": 1, "runtime": flags, "tools": _tools()})
-    store = KernelCache(default_folder() / "host")
+    store = default_cache("host")
     if (found := store.get(key)) is not None:
         return found[1]
-    with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
-        made = Path(folder, "runtime.o")
+    with own_temporary_folder("layerport-host-") as folder:
+        made = folder / "runtime.o"
         done = _call_compiler(
             [*flags, *_folders(()), "-c", str(_HARNESS / "runtime.cpp"), "-o", str(made)], "runtime", folder
         )
@@ -196,9 +196,11 @@ def _folders(include: tuple[str, ...]) -> list[str]:
     return [f"-I{path}" for path in (_HARNESS, _HARNESS / "unsupported", *include, *toolchain().include)]
 
 
-def _call_compiler(arguments: list[str], label: str, folder: str) -> subprocess.CompletedProcess[str]:
+def _call_compiler(arguments: list[str], label: str, folder: Path) -> subprocess.CompletedProcess[str]:
     try:
-        return processes.run([_compiler(), *arguments], timeout=_COMPILE_LIMIT, env=_environment() | {"TMPDIR": folder})
+        return processes.run(
+            [_compiler(), *arguments], timeout=_COMPILE_LIMIT, env=_environment() | {"TMPDIR": str(folder)}
+        )
     except subprocess.TimeoutExpired as error:
         raise BuildError(
             f"{label}: the C++ compiler ran for more than {_COMPILE_LIMIT:.0f} s", "look for templates that never end"
@@ -211,7 +213,7 @@ def _environment() -> dict[str, str]:
 
 
 def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str, sanitize: bool) -> HostProgram:
-    with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
+    with own_temporary_folder("layerport-host-") as folder:
         source, code, library, binary = (
             Path(folder, name) for name in ("program.cpp", "program.o", "runtime.o", "program")
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from layerport.errors import PackError, UsageError
 from layerport.host import GARBAGE, PATIENCE, Offset, offset_of, time_up
 from layerport.host.compiler import HostProgram, source_line
 from layerport.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg
+from layerport.trust import own_temporary_folder
 
 _ORDERS = {"forward": 0, "backward": 1}
 _RANDOM = 2
@@ -53,7 +53,7 @@ class CudaJob:
 
         garbage: the byte of memory that nothing has written.
         """
-        with tempfile.TemporaryDirectory(prefix="layerport-host-") as folder:
+        with own_temporary_folder("layerport-host-") as folder:
             program, request, answer = (Path(folder, name) for name in ("program", "request", "answer"))
             program.write_bytes(self.program.image)
             program.chmod(0o700)
