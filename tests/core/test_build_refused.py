@@ -42,7 +42,7 @@ def refused(kind: type[LayerportError], source: Any, out: Path, **options: Any) 
     with pytest.raises(kind) as caught:
         building.build(source, out, **{"target": "portable", "packs": [SMALL], **options})
     assert sorted(out.parent.rglob("*")) == before
-    assert type(caught.value) is kind
+    assert caught.value.exit_code == kind.exit_code
     return caught.value
 
 
@@ -171,14 +171,15 @@ def test_outputs_that_are_no_tensors(out: Path) -> None:
 
 
 def test_parameters_of_the_wrong_kind_several_at_once(out: Path, site: Site) -> None:
-    site.install(
+    namespace = site.install(
         PLAIN + "@lp.layer('NAMESPACE::affine')\ndef affine(x: Tensor, weight: lp.Param, eps: float) -> Tensor:\n"
         "    return x * weight + eps\n\n@lp.hookimpl\ndef layerport_layers():\n    return (affine,)\n\n"
         "@lp.hookimpl\ndef layerport_export_parameters(module, name):\n"
         "    if type(module).__name__ == 'SmallScale':\n"
         "        return affine.bind(weights=module.weight, weight=module.weight.to('meta'), eps='small', x=1)\n"
     )
-    error = refused(PackError, (SmallScale().eval(), (sample(),)), out, packs=[])
+    claim = [f"{namespace}::affine"]  # a pack that fails is left out of a build that does not ask for it
+    error = refused(PackError, (SmallScale().eval(), (sample(),)), out, packs=[], claim=claim)
     text = str(error)
     assert "pack fake (fake-layers 1.0): layerport_export_parameters at the root module (SmallScale)" in text
     for fault in (".weight: ", "meta", ".eps: expected float, got str 'small'", ".weights: no such", ".x: a run-time"):
@@ -269,8 +270,9 @@ def test_a_pack_that_fails_in_a_hook(out: Path, site: Site, hook: str, body: str
         else "@lp.hookimpl\ndef layerport_export_parameters(module):\n"
         "    return lp.rewrite(lambda m, x: one(x), layers=(one,)) if type(module).__name__ == 'Identity' else None\n\n"
     )
-    site.install(LAYER + LAYERS + claim + f"@lp.hookimpl\ndef {hook}:\n    {body}\n")
-    error = refused(PackError, (Around(nn.Identity()).eval(), (sample(),)), out, target=ENGINE, packs=[])
+    namespace = site.install(LAYER + LAYERS + claim + f"@lp.hookimpl\ndef {hook}:\n    {body}\n")
+    asked = [f"{namespace}::one"]  # a pack that fails to export is left out of a build that does not ask for it
+    error = refused(PackError, (Around(nn.Identity()).eval(), (sample(),)), out, target=ENGINE, packs=[], claim=asked)
     name = hook.partition("(")[0]
     assert error.fault.startswith(f"pack fake (fake-layers 1.0): {name}") and why in error.fault
     if "raise" in body:
