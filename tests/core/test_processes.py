@@ -210,6 +210,19 @@ def test_a_program_that_is_not_there_leaves_nothing(monkeypatch: pytest.MonkeyPa
     assert left_after(mark, 0) == {}
 
 
+def test_a_program_that_another_threads_child_holds_open_is_started_a_moment_later(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho started\n")
+    program.chmod(0o700)
+    holder = program.open("r+")  # as a child does that was forked while the program was written, until it is another
+    threading.Timer(0.1, holder.close).start()
+    assert processes.run([program]).stdout == "started\n"
+    with program.open("r+"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_BUSY_SECONDS", 0.05)
+        with pytest.raises(OSError, match="Text file busy"):
+            processes.run([program])
+
+
 def test_signals_to_the_guard_leave_it_on_guard() -> None:
     with Program(FAMILY) as program:
         assert program._guard is not None

@@ -6,6 +6,7 @@ Whatever starts a process goes through here.  Imports nothing foreign; anyone ma
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ _GROUPS = os.name == "posix"
 _GUARD = ("/bin/sh", "-c", "trap '' HUP INT QUIT TERM; read -r _; kill -KILL 0")
 # What is killed is gone by then; an orphan that nobody waits for stays in the table for ever.
 _DYING_SECONDS = 0.05
+_BUSY_SECONDS = 2.0
 _lock = threading.Lock()
 _living: weakref.WeakSet[Program] = weakref.WeakSet()
 
@@ -46,7 +48,7 @@ class Program:
             options["process_group"] = self._guard.pid
         try:
             # Until it runs, the program itself holds the other end of the guard's input: it cannot be missed.
-            self.process: subprocess.Popen[Any] = subprocess.Popen(command, **{"stdin": subprocess.DEVNULL, **options})
+            self.process = _start(command, {"stdin": subprocess.DEVNULL, **options})
         except BaseException:
             self._end_guard()
             raise
@@ -102,6 +104,18 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end()
+
+
+def _start(command: Sequence[str | os.PathLike[str]], options: Mapping[str, Any]) -> subprocess.Popen[Any]:
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return subprocess.Popen(command, **options)
+        except OSError as error:
+            # What another thread starts just now holds, for a moment, the file to which this one wrote the program.
+            if error.errno != errno.ETXTBSY or time.monotonic() > end:
+                raise
+            time.sleep(0.005)
 
 
 def run(
