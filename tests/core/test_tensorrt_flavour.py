@@ -142,7 +142,7 @@ REQUIRED = {
 }
 OWN = {"spec", "kept", "failure", "errors", "warnings", "shape", "size", "digest", "search"}
 OWN_METHODS = {
-    *("mark", "since", "offer"),
+    *("mark", "since", "offer", "load"),
     # TensorRT's Python class has no such members to look at; its documentation says to write them.
     *("reallocate_output", "reallocate_output_async", "notify_shape"),
 }

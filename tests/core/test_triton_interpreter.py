@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from torch import Tensor
 
 import layerport as lp
-from layerport import host
+from layerport import host, processes
 from layerport.cache import KernelCache
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
@@ -207,13 +208,28 @@ def test_a_run_that_does_not_end_is_ended_and_the_next_one_works(monkeypatch: py
     assert np.array_equal(run_kernel(layer, x), x)
 
 
-def test_an_interpreter_that_dies_is_an_error_and_the_next_one_works() -> None:
+def test_an_interpreter_that_dies_at_work_is_an_error_and_the_next_one_works() -> None:
     x = np.ones(10, np.float32)
     layer = layer_of("copy", launch=passing("x", "y", 10))
     run_kernel(layer, x)
     process = triton_interpreter._worker().process
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGSTOP)  # or it may be done before it is killed
+    timer = threading.Timer(0.3, process.kill)
+    timer.start()
     with pytest.raises(PackError, match="kernel copy: the interpreter's process ended with -9"):
         run_kernel(layer, x)
+    timer.join()
+    assert np.array_equal(run_kernel(layer, x), x)
+
+
+def test_an_interpreter_that_died_idle_is_made_again() -> None:
+    x = np.ones(10, np.float32)
+    layer = layer_of("copy", launch=passing("x", "y", 10))
+    run_kernel(layer, x)
+    # Nobody waits for it any more: the number of the thread that did may be another's by now.
+    processes.kill_those_of({threading.get_ident()})
+    process = triton_interpreter._worker().process
+    assert process.poll() is None
+    process.kill()
+    process.wait()
     assert np.array_equal(run_kernel(layer, x), x)

@@ -155,7 +155,7 @@ PACKS = (
     ),
     leaving(
         "zoo_signals",
-        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "import signal\nsignal.signal(signal.SIGTERM, lambda number, frame: None)",
         f"it changed the handling of signals {PUT_BACK}",
     ),
     leaving(

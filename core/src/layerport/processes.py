@@ -34,7 +34,7 @@ class Program:
     too.
 
     It is out of reach of the terminal's Ctrl-C.  Start it from any thread; the thread may end before it.
-    thread: the identity of the thread that waits for it, at first of that which starts it.
+    thread: the identity of the thread that waits for it, at first of that which starts it; 0 where none does.
     options: as of `subprocess.Popen`; without `stdin` it reads nothing.  Raises OSError where it cannot be started.
     """
 

@@ -152,8 +152,13 @@ def _serve(folder: str, label: str, limit: float) -> dict[str, Any]:
     """Have the worker run what lies in a folder, and give its answer."""
     with _lock:
         worker = _worker()
+        if worker.process.poll() is not None:  # ended while nobody used it, by the system for example
+            _worker.cache_clear()
+            worker.end()
+            worker = _worker()
         worker.program.thread = threading.get_ident()
         told = worker.ask(folder, limit)
+        worker.program.thread = 0  # nobody waits for it; the thread's number will be another's
         printed = worker.printed()
         if told is not True:
             _worker.cache_clear()
