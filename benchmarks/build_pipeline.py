@@ -167,7 +167,7 @@ def measure(side: str, cache: str, model: list[str], *, memory: bool = False) ->
     """
     environ = {**os.environ, "LAYERPORT_CACHE_DIR": cache, "HF_HUB_OFFLINE": "1"}
     if side == NO_PACKS:
-        from layerport.packs import discover
+        from layerport.packs.host import discover
 
         environ["LAYERPORT_DISABLE_PACKS"] = ",".join(info.name for info in discover())
     begun = time.perf_counter()

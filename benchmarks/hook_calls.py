@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from measuring import Comparison, arguments, environment, interleaved, show
 
-from layerport.packs import Packs, load
+from layerport.packs.host import Packs, load
 
 MS_PER_MODULE = 0.06  # what the look may take on top of the calls
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from measuring import arguments, environment, print_table
 
-from layerport import packs as pack_host
-from layerport.compilation import Compilation, compile_all
 from layerport.dtypes import DType
 from layerport.errors import LayerportError
-from layerport.signature import MISSING
+from layerport.kernels.compilation import Compilation, compile_all
+from layerport.packs import host as pack_host
+from layerport.parameters.signature import MISSING
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_120")
 KEYS = ("registers", "local_bytes", "static_shared", "max_threads")

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 import layerport as lp
-from layerport import hookspecs
 from layerport.cli import main
+from layerport.packs import hookspecs
 
 PAGE = Path(__file__).with_name("reference.md")
 

@@ -310,8 +310,8 @@ class FakeEngine:
         return self.trt.TensorIOMode.INPUT if name in self.inputs else self.trt.TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> Any:
-        from layerport.adapters.tensorrt_dtypes import from_dtype
         from layerport.dtypes import DType
+        from layerport.parameters.frameworks.tensorrt_dtypes import from_dtype
 
         return from_dtype(DType({**self.inputs, **self.outputs}[name].name), self.trt)
 

@@ -16,14 +16,14 @@ import pytest
 
 from gpu_doubles import Status
 from launch_doubles import LaunchDriver
-from layerport import compilation
-from layerport.adapters.cubin import Cubin
-from layerport.compilation import BuiltKernel, Compilation
-from layerport.host import RUN_LIMIT
-from layerport.host.compiler import compile_for_host
-from layerport.host.cuda_runs import CudaJob
-from layerport.kernels import CudaSource
-from layerport.launch_rules import Geometry, LaunchRule, PointerArg
+from layerport.harness import RUN_LIMIT
+from layerport.harness.compiler import compile_for_host
+from layerport.harness.cuda_runs import CudaJob
+from layerport.kernels import compilation
+from layerport.kernels.compilation import BuiltKernel, Compilation
+from layerport.kernels.cubin import Cubin
+from layerport.kernels.declaration import CudaSource
+from layerport.kernels.launch_rules import Geometry, LaunchRule, PointerArg
 
 
 class HostLaunchDriver(LaunchDriver):

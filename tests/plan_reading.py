@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.engine.plan_fields import MAGIC, Search, read_field
-from layerport.plugin_spec import PluginSpec
 
 
 def fields_in(plan: bytes) -> list[tuple[PluginSpec, bytes]]:

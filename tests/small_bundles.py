@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from layerport import bundle as bundles
+from layerport.bundle import bundle as bundles
 
 
 def write_small(folder: Path, text: str, *, more: tuple[str, ...] = (), **content: Any) -> Path:
@@ -42,9 +42,9 @@ def write_small(folder: Path, text: str, *, more: tuple[str, ...] = (), **conten
 
 def identity_bundle(folder: Path, names: Sequence[str], *, dtype: str = "float32") -> Path:
     """A bundle whose model hands its input `x` (three numbers) to outputs of these names; samples are in it."""
-    from layerport.adapters.onnx_dtypes import from_dtype
     from layerport.dtypes import DType
-    from layerport.parameters import Parameters
+    from layerport.parameters.frameworks.onnx_dtypes import from_dtype
+    from layerport.parameters.standard_form import Parameters
 
     folder.mkdir()
     kind = int(from_dtype(DType(dtype)))

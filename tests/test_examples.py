@@ -20,9 +20,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerport import cli, hookspecs, pack_discovery, packs
-from layerport.cache import FOLDER_VARIABLE
-from layerport.pack_loading import import_file
+from layerport import cli
+from layerport.kernels.cache import FOLDER_VARIABLE
+from layerport.packs import discovery as pack_discovery
+from layerport.packs import hookspecs
+from layerport.packs import host as packs
+from layerport.packs.loading import import_file
 from layerport.testing import run_kernel
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,13 +10,13 @@ import pytest
 from torch import Tensor
 
 import layerport as lp
-from layerport.cache import KernelCache
-from layerport.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError
-from layerport.expressions import Symbol
-from layerport.kernels import Kernel, TensorArg
-from layerport.signature import Signature
+from layerport.kernels.cache import KernelCache
+from layerport.kernels.compilation import BuiltKernel, Compilation, build_kernels
+from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.parameters.signature import Signature
+from layerport.sizes.expressions import Symbol
 from small_setup import TESTS
 
 PACK = TESTS / "packs" / "triton_pack.py"

@@ -125,7 +125,7 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
         """A shape that nobody warmed up must be an error that says so, and leave Torch as it was."""
         from checks import refuse
 
-        from layerport.adapters.torch_cuda import CudaOperator
+        from layerport.layers.cuda_operator import CudaOperator
 
         inputs = one.tensors(seed=7, device="cuda")
         assert layer._cuda is not None

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from layerport import prepared_kernels
-from layerport.adapters.torch_cuda import Cuda, CudaOperator
-from layerport.cache import default_cache
-from layerport.layers import Layer
-from layerport.packs import Packs
+from layerport.kernels import prepared as prepared_kernels
+from layerport.kernels.cache import default_cache
+from layerport.layers.cuda_operator import Cuda, CudaOperator
+from layerport.layers.layer import Layer
+from layerport.packs.host import Packs
 from layerport.targets import Target
 from layerport.testing import Case, LayerCase
 from layerport.testing.specs import plugin_spec
@@ -241,7 +241,7 @@ def elements(one: Case) -> int:
 
 def shapes_of(one: Case) -> dict[str, torch.Tensor | None]:
     """The tensors of a case without their data."""
-    from layerport.adapters.torch_dtypes import from_dtype
+    from layerport.parameters.frameworks.torch_dtypes import from_dtype
 
     return {
         name: None if sizes is None else torch.empty(sizes, dtype=from_dtype(one.dtype_of(name)), device="meta")

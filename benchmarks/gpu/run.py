@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["LAYERPORT_CACHE_DIR"] = str(Path(options.prepare).resolve())
     import checks
 
-    from layerport import packs
+    from layerport.packs import host as packs
 
     cases, without = checks.layer_cases(packs.load())
     if unknown := sorted(set(options.only or ()) - cases.keys()):
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     import torch
 
-    from layerport.adapters.torch_cuda import cuda
+    from layerport.layers.cuda_operator import cuda
 
     # Whoever ends this run must end what it started too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

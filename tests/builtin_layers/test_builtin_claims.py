@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import layerport as lp
-from layerport.records import Rewrite, is_bound_layer
+from layerport.packs.records import Rewrite, is_bound_layer
 from layerport_builtin_layers import plugin
 from layerport_builtin_layers.module_looks import held
 from layerport_builtin_layers.rms_norm import rms_norm

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.adapters.torch_shapes import TensorShape, derive
 from layerport.dtypes import DType
-from layerport.kernels import TensorArg
+from layerport.kernels.declaration import TensorArg
+from layerport.layers.derivation import TensorShape, derive
 from layerport.testing import Case, LayerCase, check_backward, kernel_for, run_kernel
 from layerport_builtin_layers.rms_norm import reference, rms_norm
 from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM

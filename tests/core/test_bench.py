@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from gpu_doubles import FakeEngine, HostDriver, tensorrt_double
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.cli import main
 from layerport.commands import benching
 from layerport.engine import flavours
 from layerport.errors import UsageError
-from layerport.portable_runner import PortableRunner
+from layerport.session.portable_runner import PortableRunner
 from small_setup import MODELS, Built
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.adapters.torch_shapes import TensorShape, derive
 from layerport.dtypes import DType
 from layerport.front import bodies, body_cache
+from layerport.layers.derivation import TensorShape, derive
 from small_models import net
 from small_setup import SMALL
 

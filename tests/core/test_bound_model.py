@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from layerport.bundle.plugin_spec import KernelCode, OutputSlot, PluginSet, PluginSpec, SizeSlot, Slot
 from layerport.dtypes import DType
 from layerport.engine.bound_model import bind_model
-from layerport.expressions import Const, Symbol
-from layerport.launch_rules import LaunchRule
-from layerport.plugin_spec import KernelCode, OutputSlot, PluginSet, PluginSpec, SizeSlot, Slot
+from layerport.kernels.launch_rules import LaunchRule
+from layerport.sizes.expressions import Const, Symbol
 
 
 def spec(*, inputs: int = 2, sizes: int = 0) -> PluginSpec:

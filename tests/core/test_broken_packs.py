@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import layerport as lp
-from layerport import building, pack_clock
+from layerport import building
 from layerport.commands.explaining import explain, print_explanation
 from layerport.errors import PackError, UsageError
-from layerport.packs import load
+from layerport.packs import clock as pack_clock
+from layerport.packs.host import load
 from packs.installer import Site
 
 

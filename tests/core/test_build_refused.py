@@ -380,7 +380,7 @@ def test_a_disk_that_fills_up_in_the_front_half(out: Path, monkeypatch: pytest.M
     def full(*args: Any, **kwargs: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("layerport.bundle.HashedFile.write", full)
+    monkeypatch.setattr("layerport.bundle.bundle.HashedFile.write", full)
     error = refused(BuildError, net(), out)
     assert error.fault == f"writing {out} failed: No space left on device; nothing was written"
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from layerport import building
+from layerport.bundle.plugin_spec import from_bytes
 from layerport.errors import UsageError
-from layerport.plugin_spec import from_bytes
 from small_models import ROWS, WIDTH, SmallNorm, SmallScale, net, sample
 from small_setup import ENGINE, SMALL, Built, python
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from layerport import building
-from layerport import bundle as bundles
-from layerport.bundle import Bundle, check_output, writing
+from layerport.bundle import bundle as bundles
+from layerport.bundle.bundle import Bundle, check_output, writing
+from layerport.checks.verification import verify
 from layerport.commands.reports import inspect_bundle
 from layerport.errors import BuildError, LayerportError, UsageError
 from layerport.front import portable
-from layerport.session import load
-from layerport.verification import verify
+from layerport.session.session import load
 from small_bundles import write_small
 from small_models import net
 from small_setup import ENGINE, SMALL, Built

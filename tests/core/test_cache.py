@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerport import cache as module
-from layerport.cache import FOLDER_VARIABLE, KernelCache, cache_key, default_folder
 from layerport.errors import BuildError
-from layerport.trust import own_temporary_folder
+from layerport.kernels import cache as module
+from layerport.kernels.cache import FOLDER_VARIABLE, KernelCache, cache_key, default_folder
+from layerport.system.trust import own_temporary_folder
 
 KEY = cache_key({"source": "a"})
 
@@ -119,7 +119,7 @@ def test_the_variable_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
 _WRITER = """
 import sys
 from pathlib import Path
-from layerport.cache import KernelCache
+from layerport.kernels.cache import KernelCache
 store = KernelCache(Path(sys.argv[1]))
 for turn in range(200):
     store.put("aa" + "0" * 62, {"symbol": "k"}, b"payload" * 5000)

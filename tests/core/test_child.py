@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from layerport import interrupts
 from layerport.engine import child
 from layerport.engine.child import BuildProcess
 from layerport.errors import BuildError
+from layerport.system import interrupts
 
 
 def fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -16,7 +16,7 @@ from layerport.errors import UsageError
 from layerport.front.claims import ClaimedLayer, ClaimedModel, claim_layers
 from layerport.front.copies import structural_copy
 from layerport.front.sources import Source
-from layerport.packs import Packs, load
+from layerport.packs.host import Packs, load
 from small_models import Net, SmallGate, SmallScale, net, sample
 from small_setup import SMALL
 
@@ -79,7 +79,7 @@ def on(kind: type[nn.Module], candidate: Any) -> Answer:
 
 @pytest.fixture(autouse=True)
 def no_installed_packs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("layerport.packs.discover", lambda environ=None: ())
+    monkeypatch.setattr("layerport.packs.host.discover", lambda environ=None: ())
     yield
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from layerport import bundle as bundles
+from layerport.bundle import bundle as bundles
 from layerport.cli import main
-from layerport.parameters import Parameters
+from layerport.parameters.standard_form import Parameters
 from small_models import sample
 from small_setup import MODELS, SMALL, Built
 

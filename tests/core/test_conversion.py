@@ -20,8 +20,8 @@ from layerport import conversion
 from layerport.conversion import ArrayType, ConversionTable, Hop, Step, from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.parameters import Array, standard_fault
-from layerport.signature import Param, Signature
+from layerport.parameters.signature import Param, Signature
+from layerport.parameters.standard_form import Array, standard_fault
 from standard_arrays import TORCH, laid_out, pointer, same, standard
 
 

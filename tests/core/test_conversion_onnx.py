@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from layerport.conversion import from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters import Array
+from layerport.parameters.standard_form import Array
 from standard_arrays import pointer, same, standard
 
 
@@ -40,7 +40,7 @@ def test_onnx_typed_fields(array: Array) -> None:
 
 
 def conversion_dtype(array: Array) -> int:
-    from layerport.adapters.onnx_dtypes import from_dtype
+    from layerport.parameters.frameworks.onnx_dtypes import from_dtype
 
     return from_dtype(DType.from_numpy(array.dtype))
 

@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from layerport.adapters.torch_dtypes import from_dtype
 from layerport.conversion import from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters import Array, standard_fault
+from layerport.parameters.frameworks.torch_dtypes import from_dtype
+from layerport.parameters.standard_form import Array, standard_fault
 from standard_arrays import TORCH, pointer, same, standard
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerport.adapters.cubin import Cubin, kernel_symbols
-from layerport.adapters.nvrtc import Job, compile_jobs
 from layerport.errors import BuildError
+from layerport.kernels.cubin import Cubin, kernel_symbols
+from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
 
 SOURCE = """
 struct Big { char bytes[5000]; };

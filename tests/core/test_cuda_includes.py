@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 import layerport as lp
-from layerport.adapters.nvrtc import Job, compile_jobs
 from layerport.dtypes import DType
 from layerport.errors import BuildError
-from layerport.host.compiler import compile_for_host
+from layerport.harness.compiler import compile_for_host
+from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.definitions import same_definition, same_place
 from layerport.errors import UsageError
-from layerport.pack_loading import import_file
-from layerport.packs import load
+from layerport.layers.definitions import same_definition, same_place
+from layerport.packs.host import load
+from layerport.packs.loading import import_file
 
 HEAD = "import torch\nfrom torch import Tensor\nimport layerport as lp\n"
 CELL = """

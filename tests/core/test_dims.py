@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from layerport.dims import DimRange, Port, apply_ranges, parse_ranges, require_limits
 from layerport.errors import UsageError
+from layerport.sizes.dims import DimRange, Port, apply_ranges, parse_ranges, require_limits
 
 
 def test_ranges_with_and_without_a_usual_size() -> None:

@@ -11,9 +11,9 @@ import onnx
 import pytest
 import torch
 
-from layerport.adapters import onnx_dtypes, tensorrt_dtypes, torch_dtypes
 from layerport.dtypes import DType
 from layerport.errors import UsageError
+from layerport.parameters.frameworks import onnx_dtypes, tensorrt_dtypes, torch_dtypes
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -108,7 +108,7 @@ def test_unknown_names() -> None:
 
 def test_no_framework_is_imported() -> None:
     code = (
-        "import sys, layerport.dtypes, layerport.signature, layerport.annotations;"
+        "import sys, layerport.dtypes, layerport.parameters.signature, layerport.parameters.annotations;"
         "heavy = {'torch', 'numpy', 'onnx', 'onnx_ir', 'tensorrt_rtx', 'ml_dtypes'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import Dim
 
 import layerport as lp
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.errors import UsageError
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 

@@ -21,15 +21,15 @@ import torch
 
 import layerport as lp
 from gpu_doubles import CudaArray, FakeContext, FakeEngine, HostDriver, tensorrt_double
-from layerport.adapters.cuda_arrays import DeviceArray
-from layerport.bundle import Bundle
-from layerport.dims import Port
+from layerport.bundle.bundle import Bundle
 from layerport.engine import creators, flavours
 from layerport.engine.engine_session import EngineRunner
 from layerport.engine.gpu import Gpu
 from layerport.engine.plans import Plan
 from layerport.errors import BuildError, UsageError
-from layerport.portable_runner import PortableRunner
+from layerport.parameters.frameworks.cuda import DeviceArray
+from layerport.session.portable_runner import PortableRunner
+from layerport.sizes.dims import Port
 from small_models import sample
 from small_setup import Built
 

@@ -17,7 +17,7 @@ from host_driver import HostLaunchDriver
 from layerport.engine import plugin as plugins
 from layerport.engine import runner
 from layerport.errors import BuildError
-from layerport.launcher import Launcher
+from layerport.kernels.launcher import Launcher
 from layerport.targets import Target
 from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import layerport as lp
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 
 
 class Named(torch.nn.Module):

@@ -18,10 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._sympy import functions
 
-from layerport.adapters.sympy_expressions import from_sympy
-from layerport.adapters.tensorrt_expressions import lower
+from layerport.engine.dim_expressions import lower
 from layerport.errors import UsageError
-from layerport.expressions import MAX_DEPTH, Const, Expr, NoNumberYetError, Symbol, cdiv, maximum, minimum, parse, where
+from layerport.layers.sympy_sizes import from_sympy
+from layerport.sizes.expressions import (
+    MAX_DEPTH,
+    Const,
+    Expr,
+    NoNumberYetError,
+    Symbol,
+    cdiv,
+    maximum,
+    minimum,
+    parse,
+    where,
+)
 
 NAMES = ("x.0", "x.1", "gate.10", "u0")
 X, Y, Z = Symbol("x.0"), Symbol("x.1"), Symbol("gate.10")
@@ -315,7 +326,7 @@ def test_a_shared_part_is_lowered_once() -> None:
 
 def test_importing_expressions_imports_nothing_foreign() -> None:
     code = (
-        "import sys, layerport.expressions as e; e.parse('x.0//2')\n"
+        "import sys, layerport.sizes.expressions as e; e.parse('x.0//2')\n"
         "print([m for m in ('torch', 'numpy', 'sympy', 'onnx', 'tensorrt_rtx') if m in sys.modules])"
     )
     done = subprocess.run(

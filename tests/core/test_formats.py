@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from layerport.bundle import FORMAT, MANIFEST, PLUGINS, Bundle
+from layerport.bundle.bundle import FORMAT, MANIFEST, PLUGINS, Bundle
+from layerport.bundle.plugin_spec import FORMAT as SPEC_FORMAT
+from layerport.bundle.plugin_spec import from_bytes
+from layerport.checks.verification import verify
 from layerport.commands.reports import inspect_bundle
 from layerport.engine.plan_fields import MAGIC, Search, read_plan
-from layerport.plugin_spec import FORMAT as SPEC_FORMAT
-from layerport.plugin_spec import from_bytes
-from layerport.verification import verify
 
 TESTS = Path(__file__).parents[1]
 BUNDLES = sorted((TESTS / "formats").glob("bundle_*"))

@@ -26,9 +26,9 @@ from test_torch_cuda import HostCuda, cuda, scaled  # noqa: F401
 import layerport as lp
 from gpu_doubles import FakeEngine, HostDriver, tensorrt_double
 from launch_doubles import SilentDriver
-from layerport import packs
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.engine import flavours
+from layerport.packs import host as packs
 from layerport.testing import CaseShape, LayerCase, Tolerance
 from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM
 from layerport_builtin_layers.silu_mul.case import CASE as SILU_MUL
@@ -268,7 +268,7 @@ def test_a_prepared_cache_frees_the_other_machine_of_compilers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All that a run compiles, here without NVRTC, Triton and any process: the kernels, and those of a plugin."""
-    from layerport.adapters import nvrtc
+    from layerport.kernels.toolchains import nvrtc
     from layerport.targets import Target
     from layerport.testing.specs import plugin_spec
 

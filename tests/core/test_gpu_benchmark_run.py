@@ -196,7 +196,7 @@ def test_a_whole_run(gpu: Any, stand_in: HostCuda, layer: Any, monkeypatch: pyte
 
     monkeypatch.setattr(torch, "empty", empty_here)
     # The launcher of `enqueue` asks for a driver of its own.
-    monkeypatch.setattr("layerport.launcher.require_driver", lambda: stand_in.driver)
+    monkeypatch.setattr("layerport.kernels.launcher.require_driver", lambda: stand_in.driver)
     options = gpu.run._options(["--output", str(tmp_path / "out.json")])
     made: dict[str, Any] = {"machine": {}, "seed": 3, "without cases": [], "layers": {}}
     gpu.run.measure(made, {layer.name: case}, place, "sm_90", options)

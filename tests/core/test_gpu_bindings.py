@@ -140,7 +140,7 @@ for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
     if not hasattr(torch._C, name):
         setattr(torch._C, name, lambda *_: 0)
 torch._C._dynamo.guards._empty_strided_cuda = torch.empty_strided
-from layerport.adapters.torch_cuda import Cuda
+from layerport.layers.cuda_operator import Cuda
 cuda = Cuda()
 def device():
     status, found = cuda.driver.cuCtxGetDevice()

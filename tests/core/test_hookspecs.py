@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from layerport import hookspecs
-from layerport.adapters.torch_shapes import TensorShape, derive
+from layerport.bundle.plugin_spec import Slot
 from layerport.dtypes import DType
-from layerport.layers import BoundLayer, Place
-from layerport.packs import Packs, load
-from layerport.plugin_spec import Slot
-from layerport.records import Rewrite
+from layerport.layers.derivation import TensorShape, derive
+from layerport.layers.layer import BoundLayer, Place
+from layerport.packs import hookspecs
+from layerport.packs.host import Packs, load
+from layerport.packs.records import Rewrite
 from layerport.targets import Target
 from packs.installer import Site
 

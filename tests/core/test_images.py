@@ -86,7 +86,7 @@ def test_sessions_hold_the_images_of_their_plans(engine_bundle: Built, monkeypat
     driver, launches = HostDriver(), LaunchDriver()
     monkeypatch.setattr(runner, "_loaded", weakref.WeakValueDictionary())
     monkeypatch.setattr("layerport.engine.gpu.require_driver", lambda: driver)
-    monkeypatch.setattr("layerport.launcher.require_driver", lambda: launches)
+    monkeypatch.setattr("layerport.kernels.launcher.require_driver", lambda: launches)
     monkeypatch.setattr(plugin, "native_architecture", lambda: "sm_89")
     plans: list[Plan] = []
 

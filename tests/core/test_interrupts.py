@@ -15,8 +15,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from layerport import cli, interrupts, staging
-from layerport.interrupts import SIGNALS, Interrupted
+from layerport import cli
+from layerport.bundle import staging
+from layerport.system import interrupts
+from layerport.system.interrupts import SIGNALS, Interrupted
 from small_setup import python
 
 

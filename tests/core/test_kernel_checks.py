@@ -19,13 +19,14 @@ from torch import nn
 from torch.export import Dim
 
 import layerport as lp
-from layerport import bundle as bundles
-from layerport import kernel_checks, kernel_trials, packs
+from layerport.bundle import bundle as bundles
+from layerport.checks import kernel_checks, kernel_trials
+from layerport.checks.kernel_checks import KernelCheck, check_kernels
 from layerport.errors import VerifyError
 from layerport.front import sources
 from layerport.front.pipeline import Wishes, prepare
-from layerport.host import compiler
-from layerport.kernel_checks import KernelCheck, check_kernels
+from layerport.harness import compiler
+from layerport.packs import host as packs
 from layerport.targets import Target
 from layerport.testing import run_kernel
 from small_setup import SMALL, TESTS
@@ -285,10 +286,10 @@ def test_no_compiler_is_a_reason_and_no_pass(tmp_path: Path, monkeypatch: pytest
 
 def test_work_beyond_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = prepared(tmp_path, changed(), PackedLinear(20), torch.randn(40, 12), dynamic=ROWS)
-    monkeypatch.setattr("layerport.kernel_runs.MOST_ELEMENTS", 600)
+    monkeypatch.setattr("layerport.checks.kernel_runs.MOST_ELEMENTS", 600)
     (check,) = check_kernels(*made)
     assert check.answer == "right" and check.trials[0] == "the sample at x [3, 12]"
-    monkeypatch.setattr("layerport.kernel_runs.MOST_ELEMENTS", 100)
+    monkeypatch.setattr("layerport.checks.kernel_runs.MOST_ELEMENTS", 100)
     (check,) = check_kernels(*made)
     assert check.answer == "not run" and "x [40, 12] is beyond the budget" in check.reason
     monkeypatch.undo()
@@ -308,7 +309,7 @@ def test_another_source_than_the_bundles_is_not_run(tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text((tmp_path / "bundle.py").read_text().replace("y[i] = (T)(", "y[i] = (T)(2 * "))
     code = (
-        "import sys, layerport.kernel_checks as k, layerport.bundle as b\n"
+        "import sys, layerport.checks.kernel_checks as k, layerport.bundle.bundle as b\n"
         "print(*k.check_kernels(b.Bundle.open(sys.argv[1]), extra=sys.argv[2:]))"
     )
     for pack, answer in (

@@ -14,9 +14,9 @@ from test_kernel_checks import ROWS, TRANSPOSED, PackedLinear, changed, prepared
 
 from gpu_doubles import Status
 from host_driver import HostLaunchDriver
+from layerport.checks.kernel_checks import check_kernels
 from layerport.engine import gpu_kernels
 from layerport.engine.gpu import Gpu
-from layerport.kernel_checks import check_kernels
 
 
 class RunningDriver(HostLaunchDriver):

@@ -8,8 +8,8 @@ import torch
 from click.testing import CliRunner
 
 import layerport as lp
+from layerport.bundle.plugin_spec import from_bytes
 from layerport.cli import main
-from layerport.plugin_spec import from_bytes
 
 PACK = '''
 import layerport as lp

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from layerport.compilation import Compilation, compile_all, compile_for
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.expressions import Symbol, cdiv
-from layerport.kernels import CudaSource, Kernel, Launch, TensorArg, cuda
-from layerport.signature import Argument, Kind, Signature
+from layerport.kernels.compilation import Compilation, compile_all, compile_for
+from layerport.kernels.declaration import CudaSource, Kernel, Launch, TensorArg, cuda
+from layerport.parameters.signature import Argument, Kind, Signature
+from layerport.sizes.expressions import Symbol, cdiv
 
 SIGNATURE = Signature(
     (

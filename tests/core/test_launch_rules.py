@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerport.adapters.cubin import Cubin, Resources
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.expressions import Const, Expr, Symbol, cdiv
-from layerport.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg, check_fit, shared_limit
+from layerport.kernels.cubin import Cubin, Resources
+from layerport.kernels.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg, check_fit, shared_limit
+from layerport.sizes.expressions import Const, Expr, Symbol, cdiv
 
 N, ROWS = Symbol("x.0"), Symbol("x.1")
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import pytest
 
-from layerport import launcher as launcher_module
-from layerport.adapters.cubin import Cubin
-from layerport.adapters.nvrtc import Job, compile_jobs
 from layerport.errors import BuildError, LayerportError, PackError, UsageError
-from layerport.expressions import Const, Expr, Symbol, cdiv
-from layerport.launch_rules import Arg, LaunchRule, PointerArg, ScalarArg
-from layerport.launcher import Launcher, require_driver
+from layerport.kernels import launcher as launcher_module
+from layerport.kernels.cubin import Cubin
+from layerport.kernels.launch_rules import Arg, LaunchRule, PointerArg, ScalarArg
+from layerport.kernels.launcher import Launcher, require_driver
+from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
+from layerport.sizes.expressions import Const, Expr, Symbol, cdiv
 
 SOURCE = """
 extern "C" __global__ void mixed(const float* x, float* y, const float* bias, long long n, int c, float beta,
@@ -463,8 +463,8 @@ int cuGetProcAddress(const char *name, void **out, int version, uint64_t flags) 
 _LAUNCH = """
 import json, sys
 from pathlib import Path
-from layerport.launch_rules import LaunchRule
-from layerport.launcher import Launcher
+from layerport.kernels.launch_rules import LaunchRule
+from layerport.kernels.launcher import Launcher
 rule = LaunchRule.from_json(json.loads(Path("rule.json").read_text()))
 with Launcher(Path("k.cubin").read_bytes(), "mixed", rule) as launcher:
     launcher.resolve({"x.0": 3000})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import layerport as lp
 from layerport import building
-from layerport.plugin_spec import from_bytes
+from layerport.bundle.plugin_spec import from_bytes
 from small_models import ROWS, WIDTH, sample
 from small_setup import ENGINE, SMALL
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import layerport as lp
 from layerport.front.claims import claim_layers
 from layerport.front.sources import Source
-from layerport.packs import load
+from layerport.packs.host import load
 
 
 @lp.layer("lp_looks::rms_norm")
@@ -87,7 +87,7 @@ class Pack:
 
 @pytest.fixture(autouse=True)
 def no_installed_packs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("layerport.packs.discover", lambda environ=None: ())
+    monkeypatch.setattr("layerport.packs.host.discover", lambda environ=None: ())
     yield
 
 

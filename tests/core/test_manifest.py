@@ -16,11 +16,11 @@ import pytest
 
 import layerport
 from fuzz.mutations import json_mutation
-from layerport import bundle as bundles
+from layerport.bundle import bundle as bundles
+from layerport.bundle.manifest import read_manifest
 from layerport.cli import main
 from layerport.commands.reports import inspect_bundle, print_inspection
 from layerport.errors import BuildError
-from layerport.manifest import read_manifest
 from small_setup import Built
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from layerport.adapters import nvrtc
-from layerport.adapters.cubin import Cubin
-from layerport.adapters.cuda_includes import local_headers
-from layerport.adapters.nvrtc import Job, compile_jobs, toolchain
-from layerport.adapters.nvrtc_log import kernel_names
-from layerport.cache import KernelCache
 from layerport.errors import BuildError
+from layerport.kernels.cache import KernelCache
+from layerport.kernels.cubin import Cubin
+from layerport.kernels.toolchains import nvrtc
+from layerport.kernels.toolchains.cuda_includes import local_headers
+from layerport.kernels.toolchains.nvrtc import Job, compile_jobs, toolchain
+from layerport.kernels.toolchains.nvrtc_log import kernel_names
 
 SCALE = """#include <cuda_fp16.h>
 #include "parts/load.h"
@@ -214,8 +214,8 @@ def test_a_folder_that_cannot_be_written_does_not_stop_compiling(tmp_path: Path)
 _COMPILE = """
 import sys
 from pathlib import Path
-from layerport.adapters.nvrtc import Job, compile_jobs
-from layerport.cache import KernelCache
+from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
+from layerport.kernels.cache import KernelCache
 folder = Path(sys.argv[1])
 text = (folder / "scale.cu").read_text()
 jobs = [Job(text, "scale.cu", str(folder), f"scale<{t}>", "sm_89", "test") for t in ("float", "__half")]

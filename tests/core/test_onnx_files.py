@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.export import Dim
 
 import layerport as lp
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.errors import BuildError, UsageError
 from layerport.front import onnx_files
-from layerport.packs import Packs
+from layerport.packs.host import Packs
 from small_bundles import external, place
 
 BRANCHING = str(Path(__file__).parent.parent / "packs" / "branching.py")
@@ -93,7 +93,7 @@ def test_a_bundle_is_a_source(tmp_path: Path) -> None:
 
 
 def test_conditions_stay(tmp_path: Path) -> None:
-    from layerport.packs import import_file
+    from layerport.packs.host import import_file
 
     function = import_file(BRANCHING).halves
 

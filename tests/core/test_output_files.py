@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.commands.output_files import OutputFolder, file_names
 from layerport.commands.running import run_bundle
 from layerport.errors import BuildError, UsageError
@@ -72,7 +72,7 @@ def test_names_that_cannot_be_files(
     """Nothing runs and nothing is made; without -o it runs."""
     bundle = identity_bundle(tmp_path / "a.lp", names)
     assert set(run_bundle(str(bundle), (), None, device="cpu")["outputs"]) == set(names)
-    monkeypatch.setattr("layerport.session.Session.__init__", None)
+    monkeypatch.setattr("layerport.session.session.Session.__init__", None)
     with pytest.raises(UsageError) as caught:
         run_bundle(str(bundle), (), str(tmp_path / "out"), device="cpu")
     assert caught.value.faults == (fault,)

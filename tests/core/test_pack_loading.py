@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from layerport.pack_discovery import discover
-from layerport.packs import Packs, load
+from layerport.packs.discovery import discover
+from layerport.packs.host import Packs, load
 from packs.installer import Site
 
 HOOK = "import layerport as lp\n\n"

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import layerport as lp
-from layerport.adapters.torch_state import RandomStates, Settings
 from layerport.errors import PackError
 from layerport.front.claims import claim_layers
 from layerport.front.sources import Source
-from layerport.pack_watch import KEPT_WHOLE
-from layerport.packs import load
+from layerport.packs.host import load
+from layerport.packs.torch_state import RandomStates, Settings
+from layerport.packs.watch import KEPT_WHOLE
 from packs.installer import Site
 
 
@@ -81,7 +81,7 @@ class Pack:
 
 @pytest.fixture(autouse=True)
 def no_installed_packs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("layerport.packs.discover", lambda environ=None: ())
+    monkeypatch.setattr("layerport.packs.host.discover", lambda environ=None: ())
     yield
 
 
@@ -310,7 +310,7 @@ def test_a_pack_that_is_the_first_to_import_torch(tmp_path: Path) -> None:
     file = tmp_path / "pack.py"
     file.write_text("import torch\nimport layerport as lp\ntorch.set_default_dtype(torch.float64)\n")
     code = (
-        "import sys\nfrom layerport.packs import load\nfrom layerport.errors import PackError\n"
+        "import sys\nfrom layerport.packs.host import load\nfrom layerport.errors import PackError\n"
         "assert 'torch' not in sys.modules\n"
         f"try:\n    load({str(file)!r}, environ={{}})\nexcept PackError as error:\n    print(error.fault)\n"
         "import torch\nprint(torch.get_default_dtype())\n"

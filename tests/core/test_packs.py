@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import layerport as lp
-from layerport import core_plugin
 from layerport.errors import PackError, UsageError
-from layerport.packs import Packs, load
-from layerport.records import Rewrite
+from layerport.packs import core_plugin
+from layerport.packs.host import Packs, load
+from layerport.packs.records import Rewrite
 from packs.installer import Site
 
 HOOK = "import layerport as lp\n\n"

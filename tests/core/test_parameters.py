@@ -24,7 +24,7 @@ from hypothesis import given
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters import Parameters, describe, standard_fault
+from layerport.parameters.standard_form import Parameters, describe, standard_fault
 
 
 @st.composite
@@ -117,7 +117,7 @@ def test_infinities_and_nan_survive() -> None:
 
 def test_the_digest_is_the_same_in_every_process() -> None:
     code = (
-        "import numpy as np; from layerport.parameters import Parameters;"
+        "import numpy as np; from layerport.parameters.standard_form import Parameters;"
         "w = np.arange(6, dtype=np.float32).reshape(2, 3);"
         "p = Parameters({'w': w}, {'eps': 1e-5, 'mode': 'é', 'axes': (1, 2)});"
         "print(p.digest, p.to_bytes().hex())"

@@ -15,14 +15,14 @@ import pytest
 from onnx import TensorProto
 
 import layerport as lp
-from layerport import bundle as bundles
-from layerport.adapters.onnx_external import external_tensors
-from layerport.bundle import Bundle, DamagedFile
+from layerport.bundle import bundle as bundles
+from layerport.bundle.bundle import Bundle, DamagedFile
+from layerport.bundle.external_data import external_tensors
+from layerport.checks.verification import verify
 from layerport.commands.reports import inspect_bundle
 from layerport.commands.running import run_bundle
 from layerport.errors import BuildError, LayerportError
-from layerport.plain_files import NotPlainError, open_plain
-from layerport.verification import verify
+from layerport.system.plain_files import NotPlainError, open_plain
 from small_bundles import external, identity_bundle, place, sign
 
 KINDS = {
@@ -129,7 +129,7 @@ def test_a_file_is_what_was_checked(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_swapped_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from layerport.adapters import onnxruntime_session
+    from layerport.session import onnxruntime as onnxruntime_session
 
     folder = identity_bundle(tmp_path / "a.lp", ["y"])
     real = onnxruntime_session._open

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from launch_doubles import LaunchDriver, SilentDriver
+from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
 from layerport.engine import flavours, plugin, runner
 from layerport.errors import BuildError, UsageError
-from layerport.expressions import Symbol
-from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
+from layerport.sizes.expressions import Symbol
 from small_setup import TESTS, Built, python
 
 ALONE = """
@@ -39,12 +39,12 @@ class Block(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Block())
 from launch_doubles import LaunchDriver
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.engine import creators, engine_session, flavours, plugin
-import layerport.launcher, layerport.engine.runner
+import layerport.kernels.launcher, layerport.engine.runner
 
 driver = LaunchDriver("sm_89")
-layerport.launcher.require_driver = lambda: driver
+layerport.kernels.launcher.require_driver = lambda: driver
 plugin.native_architecture = lambda: "sm_89"
 
 bundle = Bundle.open(sys.argv[1])
@@ -149,7 +149,7 @@ def _nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def launches(monkeypatch: pytest.MonkeyPatch) -> LaunchDriver:
     driver = LaunchDriver()
     driver.sizes = [8, 8, 8, 8, 4]
-    monkeypatch.setattr("layerport.launcher.require_driver", lambda: driver)
+    monkeypatch.setattr("layerport.kernels.launcher.require_driver", lambda: driver)
     monkeypatch.setattr(plugin, "native_architecture", lambda: "sm_89")
     return driver
 
@@ -266,7 +266,7 @@ def test_a_kernel_is_loaded_once_and_unloaded_with_its_last_user(engine_bundle: 
 
 def enqueuer(bundle: Built, monkeypatch: pytest.MonkeyPatch) -> Any:
     driver = SilentDriver()
-    monkeypatch.setattr("layerport.launcher.require_driver", lambda: driver)
+    monkeypatch.setattr("layerport.kernels.launcher.require_driver", lambda: driver)
     monkeypatch.setattr(plugin, "native_architecture", lambda: "sm_89")
     made = plugin.plugin_class(flavours.load("rtx"))(spec_of(bundle, "lp_small::scale")).attach_to_context(None)
     made.on_shape_change(described((64, 16), (16,)), described((64, 16)))

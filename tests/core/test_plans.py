@@ -14,7 +14,7 @@ import pytest
 
 import layerport as lp
 from gpu_doubles import HostDriver
-from layerport.bundle import Bundle, DamagedFile
+from layerport.bundle.bundle import Bundle, DamagedFile
 from layerport.engine import creators, flavours, plans
 from layerport.errors import BuildError, LayerportError
 from small_models import sample

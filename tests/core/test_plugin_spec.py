@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from layerport.dtypes import DType
-from layerport.errors import BuildError
-from layerport.expressions import Const, Symbol, cdiv
-from layerport.launch_rules import LaunchRule, PointerArg, ScalarArg
-from layerport.plugin_spec import (
+from layerport.bundle.plugin_spec import (
     LIMIT,
     KernelCode,
     OutputSlot,
@@ -29,6 +25,10 @@ from layerport.plugin_spec import (
     from_bytes,
     to_bytes,
 )
+from layerport.dtypes import DType
+from layerport.errors import BuildError
+from layerport.kernels.launch_rules import LaunchRule, PointerArg, ScalarArg
+from layerport.sizes.expressions import Const, Symbol, cdiv
 
 IMAGES = {hashlib.sha256(data).hexdigest(): data for data in (b"\x7fELF first", b"\x7fELF second")}
 FIRST, SECOND = IMAGES

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 import layerport as lp
-from layerport.adapters import onnxruntime_session
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.errors import UsageError
-from layerport.session import Session
+from layerport.session import onnxruntime as onnxruntime_session
+from layerport.session.session import Session
 
 
 @pytest.fixture(autouse=True)

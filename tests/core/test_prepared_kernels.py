@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from layerport import prepared_kernels
-from layerport.adapters import nvrtc, triton_functions
-from layerport.adapters.nvrtc import Job, compile_jobs, toolchain
-from layerport.adapters.triton_files import files_digest
-from layerport.adapters.triton_functions import Place
-from layerport.cache import KernelCache
 from layerport.errors import BuildError
+from layerport.kernels import prepared as prepared_kernels
+from layerport.kernels.cache import KernelCache
+from layerport.kernels.toolchains import nvrtc, triton_functions
+from layerport.kernels.toolchains.nvrtc import Job, compile_jobs, toolchain
+from layerport.kernels.toolchains.triton_files import files_digest
+from layerport.kernels.toolchains.triton_functions import Place
 from triton_setup import build, kernel, tensors
 
 TEXT = "template <class T> __global__ void scale(T* x) { *x *= FACTOR; }\n"
@@ -242,7 +242,7 @@ class TestTriton:
     def test_a_prepared_cache_is_asked_before_triton(
         self, pack: Path, store: KernelCache, without_triton: Callable[[], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from layerport.adapters import triton_compiler
+        from layerport.kernels.toolchains import triton as triton_compiler
 
         (made,) = build(double(), store)
         prepared_kernels.mark(store)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from layerport import processes
-from layerport.processes import Program
+from layerport.system import processes
+from layerport.system.processes import Program
 from process_table import VARIABLE, alive, left_after, new_mark, wait_for
 from small_setup import TESTS
 
@@ -49,7 +49,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 FROM_A_THREAD = f"""
 import sys, threading
-from layerport.processes import Program
+from layerport.system.processes import Program
 kept = []
 thread = threading.Thread(target=lambda: kept.append(Program({FAMILY!r})))
 thread.start(); thread.join()
@@ -73,7 +73,7 @@ def test_a_program_and_its_children_end_with_a_killed_owner_and_not_with_the_thr
 
 FORKED = f"""
 import os, sys, time
-from layerport.processes import Program
+from layerport.system.processes import Program
 program = Program({FAMILY!r})
 if os.fork() == 0:
     time.sleep(8)
@@ -112,7 +112,7 @@ WORK = {
     "nvrtc": (
         "nvrtc_child",
         f"""
-from layerport.adapters.nvrtc import Job, compile_jobs
+from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
 from test_nvrtc import inline
 compile_jobs([inline("{ENDLESS_TEMPLATE}", time_limit=60.0)])
 """,
@@ -121,7 +121,7 @@ compile_jobs([inline("{ENDLESS_TEMPLATE}", time_limit=60.0)])
         "cc1plus",
         f"""
 import layerport as lp
-from layerport.host.compiler import compile_for_host
+from layerport.harness.compiler import compile_for_host
 compile_for_host(lp.cuda("{ENDLESS_TEMPLATE}", "k"), "k", label="endless")
 """,
     ),
@@ -138,7 +138,7 @@ sys.stdin.read()
         "triton_worker",
         """
 import sys
-from layerport.host import triton_interpreter
+from layerport.harness import triton_interpreter
 triton_interpreter._worker()
 sys.stdin.read()
 """,
@@ -150,13 +150,13 @@ import sys
 import numpy as np
 import layerport as lp
 from layerport import processes
-from layerport.host.compiler import compile_for_host
+from layerport.harness.compiler import compile_for_host
 from pathlib import Path
 source = lp.cuda("__global__ void k(long* x) {\\n for (;;) { *(volatile long*)x = 1; } }\\n", "k")
 made = compile_for_host(source, "k", label="endless")
-from layerport.expressions import Const
-from layerport.host.cuda_runs import CudaJob
-from layerport.launch_rules import LaunchRule, PointerArg
+from layerport.sizes.expressions import Const
+from layerport.harness.cuda_runs import CudaJob
+from layerport.kernels.launch_rules import LaunchRule, PointerArg
 rule = LaunchRule((Const(1),) * 3, (Const(1),) * 3, Const(0), (PointerArg("x"),))
 CudaJob(made, rule, rule.resolve({}), "forward", 0, "endless", 60.0).run({}, {"x": np.zeros(4, "int64")})
 """,

@@ -15,7 +15,7 @@ import layerport as lp
 from layerport.front.claims import Claim, ClaimedModel, claim_layers
 from layerport.front.probes import LARGEST_INPUT, MAGNITUDES, cut_inputs, probe_inputs
 from layerport.front.sources import Source
-from layerport.packs import load
+from layerport.packs.host import load
 
 Forward = Callable[..., Any]
 
@@ -123,7 +123,7 @@ class Around(nn.Module):
 
 @pytest.fixture(autouse=True)
 def no_installed_packs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("layerport.packs.discover", lambda environ=None: ())
+    monkeypatch.setattr("layerport.packs.host.discover", lambda environ=None: ())
     yield
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from layerport import staging
-from layerport.bundle import Bundle
-from layerport.cache import KernelCache
-from layerport.verification import verify
+from layerport.bundle import staging
+from layerport.bundle.bundle import Bundle
+from layerport.checks.verification import verify
+from layerport.kernels.cache import KernelCache
 from process_table import VARIABLE, alive, left_after, new_mark
 from small_setup import ENGINE, MODELS, SMALL, TESTS
 

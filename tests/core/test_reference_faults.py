@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerport.adapters.torch_shapes import TensorShape, derive
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
+from layerport.layers.derivation import TensorShape, derive
 
 X = TensorShape(DType.FLOAT32, (None, 8))
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from layerport import bundle as bundles
-from layerport import replacing
-from layerport.adapters import renames
-from layerport.bundle import Bundle, check_output, writing
+from layerport.bundle import bundle as bundles
+from layerport.bundle import replacing
+from layerport.bundle.bundle import Bundle, check_output, writing
 from layerport.errors import LayerportError, UsageError
+from layerport.system import renames
 from small_bundles import write_small
 from small_setup import python
 
@@ -230,7 +230,7 @@ import os, signal, sys
 from pathlib import Path
 from layerport import replacing
 from layerport.adapters import renames
-from layerport.bundle import writing
+from layerport.bundle.bundle import writing
 from small_bundles import write_small
 
 out, at, steps = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.adapters.torch_module import LayerModule
 from layerport.errors import UsageError
-from layerport.pack_discovery import DISABLE_VARIABLE
-from layerport.pack_loading import import_file
-from layerport.saved_layers import installed_layer, local_layer
+from layerport.layers.module import LayerModule
+from layerport.layers.saved import installed_layer, local_layer
+from layerport.packs.discovery import DISABLE_VARIABLE
+from layerport.packs.loading import import_file
 from packs.installer import Site
 
 PACK = """

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from layerport.errors import UsageError
-from layerport.signature import ATTRIBUTE_TYPES, MISSING, Argument, Kind, Param, Signature
+from layerport.parameters.signature import ATTRIBUTE_TYPES, MISSING, Argument, Kind, Param, Signature
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # type: ignore[import-not-found]

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.export import Dim
 
 import layerport as lp
-from layerport import bundle as bundles
-from layerport.bundle import Bundle
+from layerport.bundle import bundle as bundles
+from layerport.bundle.bundle import Bundle
 from layerport.errors import BuildError, UsageError
-from layerport.packs import import_file
+from layerport.packs.host import import_file
 
 BRANCHING = str(Path(__file__).parent.parent / "packs" / "branching.py")
 

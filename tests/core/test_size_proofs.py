@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerport.expressions import Expr, Symbol, as_expr, cdiv, maximum, minimum, parse, where
-from layerport.size_proofs import prove
+from layerport.sizes.expressions import Expr, Symbol, as_expr, cdiv, maximum, minimum, parse, where
+from layerport.sizes.proofs import prove
 
 SIZES = st.sampled_from([Symbol("a"), Symbol("b"), *map(as_expr, (0, 1, 2, 3, 7))])
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from layerport import staging
-from layerport.bundle import MANIFEST, writing
+from layerport.bundle import staging
+from layerport.bundle.bundle import MANIFEST, writing
 from layerport.errors import BuildError
 
 HOLDS = """
 import sys
 from pathlib import Path
-from layerport.bundle import writing
+from layerport.bundle.bundle import writing
 with writing(Path(sys.argv[1])) as folder:
     (folder / "model.onnx").write_text("half")
     print(folder, flush=True)

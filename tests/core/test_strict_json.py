@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerport.strict_json import read_json
+from layerport.system.strict_json import read_json
 from small_setup import python
 
 VALUES = st.recursive(
@@ -78,7 +78,7 @@ def test_the_most_values_take_little_memory() -> None:
     """The worst shapes in as many bytes as a manifest may have."""
     code = (
         "import resource, sys\n"
-        "from layerport.strict_json import read_json\n"
+        "from layerport.system.strict_json import read_json\n"
         "pieces = {'lists': b'[],', 'objects': b'{},', 'keys': None}\n"
         "if sys.argv[1] == 'keys':\n"
         "    data = b'{' + b','.join(b'\"%d\":\"%d\"' % (n, n) for n in range(990_000)) + b'}'\n"

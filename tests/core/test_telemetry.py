@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from layerport.cache import default_folder
+from layerport.kernels.cache import default_folder
 from small_setup import SMALL, Built, python
 
 USE = """
@@ -49,7 +49,7 @@ def test_a_bundle_that_is_run_and_verified_writes_nothing_under_the_home(
 
 IMPORT = """
 import os
-from layerport.adapters.onnxruntime_library import onnxruntime
+from layerport.session.onnxruntime_library import onnxruntime
 print(os.environ.get("ORT_DISABLE_TELEMETRY"))
 """
 

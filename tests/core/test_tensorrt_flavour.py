@@ -14,10 +14,11 @@ import pytest
 
 import foreign_names
 import tensorrt_stub
-from layerport.adapters import tensorrt_dtypes, tensorrt_expressions
+from layerport.engine import dim_expressions as tensorrt_expressions
 from layerport.engine import flavours, options
 from layerport.engine.child import BuildProcess
 from layerport.errors import BuildError
+from layerport.parameters.frameworks import tensorrt_dtypes
 from layerport.targets import RTX_ARCHITECTURES, Target
 from small_setup import TESTS, python
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import layerport as lp
 from layerport.errors import PackError
-from layerport.kernels import TensorArg
+from layerport.kernels.declaration import TensorArg
 from layerport.testing import run_kernel
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
@@ -420,7 +420,7 @@ def fault_of_call(call: Callable[[], Any]) -> str:
 
 
 def test_without_a_compiler_the_repair_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from layerport.host import compiler
+    from layerport.harness import compiler
 
     compiler._compiler.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)

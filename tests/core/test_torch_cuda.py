@@ -19,10 +19,10 @@ from torch import Tensor
 import layerport as lp
 from host_driver import HostLaunchDriver
 from launch_doubles import LaunchDriver
-from layerport import packs
-from layerport.adapters import torch_cuda
-from layerport.adapters.torch_cuda import CudaOperator, LaunchPlan
 from layerport.errors import PackError, UsageError
+from layerport.layers import cuda_operator as torch_cuda
+from layerport.layers.cuda_operator import CudaOperator, LaunchPlan
+from layerport.packs import host as packs
 from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM
 from layerport_builtin_layers.silu_mul.case import CASE as SILU_MUL
 from triton_setup import FUNCTIONS

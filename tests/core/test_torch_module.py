@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.adapters.torch_module import LayerModule
+from layerport.layers.module import LayerModule
 
 
 @lp.layer("lp_module::mixed")

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layerport.adapters.torch_dtypes import from_dtype, to_dtype
-from layerport.adapters.torch_shapes import Derivation, SizeSymbol, TensorShape, derive, from_rule
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
-from layerport.expressions import Expr, Symbol, cdiv, maximum
+from layerport.layers.derivation import Derivation, SizeSymbol, TensorShape, derive, from_rule
+from layerport.parameters.frameworks.torch_dtypes import from_dtype, to_dtype
+from layerport.sizes.expressions import Expr, Symbol, cdiv, maximum
 
 F32 = DType.FLOAT32
 LAYER = "tests::layer"
@@ -281,7 +281,7 @@ def test_a_hint_of_one_does_not_fix_the_dim() -> None:
 
 SAME_RULES = """
 import torch
-from layerport.adapters.torch_shapes import TensorShape, derive
+from layerport.layers.derivation import TensorShape, derive
 from layerport.dtypes import DType
 
 def reference(b, a, z):

@@ -11,11 +11,11 @@ import pytest
 
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.expressions import Const, Symbol, cdiv, minimum, where
-from layerport.kernels import Kernel, Launch, TensorArg, cuda
-from layerport.launch_rules import LaunchRule, ScalarArg
-from layerport.signature import Argument, Kind, Signature
-from layerport.tracing import trace, trace_predicate
+from layerport.kernels.declaration import Kernel, Launch, TensorArg, cuda
+from layerport.kernels.launch_rules import LaunchRule, ScalarArg
+from layerport.kernels.tracing import trace, trace_predicate
+from layerport.parameters.signature import Argument, Kind, Signature
+from layerport.sizes.expressions import Const, Symbol, cdiv, minimum, where
 
 SIGNATURE = Signature(
     (

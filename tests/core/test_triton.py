@@ -20,21 +20,21 @@ import triton
 from torch import Tensor
 
 import layerport as lp
-from layerport.adapters import triton_compiler
-from layerport.adapters.triton_functions import find_function
-from layerport.adapters.triton_signature import multiple_of
-from layerport.cache import KernelCache
-from layerport.compilation import Compilation, build_kernels, compile_all
+from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec, Slot, from_bytes, to_bytes
 from layerport.dtypes import DType
 from layerport.engine.runner import KernelRunner
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.expressions import Const, Symbol
-from layerport.kernels import Kernel, TensorArg
-from layerport.launch_rules import LaunchRule, PointerArg
-from layerport.launcher import Launcher
-from layerport.packs import import_file
-from layerport.plugin_spec import KernelCode, PluginSet, PluginSpec, Slot, from_bytes, to_bytes
-from layerport.tracing import specialise, trace
+from layerport.kernels.cache import KernelCache
+from layerport.kernels.compilation import Compilation, build_kernels, compile_all
+from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.launch_rules import LaunchRule, PointerArg
+from layerport.kernels.launcher import Launcher
+from layerport.kernels.toolchains import triton as triton_compiler
+from layerport.kernels.toolchains.triton_functions import find_function
+from layerport.kernels.toolchains.triton_signature import multiple_of
+from layerport.kernels.tracing import specialise, trace
+from layerport.packs.host import import_file
+from layerport.sizes.expressions import Const, Symbol
 from plan_reading import fields_in
 from small_setup import TESTS, python
 from triton_setup import (
@@ -113,10 +113,10 @@ def test_a_pack_is_imported_and_listed_without_triton_and_its_use_names_the_pip_
     code = """
 import sys
 sys.modules["triton"] = None
-from layerport.packs import load
+from layerport.packs.host import load
 from layerport.commands.packs import _describe_layer
-from layerport.compilation import Compilation, compile_all
-from layerport.kernels import TensorArg
+from layerport.kernels.compilation import Compilation, compile_all
+from layerport.kernels.declaration import TensorArg
 from layerport.dtypes import DType
 layer = load(sys.argv[1]).layer("triton_tests::rms_norm")
 assert _describe_layer(layer)["toolchains"] == ["triton"]
@@ -135,7 +135,7 @@ except Exception as error:
 
 def test_nothing_of_the_core_imports_triton_until_a_kernel_is_used() -> None:
     code = (
-        "import sys, layerport as lp; lp.triton('a.py:b'); from layerport.packs import load; load(sys.argv[1]);"
+        "import sys, layerport as lp; lp.triton('a.py:b'); from layerport.packs.host import load; load(sys.argv[1]);"
         "assert 'triton' not in sys.modules or 'torch' in sys.modules; print([m for m in sys.modules if m == 'triton'])"
     )
     done = python(code, str(PACK))
@@ -543,7 +543,7 @@ def test_functions_are_found_as_text_and_as_objects() -> None:
 def test_in_interpreter_mode_nothing_is_compiled() -> None:
     code = """
 import sys
-from layerport.adapters.triton_functions import find_function
+from layerport.kernels.toolchains.triton_functions import find_function
 import layerport as lp
 try:
     find_function(lp.triton(sys.argv[1]), "kernel k")

@@ -13,12 +13,13 @@ import pytest
 from torch import Tensor
 
 import layerport as lp
-from layerport import host, processes
-from layerport.cache import KernelCache
+from layerport import harness as host
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.host import triton_interpreter
-from layerport.packs import import_file
+from layerport.harness import triton_interpreter
+from layerport.kernels.cache import KernelCache
+from layerport.packs.host import import_file
+from layerport.system import processes
 from layerport.testing import run_kernel
 from triton_setup import (
     BLOCK,

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import layerport as lp
-from layerport.adapters.torch_state import RandomStates, Settings
-from layerport.adapters.torch_writes import ReadOnly, same_bits
 from layerport.errors import UsageError
 from layerport.front.claims import claim_layers
 from layerport.front.samples import record_outputs
 from layerport.front.sources import Source
-from layerport.packs import load
+from layerport.packs.host import load
+from layerport.packs.torch_state import RandomStates, Settings
+from layerport.packs.torch_writes import ReadOnly, same_bits
 
 
 @lp.layer("lp_untouched::doubled")
@@ -142,7 +142,7 @@ def settings_afterwards() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_installed_packs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("layerport.packs.discover", lambda environ=None: ())
+    monkeypatch.setattr("layerport.packs.host.discover", lambda environ=None: ())
     yield
 
 

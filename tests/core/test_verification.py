@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from layerport.comparison import compare
-from layerport.verification import Verification
+from layerport.checks.verification import Verification
+from layerport.parameters.comparison import compare
 
 
 def array(*values: float, dtype: str = "float32") -> np.ndarray:

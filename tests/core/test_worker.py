@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from layerport.plugin_spec import PluginSet, from_bytes, to_bytes
+from layerport.bundle.plugin_spec import PluginSet, from_bytes, to_bytes
 from plan_reading import fields_in
 from small_setup import ENGINE, SMALL, Built, python
 

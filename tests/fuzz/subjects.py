@@ -29,10 +29,10 @@ from fuzz.mutations import (
     expression_mutation,
     json_mutation,
 )
-from layerport.adapters.cubin import Cubin, kernel_symbols
-from layerport.bundle import MANIFEST, MODEL, PLUGINS, SAMPLES, Bundle
+from layerport.bundle.bundle import MANIFEST, MODEL, PLUGINS, SAMPLES, Bundle
 from layerport.errors import LayerportError
-from layerport.expressions import Expr, parse
+from layerport.kernels.cubin import Cubin, kernel_symbols
+from layerport.sizes.expressions import Expr, parse
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def subjects(bundle: Path, folder: Path) -> dict[str, Subject]:
 
 def _read_manifest(ground: Ground, data: bytes) -> None:
     from layerport.commands.reports import inspect_bundle, print_inspection
-    from layerport.session import check_inputs
+    from layerport.session.session import check_inputs
 
     bundle = ground.put(MANIFEST, data)
     inputs, _ = bundle.samples()
@@ -105,14 +105,14 @@ def _read_manifest(ground: Ground, data: bytes) -> None:
 
 
 def _read_samples(ground: Ground, data: bytes) -> None:
-    from layerport.verification import verify
+    from layerport.checks.verification import verify
 
     ground.put(SAMPLES, data)
     verify(ground.folder, device="cpu", kernels=False)
 
 
 def _read_model(ground: Ground, data: bytes) -> None:
-    from layerport.session import load
+    from layerport.session.session import load
 
     ground.put(MODEL, data)
     with load(ground.folder, device="cpu") as session:
@@ -120,7 +120,7 @@ def _read_model(ground: Ground, data: bytes) -> None:
 
 
 def _read_specs(data: bytes) -> None:
-    from layerport.plugin_spec import from_bytes, to_bytes
+    from layerport.bundle.plugin_spec import from_bytes, to_bytes
 
     plugins = from_bytes(data)
     again = from_bytes(to_bytes(plugins))
@@ -153,7 +153,7 @@ def _read_expression(data: bytes) -> None:
 
 
 def _read_parameters(data: bytes) -> None:
-    from layerport.parameters import Parameters
+    from layerport.parameters.standard_form import Parameters
 
     found = Parameters.from_bytes(data)
     assert Parameters.from_bytes(found.to_bytes()) == found
@@ -210,7 +210,7 @@ def _mutate_specs(data: bytes, random: Random) -> bytes:
     """A file of plugin specs with one spec changed and named anew after its content, so that its digest fits."""
     if random.random() < 0.3:
         return _mutate_safetensors(data, random)
-    from layerport.plugin_spec import dump
+    from layerport.bundle.plugin_spec import dump
 
     try:
         length = int.from_bytes(data[:8], "little")
@@ -230,8 +230,8 @@ def _mutate_specs(data: bytes, random: Random) -> bytes:
 
 def _mutate_plan_field(data: bytes, random: Random) -> bytes:
     """A plugin's field with its spec changed, its head made to fit; now and then with bytes changed."""
+    from layerport.bundle.plugin_spec import dump
     from layerport.engine.plan_fields import _HEAD, _IMAGE
-    from layerport.plugin_spec import dump
 
     if random.random() < 0.3:
         return bytes_mutation(data, random)
@@ -311,7 +311,7 @@ def _scalar(field: Any, random: Random) -> Any:
 
 def _expressions(plugins: bytes) -> tuple[bytes, ...]:
     """Texts of size expressions: those of a bundle's specs, and one for each function and sign."""
-    from layerport.plugin_spec import from_bytes
+    from layerport.bundle.plugin_spec import from_bytes
 
     found = {str(dim) for spec in from_bytes(plugins).specs.values() for one in spec.outputs for dim in one.dims}
     for spec in from_bytes(plugins).specs.values():
@@ -329,8 +329,8 @@ def _expressions(plugins: bytes) -> tuple[bytes, ...]:
 
 
 def _plan_fields(plugins: bytes) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    from layerport.bundle.plugin_spec import from_bytes
     from layerport.engine.plan_fields import write_field
-    from layerport.plugin_spec import from_bytes
 
     specs = from_bytes(plugins).specs.values()
     fields = tuple(write_field(spec, digests) for spec in specs for digests in ((), tuple(spec.images)))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from layerport import pack_discovery
-from layerport.pack_discovery import PackInfo
+from layerport.packs import discovery as pack_discovery
+from layerport.packs.discovery import PackInfo
 
 HERE = Path(__file__).parent
 _numbers = itertools.count()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.kernels import TensorArg
+from layerport.kernels.declaration import TensorArg
 
 
 @lp.layer("triton_tests::rms_norm")

@@ -11,8 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from layerport import building, packs
+from layerport import building
 from layerport.errors import LayerportError
+from layerport.packs import host as packs
 
 STATE = os.getcwd(), list(sys.path), sys.excepthook
 LOADED = packs.load()  # before Torch, as the command does it: some of the zoo is in its way

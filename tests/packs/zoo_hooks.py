@@ -93,7 +93,7 @@ PACKS = (
         "zoo_liar",
         "(Liar(),)",
         "returned Liar <zoo_liar.Liar object at",
-        before="from layerport.layers import Layer\n\n\n"
+        before="from layerport.layers.layer import Layer\n\n\n"
         "class Liar:\n    __class__ = Layer\n    name = 'zoo_liar::plain'\n",
     ),
     answers(

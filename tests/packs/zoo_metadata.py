@@ -129,9 +129,9 @@ PACKS = (
     ),
     listed(
         "zoo_wrong_group",
-        "its entry point is in the group 'layerport.packs'; write zoo_wrong_group = \"zoo_wrong_group\" under "
+        "its entry point is in the group 'layerport.packs.host'; write zoo_wrong_group = \"zoo_wrong_group\" under "
         "[project.entry-points.layerport] in its pyproject.toml",
-        points="[layerport.packs]\nzoo_wrong_group = zoo_wrong_group\n",
+        points="[layerport.packs.host]\nzoo_wrong_group = zoo_wrong_group\n",
     ),
     listed(
         "zoo_near_group",

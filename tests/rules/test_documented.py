@@ -11,8 +11,9 @@ import click
 import pytest
 
 import layerport as lp
-from layerport import hookspecs, pack_discovery
 from layerport.cli import main
+from layerport.packs import discovery as pack_discovery
+from layerport.packs import hookspecs
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -67,4 +67,5 @@ def test_the_engine_half_loads_neither_torch_nor_the_front_half(module: str) -> 
 
 
 def test_reading_a_bundle_loads_no_framework() -> None:
-    assert loaded("import layerport.bundle, layerport.dims, layerport.targets, layerport.plugin_spec") == "[]"
+    rooms = "layerport.bundle.bundle, layerport.sizes.dims, layerport.targets, layerport.bundle.plugin_spec"
+    assert loaded(f"import {rooms}") == "[]"

@@ -10,56 +10,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerport.building import BuildReport, build
-    from layerport.bundle import Bundle
-    from layerport.dispatch import Dispatch, explain_dispatch
+    from layerport.bundle.bundle import Bundle
+    from layerport.bundle.plugin_spec import PluginSpec
+    from layerport.checks.verification import verify
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
-    from layerport.expressions import cdiv, maximum, minimum, next_power_of_2, where
-    from layerport.hookspecs import hookimpl, hookspec
-    from layerport.kernels import Launch, cuda
-    from layerport.layers import BoundLayer, Layer, layer
-    from layerport.parameters import Parameters
-    from layerport.plugin_spec import PluginSpec
-    from layerport.records import rewrite
-    from layerport.session import Session, load
-    from layerport.shape_rules import SizeSymbol
-    from layerport.signature import Param
+    from layerport.kernels.choice import Dispatch, explain_dispatch
+    from layerport.kernels.declaration import Launch, cuda
+    from layerport.kernels.triton_source import triton
+    from layerport.layers.layer import BoundLayer, Layer, layer
+    from layerport.packs.hookspecs import hookimpl, hookspec
+    from layerport.packs.records import rewrite
+    from layerport.parameters.signature import Param
+    from layerport.parameters.standard_form import Parameters
+    from layerport.session.session import Session, load
+    from layerport.sizes.expressions import cdiv, maximum, minimum, next_power_of_2, where
+    from layerport.sizes.output_rules import SizeSymbol
     from layerport.targets import Target
-    from layerport.triton_source import triton
-    from layerport.verification import verify
 
 _HOMES = {
-    "BoundLayer": "layers",
+    "BoundLayer": "layers.layer",
     "BuildError": "errors",
     "BuildReport": "building",
-    "Bundle": "bundle",
-    "Dispatch": "dispatch",
-    "Launch": "kernels",
-    "Layer": "layers",
+    "Bundle": "bundle.bundle",
+    "Dispatch": "kernels.choice",
+    "Launch": "kernels.declaration",
+    "Layer": "layers.layer",
     "LayerportError": "errors",
     "PackError": "errors",
-    "Param": "signature",
-    "Parameters": "parameters",
-    "PluginSpec": "plugin_spec",
-    "Session": "session",
-    "SizeSymbol": "shape_rules",
+    "Param": "parameters.signature",
+    "Parameters": "parameters.standard_form",
+    "PluginSpec": "bundle.plugin_spec",
+    "Session": "session.session",
+    "SizeSymbol": "sizes.output_rules",
     "Target": "targets",
     "UsageError": "errors",
     "VerifyError": "errors",
     "build": "building",
-    "cdiv": "expressions",
-    "cuda": "kernels",
-    "explain_dispatch": "dispatch",
-    "hookimpl": "hookspecs",
-    "hookspec": "hookspecs",
-    "layer": "layers",
-    "load": "session",
-    "maximum": "expressions",
-    "minimum": "expressions",
-    "next_power_of_2": "expressions",
-    "rewrite": "records",
-    "triton": "triton_source",
-    "verify": "verification",
-    "where": "expressions",
+    "cdiv": "sizes.expressions",
+    "cuda": "kernels.declaration",
+    "explain_dispatch": "kernels.choice",
+    "hookimpl": "packs.hookspecs",
+    "hookspec": "packs.hookspecs",
+    "layer": "layers.layer",
+    "load": "session.session",
+    "maximum": "sizes.expressions",
+    "minimum": "sizes.expressions",
+    "next_power_of_2": "sizes.expressions",
+    "rewrite": "packs.records",
+    "triton": "kernels.triton_source",
+    "verify": "checks.verification",
+    "where": "sizes.expressions",
 }
 
 __version__ = "0.1.0"

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerport import bundle as bundles
-from layerport.dims import parse_ranges
+from layerport.bundle import bundle as bundles
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
 from layerport.engine.options import EngineOptions
 from layerport.errors import LayerportError, VerifyError
-from layerport.pack_clock import reported
-from layerport.pack_discovery import STRICT_VARIABLE, switched_on
+from layerport.packs.clock import reported
+from layerport.packs.discovery import STRICT_VARIABLE, switched_on
+from layerport.sizes.dims import parse_ranges
 from layerport.targets import Target
 
 if TYPE_CHECKING:
+    from layerport.checks.verification import Verification
     from layerport.front.pipeline import Prepared
-    from layerport.packs import Packs
-    from layerport.verification import Verification
+    from layerport.packs.host import Packs
 
 Progress = Callable[[str, dict[str, Any] | None], None]
 
@@ -128,7 +128,7 @@ def build(
     ):
         clock = _Clock(report.seconds, tell)
         clock.start("load")
-        from layerport import packs as pack_host
+        from layerport.packs import host as pack_host
 
         with pack_host.importing_torch():
             from layerport.front import sources
@@ -184,8 +184,8 @@ def build(
 
 
 def _verify(bundle: bundles.Bundle, packs: Packs) -> Verification:
-    from layerport.session import Session
-    from layerport.verification import verify
+    from layerport.checks.verification import verify
+    from layerport.session.session import Session
 
     with Session(bundle, exact=True) as session:
         return verify(session, packs=packs)
@@ -250,7 +250,7 @@ def _engine(
 ) -> dict[str, Any]:
     plugins = folder / bundles.PLUGINS
     if not plugins.exists():
-        from layerport.plugin_spec import PluginSet, to_bytes
+        from layerport.bundle.plugin_spec import PluginSet, to_bytes
 
         prepared.digests[bundles.PLUGINS] = bundles.write_hashed(plugins, [to_bytes(PluginSet({}, {}))])
     result = process.build(

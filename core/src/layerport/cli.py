@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import click
 
-from layerport import interrupts
 from layerport.errors import LayerportError
+from layerport.system import interrupts
 
 # The interpreter would walk all that Torch has made once more when it ends, for a second or so.
 atexit.register(gc.freeze)
@@ -64,7 +64,7 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def _end(code: int) -> NoReturn:
-    state = sys.modules.get("layerport.process_state")
+    state = sys.modules.get("layerport.packs.process_state")
     if state is not None and state.is_kept_from_ending():
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -189,7 +189,7 @@ def verify(
     as_json: bool,
 ) -> int:
     """Compare BUNDLE with Torch on its samples, and its plugins' kernels with their references."""
-    from layerport import verification
+    from layerport.checks import verification
     from layerport.commands import reports
 
     result = verification.verify(bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs)

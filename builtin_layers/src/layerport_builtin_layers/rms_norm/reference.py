@@ -11,8 +11,8 @@ from torch import Tensor
 import layerport as lp
 
 if TYPE_CHECKING:
-    from layerport.expressions import ExprLike
-    from layerport.kernels import TensorArg
+    from layerport.kernels.declaration import TensorArg
+    from layerport.sizes.expressions import ExprLike
 
 _PACK_BYTES = 16  # of one load
 _NARROW_BYTES = 32 * 4 * _PACK_BYTES  # what the lanes of one warp hold, 4 packs each

@@ -10,7 +10,7 @@ from torch import Tensor
 import layerport as lp
 
 if TYPE_CHECKING:
-    from layerport.kernels import TensorArg
+    from layerport.kernels.declaration import TensorArg
 
 _THREADS = 256
 _BYTES_OF_BLOCK = _THREADS * 2 * 16  # as in kernel.cu: 2 packs of 16 bytes for each thread

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from layerport.errors import LayerportError, UsageError
 
 if TYPE_CHECKING:
-    from layerport.bundle import Bundle
+    from layerport.bundle.bundle import Bundle
     from layerport.engine.engine_session import EngineRunner
-    from layerport.session import Session
+    from layerport.session.session import Session
 
 CPU_NOTE = "these are figures of ONNX Runtime on the CPU; they say nothing about the engine on a GPU"
 GPU_NOTE = "inputs and outputs are in GPU memory; a call counts until its outputs are complete"
@@ -69,7 +69,7 @@ def bench(
     source: the model it was built from, for Torch's figures.  seconds: how long each side is measured.
     Raises as `layerport.load` does, and UsageError for a bundle without samples.
     """
-    from layerport.session import load
+    from layerport.session.session import load
 
     if not 0 < seconds <= 3600:
         raise UsageError(f"--seconds {seconds:g} cannot be measured", "give more than 0, and at most 3600")
@@ -179,8 +179,8 @@ def build_decomposed(bundle: Bundle, file: str, folder: Path) -> Path:
 
     Raises BuildError with what TensorRT said.
     """
+    from layerport.bundle.plugin_spec import PluginSet, to_bytes
     from layerport.engine.child import BuildProcess
-    from layerport.plugin_spec import PluginSet, to_bytes
 
     (entry,) = (one for one in bundle.manifest["targets"] if one["file"] == file)
     (folder / "plugins").write_bytes(to_bytes(PluginSet({}, {})))

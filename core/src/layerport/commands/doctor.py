@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from layerport import processes
 from layerport.commands.tables import print_table, say
-from layerport.pack_discovery import canonical, disable_faults, discover
+from layerport.packs.discovery import canonical, disable_faults, discover
+from layerport.system import processes
 
 _BUILD = "pip install 'layerport[build]'"
 _RTX = "pip install 'layerport[rtx]'"

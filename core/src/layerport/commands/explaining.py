@@ -23,12 +23,12 @@ def explain(
 
     layer: only the claims that involve it.  Raises as `layerport.build` does, up to the export.
     """
-    from layerport import packs as pack_host
+    from layerport.packs import host as pack_host
 
     with pack_host.importing_torch():
         from layerport.front.claims import claim_layers
         from layerport.front.sources import open_source
-    from layerport.layers import BoundLayer
+    from layerport.layers.layer import BoundLayer
 
     loaded = pack_host.load(*packs)
     if layer is not None:

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from layerport.adapters.renames import rename_new
 from layerport.errors import BuildError, UsageError
+from layerport.system.renames import rename_new
 
 _LONGEST = 255
 # What no file name holds, the sign that stands for it, and the dot that hides a file or leads upwards.

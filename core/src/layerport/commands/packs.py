@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from layerport.commands.tables import print_table, say
 from layerport.errors import PackError
-from layerport.pack_discovery import (
-    STRICT_VARIABLE,
-    PackInfo,
-    disable_faults,
-    discover,
-    raise_for_faults,
-    switched_on,
-)
+from layerport.packs.discovery import STRICT_VARIABLE, PackInfo, disable_faults, discover, raise_for_faults, switched_on
 
 if TYPE_CHECKING:
-    from layerport.layers import Layer
-    from layerport.pack_trials import Trial
-    from layerport.packs import Packs
+    from layerport.layers.layer import Layer
+    from layerport.packs.host import Packs
+    from layerport.packs.trials import Trial
 
 
 def packs_report(
@@ -43,8 +36,8 @@ def packs_report(
             "conflicts": [],
             "warnings": warnings,
         }
-    from layerport.named_packs import info_of_name
-    from layerport.pack_trials import try_packs
+    from layerport.packs.named import info_of_name
+    from layerport.packs.trials import try_packs
 
     named = [info_of_name(given, infos) for given in explicit]
     trials = try_packs(sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits)
@@ -157,7 +150,7 @@ def render_layers(report: Mapping[str, Any]) -> None:
 
 
 def _load(explicit: Sequence[object], environ: Mapping[str, str] | None) -> Packs:
-    from layerport.packs import load
+    from layerport.packs.host import load
 
     return load(*explicit, environ=environ)
 

@@ -10,8 +10,8 @@ from layerport.commands.tables import print_table, say
 
 if TYPE_CHECKING:
     from layerport.building import BuildReport
-    from layerport.kernel_checks import KernelCheck
-    from layerport.verification import Verification
+    from layerport.checks.kernel_checks import KernelCheck
+    from layerport.checks.verification import Verification
 
 
 def counts(layers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -48,7 +48,7 @@ def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
 
 def _kernel_answers(report: BuildReport) -> dict[str, str] | None:
     """What is known of the kernels of each plugin node, None before anything was checked."""
-    from layerport.kernel_checks import worst
+    from layerport.checks.kernel_checks import worst
 
     if report.verification is None:
         return None
@@ -100,7 +100,7 @@ def _print_kernels(checks: Sequence[KernelCheck]) -> None:
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """What is in a bundle, every file checked against the manifest."""
-    from layerport.bundle import Bundle
+    from layerport.bundle.bundle import Bundle
 
     bundle = Bundle.open(path)
     for name in bundle.manifest["files"]:

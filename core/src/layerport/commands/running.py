@@ -22,8 +22,8 @@ def run_bundle(
     inputs: NAME=FILE.npy; none at all takes the bundle's samples.  Nothing runs unless every output can be a file, and
     nothing is written unless everything ran.
     """
-    from layerport.bundle import Bundle
-    from layerport.session import Session
+    from layerport.bundle.bundle import Bundle
+    from layerport.session.session import Session
 
     opened = Bundle.open(bundle)
     files, folder = {}, None

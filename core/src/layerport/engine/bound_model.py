@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from layerport.adapters.onnx_dtypes import from_dtype
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec, Slot
 from layerport.engine.plugin import KEY_FIELD, VERSION
 from layerport.errors import BuildError
-from layerport.plugin_spec import PluginSet, PluginSpec, Slot
+from layerport.parameters.frameworks.onnx_dtypes import from_dtype
 
 
 def bind_model(model: onnx.ModelProto, plugins: PluginSet, *, all_keep: bool = False) -> onnx.ModelProto:

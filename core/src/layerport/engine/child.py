@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from layerport.errors import BuildError
-from layerport.interrupts import put_off
-from layerport.processes import Program
+from layerport.system.interrupts import put_off
+from layerport.system.processes import Program
 
 COMMAND = (sys.executable, "-P", "-m", "layerport.engine.worker")
 

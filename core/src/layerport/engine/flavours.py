@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from layerport.errors import BuildError
+from layerport.system.trust import require_own_temporary
 from layerport.targets import Target
-from layerport.trust import require_own_temporary
 
 
 @dataclass(frozen=True)

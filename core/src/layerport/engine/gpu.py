@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from layerport.errors import BuildError, UsageError
-from layerport.launcher import require_driver as require_driver
+from layerport.kernels.launcher import require_driver as require_driver
 
 _FREE_STREAM = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
 _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.engine.gpu import Gpu
 from layerport.engine.runner import KernelRunner, fitting_architecture
 from layerport.errors import BuildError, LayerportError, PackError
-from layerport.launcher import Launcher
-from layerport.plugin_spec import PluginSpec
+from layerport.kernels.launcher import Launcher
 
 Array = np.ndarray[Any, Any]
 

@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.errors import BuildError
-from layerport.plugin_spec import PluginSpec
 
 _lock = threading.Lock()
 _images: weakref.WeakValueDictionary[str, Image] = weakref.WeakValueDictionary()

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerport.bundle.plugin_spec import PluginSpec, dump, from_bytes, spec_from_json
 from layerport.errors import BuildError
-from layerport.plugin_spec import PluginSpec, dump, from_bytes, spec_from_json
 
 MAGIC = b"layerport-plugin\0\2"
 _MAGIC = re.compile(re.escape(MAGIC))

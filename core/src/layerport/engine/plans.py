@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from importlib import util
 from typing import Any
 
-from layerport.bundle import Bundle
+from layerport.bundle.bundle import Bundle
 from layerport.engine.flavours import FLAVOURS, version_of
 from layerport.engine.runner import fitting_architecture
 from layerport.errors import BuildError
-from layerport.pack_discovery import canonical, discover
+from layerport.packs.discovery import canonical, discover
 
 
 @dataclass(frozen=True)

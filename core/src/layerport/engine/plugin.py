@@ -9,13 +9,13 @@ import importlib
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any
 
-from layerport.adapters.tensorrt_dtypes import from_dtype
-from layerport.adapters.tensorrt_expressions import lower
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.engine import images, plan_fields
+from layerport.engine.dim_expressions import lower
 from layerport.engine.flavours import native_architecture
 from layerport.engine.runner import KernelRunner, fitting_architecture
 from layerport.errors import BuildError
-from layerport.plugin_spec import PluginSpec
+from layerport.parameters.frameworks.tensorrt_dtypes import from_dtype
 
 KEY_FIELD = "layerport_spec"
 VERSION = "1"

@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.errors import BuildError, UsageError
-from layerport.launch_rules import LaunchRule
-from layerport.launcher import Launcher
-from layerport.plugin_spec import PluginSpec
+from layerport.kernels.launch_rules import LaunchRule
+from layerport.kernels.launcher import Launcher
 
 Launch = Callable[[Mapping[str, int], int], None]
 

@@ -10,8 +10,8 @@ import hashlib
 import threading
 from typing import Any
 
-from layerport.cache import cache_key, default_cache
 from layerport.engine.gpu import Gpu
+from layerport.kernels.cache import cache_key, default_cache
 
 _FORMAT = 1
 

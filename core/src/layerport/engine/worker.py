@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from layerport.errors import BuildError
 
 if TYPE_CHECKING:
+    from layerport.bundle.plugin_spec import PluginSet
     from layerport.engine.options import EngineOptions
     from layerport.engine.plan_fields import PlanFields
     from layerport.engine.plan_files import WrittenPlan
-    from layerport.plugin_spec import PluginSet
 
 Emit = Callable[[dict[str, Any]], None]
 _PROGRESS_SECONDS = 0.05
@@ -37,9 +37,9 @@ def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> d
     Returns the size and digest of the plan, TensorRT's warnings and the modules that were loaded.
     Raises BuildError with what TensorRT said.
     """
+    from layerport.bundle.plugin_spec import from_bytes
     from layerport.engine import flavours, plugin
     from layerport.engine.options import EngineOptions
-    from layerport.plugin_spec import from_bytes
 
     options = EngineOptions(**request.get("options") or {})
     trt = flavours.load(request["flavour"])

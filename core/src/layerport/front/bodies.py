@@ -10,14 +10,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from layerport.adapters.torch_shapes import Derivation, derive, export_together
-from layerport.dims import DimRange
 from layerport.errors import BuildError, UsageError
-from layerport.expressions import parse
 from layerport.front.body_cache import body_key, load_body, save_body
 from layerport.front.export import quiet
 from layerport.front.export_errors import first_line, innermost
 from layerport.front.nodes import LayerNode
+from layerport.layers.derivation import Derivation, derive, export_together
+from layerport.sizes.dims import DimRange
+from layerport.sizes.expressions import parse
 
 
 class Bodies:

@@ -17,9 +17,9 @@ import torch
 from onnx import FunctionProto
 from torch.fx import GraphModule, Node
 
-from layerport.adapters.torch_shapes import Derivation
-from layerport.cache import KernelCache, cache_key, default_cache
 from layerport.front.nodes import LayerNode
+from layerport.kernels.cache import KernelCache, cache_key, default_cache
+from layerport.layers.derivation import Derivation
 
 _TRANSLATORS = ("torch", "onnxscript", "onnx-ir", "onnx", "numpy")
 # Torch's own: of a foreign operator the program shows the name only, not what it does.

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from layerport.layers import BoundLayer
-from layerport.records import Rewrite
+from layerport.layers.layer import BoundLayer
+from layerport.packs.records import Rewrite
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from layerport.adapters.torch_module import LayerModule
 from layerport.errors import UsageError
-from layerport.layers import BoundLayer
-from layerport.records import Rewrite
+from layerport.layers.layer import BoundLayer
+from layerport.layers.module import LayerModule
+from layerport.packs.records import Rewrite
 
 
 def run_candidate(answer: BoundLayer | Rewrite, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:

@@ -21,11 +21,11 @@ from layerport.front.lookalikes import Lookalike, find_lookalikes
 from layerport.front.proving import prove
 from layerport.front.samples import record_outputs
 from layerport.front.sources import Source
-from layerport.layers import BoundLayer
-from layerport.pack_discovery import PackInfo
-from layerport.packs import DroppedPack, Pack, Packs
-from layerport.records import Candidate as Answer
-from layerport.records import Rewrite
+from layerport.layers.layer import BoundLayer
+from layerport.packs.discovery import PackInfo
+from layerport.packs.host import DroppedPack, Pack, Packs
+from layerport.packs.records import Candidate as Answer
+from layerport.packs.records import Rewrite
 
 __all__ = [
     "Candidate",

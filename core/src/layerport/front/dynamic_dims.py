@@ -11,8 +11,8 @@ import torch
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from layerport.dims import DimRange
 from layerport.front.sources import Source
+from layerport.sizes.dims import DimRange
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,127}", re.ASCII)
 

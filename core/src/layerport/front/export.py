@@ -15,10 +15,6 @@ import torch
 from onnxscript import values as onnxscript_values
 from torch._dynamo.exc import Unsupported
 
-from layerport.adapters.onnx_dtypes import to_dtype
-from layerport.adapters.torch_shapes import any_size, quiet_export
-from layerport.conditions import Condition
-from layerport.dims import DimRange, Port, follows_from
 from layerport.errors import BuildError
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import not_traced, not_translated
@@ -26,8 +22,12 @@ from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
 from layerport.front.sources import Source
-from layerport.layers import Layer
-from layerport.signature import Kind
+from layerport.layers.derivation import any_size, quiet_export
+from layerport.layers.layer import Layer
+from layerport.parameters.frameworks.onnx_dtypes import to_dtype
+from layerport.parameters.signature import Kind
+from layerport.sizes.conditions import Condition
+from layerport.sizes.dims import DimRange, Port, follows_from
 
 _ATTRIBUTE_TYPES = {
     "int": onnx.defs.OpSchema.AttrType.INT,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from layerport.errors import BuildError
-from layerport.foreign_text import message, type_name
+from layerport.system.foreign_text import message, type_name
 
 LONGEST = 300
 _AS_A_LAYER = "make that module a layer of a pack (then its inside is not exported)"

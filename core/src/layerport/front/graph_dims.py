@@ -9,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from layerport.adapters.sympy_expressions import from_sympy
-from layerport.dims import DimRange
 from layerport.errors import UsageError
-from layerport.expressions import Expr, Symbol, parse
+from layerport.layers.sympy_sizes import from_sympy
+from layerport.sizes.dims import DimRange
+from layerport.sizes.expressions import Expr, Symbol, parse
 
 # Two sizes with one text are equal, so a longer text is replaced by a short name of its own.
 _LONGEST = 120

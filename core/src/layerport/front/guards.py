@@ -11,11 +11,11 @@ import torch
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from layerport.adapters.torch_shape_reading import read_guards
-from layerport.dims import DimRange
-from layerport.expressions import Expr, Symbol, parse
 from layerport.front.evidence import LARGEST, UNKNOWN, Outcome, compare, resized
 from layerport.front.sources import Source
+from layerport.layers.derivation_reading import read_guards
+from layerport.sizes.dims import DimRange
+from layerport.sizes.expressions import Expr, Symbol, parse
 
 
 @dataclass(frozen=True)

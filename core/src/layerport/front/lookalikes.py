@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from layerport.layers import Layer
-from layerport.packs import Packs
-from layerport.signature import Kind
+from layerport.layers.layer import Layer
+from layerport.packs.host import Packs
+from layerport.parameters.signature import Kind
 
 _OPERATORS = {"*": "mul", "+": "add", "-": "sub", "/": "div", "@": "matmul"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")

@@ -10,14 +10,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from layerport.adapters.onnx_dtypes import to_dtype
-from layerport.adapters.torch_shapes import TensorShape
-from layerport.conversion import to_standard
 from layerport.errors import BuildError, UsageError
-from layerport.expressions import Expr, parse
-from layerport.layers import BoundLayer, Layer
-from layerport.packs import Packs
-from layerport.parameters import Parameters
+from layerport.layers.derivation import TensorShape
+from layerport.layers.layer import BoundLayer, Layer
+from layerport.packs.host import Packs
+from layerport.parameters.conversion import to_standard
+from layerport.parameters.frameworks.onnx_dtypes import to_dtype
+from layerport.parameters.standard_form import Parameters
+from layerport.sizes.expressions import Expr, parse
 
 _PLACE = re.compile(r"[A-Za-z_]\w*\.\d+")
 

@@ -11,17 +11,17 @@ import onnx_ir as ir
 from onnx.external_data_helper import load_external_data_for_tensor
 from onnx_ir.passes.common import ShapeInferencePass
 
-from layerport.adapters.onnx_dtypes import from_dtype
-from layerport.adapters.onnx_external import external_tensors, locations_of, tensors_of
-from layerport.bundle import MANIFEST, MODEL, SAMPLES, Bundle
-from layerport.dims import DimRange, Port, Sizes, apply_ranges
+from layerport.bundle.bundle import MANIFEST, MODEL, SAMPLES, Bundle
+from layerport.bundle.external_data import external_tensors, locations_of, tensors_of
 from layerport.errors import BuildError, UsageError
-from layerport.expressions import Expr, parse
 from layerport.front.bodies import Bodies
 from layerport.front.export import ExportedModel, port_of
 from layerport.front.graph_dims import rename_as_expressions
 from layerport.front.nodes import LayerNode, in_model_dims, is_layer_node, layer_node
-from layerport.packs import Packs
+from layerport.packs.host import Packs
+from layerport.parameters.frameworks.onnx_dtypes import from_dtype
+from layerport.sizes.dims import DimRange, Port, Sizes, apply_ranges
+from layerport.sizes.expressions import Expr, parse
 
 
 def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], packs: Packs) -> ExportedModel:
@@ -160,10 +160,10 @@ def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[
     """Inputs for the samples: the given ones, seeded random ones for the others."""
     import torch
 
-    from layerport.adapters.torch_dtypes import from_dtype
-    from layerport.conversion import to_standard
     from layerport.dtypes import DType
     from layerport.front.sources import random_tensor
+    from layerport.parameters.conversion import to_standard
+    from layerport.parameters.frameworks.torch_dtypes import from_dtype
 
     generator = torch.Generator().manual_seed(0)
     sizes = {name: dim.opt for name, dim in dims.items()}

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from layerport import bundle as bundles
-from layerport.dims import DimRange, apply_ranges, require_limits
+from layerport.bundle import bundle as bundles
+from layerport.bundle.plugin_spec import to_bytes
 from layerport.errors import UsageError
 from layerport.front import onnx_files
 from layerport.front.bodies import Bodies
@@ -27,10 +27,10 @@ from layerport.front.realise import Realisation, realise
 from layerport.front.samples import record_outputs, torch_samples, write_samples
 from layerport.front.size_checks import check_layers, check_model, leave_out_size_one
 from layerport.front.sources import Source
-from layerport.kernel_sources import source_digest
-from layerport.kernels import Kernel
-from layerport.packs import DroppedPack, Packs
-from layerport.plugin_spec import to_bytes
+from layerport.kernels.declaration import Kernel
+from layerport.kernels.sources import source_digest
+from layerport.packs.host import DroppedPack, Packs
+from layerport.sizes.dims import DimRange, apply_ranges, require_limits
 from layerport.targets import Target
 
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "nvidia-cuda-nvrtc")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from layerport import __version__
-from layerport.bundle import MODEL, MODEL_DATA, HashedFile
+from layerport.bundle.bundle import MODEL, MODEL_DATA, HashedFile
 from layerport.front.bodies import strip
 
 # Below this the weights stay inside the file, which is then one piece to hand around.

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from layerport.front.claim_records import Candidate
 from layerport.front.comparison import TOLERANCES
-from layerport.layers import BoundLayer
+from layerport.layers.layer import BoundLayer
 
 # 1e-3 shows the epsilon of a norm (its square is 1e-6), the large ones show bounds; 30 is for modules that overflow in
 # 16 bits at 1000.

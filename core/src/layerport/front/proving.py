@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from layerport.adapters.torch_state import RandomStates, preserved
-from layerport.adapters.torch_writes import ReadOnly, named_tensors, same_bits, unwatched
-from layerport.foreign_text import reason
 from layerport.front.claim_records import Candidate, Claim, Probe
 from layerport.front.claimed_layers import run_candidate
 from layerport.front.comparison import TOLERANCES, Difference, compare, relative_error, tells_something
@@ -27,7 +24,10 @@ from layerport.front.copies import copy_of_inputs
 from layerport.front.probes import LARGEST_MODULE, MAGNITUDES, can_vary, cut_inputs, elements, kind_of, probe_inputs
 from layerport.front.samples import own_memory, run_model
 from layerport.front.sources import Source
-from layerport.layers import BoundLayer
+from layerport.layers.layer import BoundLayer
+from layerport.packs.torch_state import RandomStates, preserved
+from layerport.packs.torch_writes import ReadOnly, named_tensors, same_bits, unwatched
+from layerport.system.foreign_text import reason
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerport.adapters.tensorrt_dtypes import in_plugins
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec
 from layerport.front.bodies import Bodies
 from layerport.front.nodes import LayerNode
-from layerport.layers import Place
-from layerport.packs import Packs
-from layerport.plugin_spec import PluginSet, PluginSpec
-from layerport.plugins_from_kernels import why_no_kernel, why_not_chosen
+from layerport.layers.layer import Place
+from layerport.packs.host import Packs
+from layerport.packs.kernel_plugins import why_no_kernel, why_not_chosen
+from layerport.parameters.frameworks.tensorrt_dtypes import in_plugins
 from layerport.targets import Target
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from layerport.adapters.torch_shapes import Derivation
+    from layerport.layers.derivation import Derivation
 
 PLUGIN, DECOMPOSED, FUNCTION = "plugin", "decomposed", "function"
 

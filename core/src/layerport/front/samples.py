@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from layerport.adapters.torch_state import preserved
-from layerport.adapters.torch_writes import ReadOnly, named_tensors
-from layerport.bundle import SAMPLES, write_hashed
-from layerport.conversion import to_standard
-from layerport.dims import Port
+from layerport.bundle.bundle import SAMPLES, write_hashed
 from layerport.errors import UsageError
 from layerport.front.copies import copy_of_inputs, structural_copy
 from layerport.front.export import ExportedModel
 from layerport.front.sources import Source
-from layerport.parameters import Parameters
+from layerport.packs.torch_state import preserved
+from layerport.packs.torch_writes import ReadOnly, named_tensors
+from layerport.parameters.conversion import to_standard
+from layerport.parameters.standard_form import Parameters
+from layerport.sizes.dims import Port
 
 
 def record_outputs(source: Source) -> Any:

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from layerport.adapters.torch_dtypes import from_dtype
-from layerport.adapters.torch_shapes import Derivation
-from layerport.conditions import Condition, readable
-from layerport.dims import DimRange
 from layerport.errors import BuildError, UsageError
-from layerport.expressions import Expr, Symbol, parse
 from layerport.front.bodies import Bodies
 from layerport.front.evidence import AGREES, DIFFERS, REJECTED, Outcome, compare, random_tensor
 from layerport.front.guards import Guards
 from layerport.front.nodes import LayerNode, in_model_dims
-from layerport.size_proofs import Finding, prove
+from layerport.layers.derivation import Derivation
+from layerport.parameters.frameworks.torch_dtypes import from_dtype
+from layerport.sizes.conditions import Condition, readable
+from layerport.sizes.dims import DimRange
+from layerport.sizes.expressions import Expr, Symbol, parse
+from layerport.sizes.proofs import Finding, prove
 
 # An example for a size that no dim tells.
 _ANY_SIZE = 3

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from layerport.bundle import MANIFEST, MODEL
-from layerport.dims import parse_ranges
+from layerport.bundle.bundle import MANIFEST, MODEL
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.packs import import_file
+from layerport.packs.host import import_file
+from layerport.sizes.dims import parse_ranges
 
 REPAIR = (
     "a source is 'module:callable', 'file.py:callable', an .onnx file or a bundle; a callable returns (module, args), "
@@ -91,7 +91,7 @@ def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[st
     Floats are normal, whole numbers 0..9, bools both.  A name in DIMS takes its usual size from ranges
     ("batch=1..4..8").  Raises UsageError with all faults.
     """
-    from layerport.adapters.torch_dtypes import from_dtype
+    from layerport.parameters.frameworks.torch_dtypes import from_dtype
 
     sizes = parse_ranges(ranges)
     generator = torch.Generator().manual_seed(0)

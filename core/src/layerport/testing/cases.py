@@ -18,7 +18,7 @@ from layerport.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from layerport.layers import Layer
+    from layerport.layers.layer import Layer
 
 Draw: TypeAlias = "Callable[[str, tuple[int, ...], torch.Generator], torch.Tensor]"
 DTypeChoice: TypeAlias = "str | Mapping[str, str]"
@@ -126,7 +126,7 @@ class Case:
         """The tensor arguments by name, the same ones for the same seed."""
         import torch
 
-        from layerport.adapters.torch_dtypes import from_dtype
+        from layerport.parameters.frameworks.torch_dtypes import from_dtype
 
         made: dict[str, torch.Tensor | None] = {}
         for name, sizes in self.shape.shapes.items():
@@ -177,7 +177,7 @@ class Case:
     def _check_output(self, name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
         import torch
 
-        from layerport.adapters.torch_dtypes import to_dtype
+        from layerport.parameters.frameworks.torch_dtypes import to_dtype
 
         if got.shape != expected.shape:
             raise AssertionError(f"{self.id}, {name}: expected shape {list(expected.shape)}, got {list(got.shape)}")
@@ -205,7 +205,7 @@ class Case:
 def _as_tensor(value: Any) -> torch.Tensor:
     import torch
 
-    from layerport.conversion import from_standard, to_standard
+    from layerport.parameters.conversion import from_standard, to_standard
 
     if isinstance(value, torch.Tensor):
         return value

@@ -10,7 +10,7 @@ from layerport.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from layerport.layers import Layer
+    from layerport.layers.layer import Layer
 
 
 def check_backward(layer: Layer, *args: Any, tolerance: float = 1e-6) -> None:

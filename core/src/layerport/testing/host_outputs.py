@@ -9,11 +9,11 @@ import numpy as np
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.kernels import CudaSource
-from layerport.layers import Layer
+from layerport.kernels.declaration import CudaSource
+from layerport.layers.layer import Layer
 
 if TYPE_CHECKING:
-    from layerport.adapters.torch_shapes import Derivation
+    from layerport.layers.derivation import Derivation
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -24,8 +24,8 @@ def output_arrays(
     """Shapes and dtypes of the outputs, from the reference."""
     import torch
 
-    from layerport.adapters.torch_dtypes import to_dtype
-    from layerport.conversion import from_standard
+    from layerport.parameters.conversion import from_standard
+    from layerport.parameters.frameworks.torch_dtypes import to_dtype
 
     values = {argument.name: None for argument in layer.signature.tensors} | {
         name: from_standard(array, "torch") for name, array in arrays.items()
@@ -41,7 +41,7 @@ def output_arrays(
 
 def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> Derivation | None:
     """The output rules where a size depends on data, which shows in a kernel that takes more than the outputs."""
-    from layerport.adapters.torch_shapes import TensorShape, derive
+    from layerport.layers.derivation import TensorShape, derive
 
     known = {argument.name for argument in layer.signature.arguments}
     outputs = len(layer.signature.output_names)

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerport.conversion import to_standard
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.host.execution import Outputs, execute, fits, make_job
-from layerport.kernels import CudaSource, Kernel, TensorArg
-from layerport.layers import Layer
-from layerport.parameters import Parameters
-from layerport.signature import MISSING, Kind
+from layerport.harness.execution import Outputs, execute, fits, make_job
+from layerport.kernels.declaration import CudaSource, Kernel, TensorArg
+from layerport.kernels.tracing import trace, trace_predicate
+from layerport.layers.layer import Layer
+from layerport.parameters.conversion import to_standard
+from layerport.parameters.signature import MISSING, Kind
+from layerport.parameters.standard_form import Parameters
 from layerport.targets import Target
 from layerport.testing.host_outputs import data_dependent, greatest_sizes, output_arrays
-from layerport.tracing import trace, trace_predicate
 
 if TYPE_CHECKING:
-    from layerport.adapters.torch_shapes import Derivation
-    from layerport.packs import Packs
+    from layerport.layers.derivation import Derivation
+    from layerport.packs.host import Packs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -189,8 +189,8 @@ def _converted(
 
 def _packs_of(layer: Layer, pack: object) -> Packs | None:
     """Packs among which one provides this very layer; None where nobody does, so that nothing is converted."""
-    from layerport.adapters.torch_cuda import installed_packs
-    from layerport.packs import load
+    from layerport.layers.cuda_operator import installed_packs
+    from layerport.packs.host import load
 
     if pack is not None:
         return load(pack)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from layerport.adapters.torch_dtypes import to_dtype
-from layerport.adapters.torch_shapes import TensorShape, derive
-from layerport.layers import Layer, Place
-from layerport.plugins_from_kernels import plugin_from_kernels
-from layerport.signature import Kind
+from layerport.layers.derivation import TensorShape, derive
+from layerport.layers.layer import Layer, Place
+from layerport.packs.kernel_plugins import plugin_from_kernels
+from layerport.parameters.frameworks.torch_dtypes import to_dtype
+from layerport.parameters.signature import Kind
 from layerport.targets import Target
 
 if TYPE_CHECKING:
-    from layerport.plugin_spec import PluginSpec
+    from layerport.bundle.plugin_spec import PluginSpec
 
 
 def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:

@@ -1,0 +1,381 @@
+"""A layer compiled for targets, as pure data: what the engine half needs to make a TensorRT plugin without its pack.
+
+The bundle holds all specs of a model in one file, `plugins.safetensors`; a plan holds one spec in each plugin's field
+(`engine/plan_fields.py`).
+It is read from files that nobody vouches for, so reading checks every length, name and type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from layerport.dtypes import DType
+from layerport.errors import BuildError, UsageError
+from layerport.kernels.launch_rules import LaunchRule
+from layerport.sizes.expressions import Expr, parse
+from layerport.system.strict_json import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from layerport.layers.layer import BoundLayer
+
+FORMAT = 1
+LIMIT = 1 << 30
+_RANKS = 65  # NumPy's most axes; TensorRT takes 8
+_METADATA = "layerport"
+# One byte an element, so that shapes stay; kernels get addresses, whatever TensorRT calls the bytes.
+_CARRIED_AS_BYTES = frozenset({DType.UINT8, DType.FLOAT8_E5M2})
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_LAYER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}")
+_CLASS = re.compile(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One input of the plugin, in order: a run-time tensor or a parameter that comes in as a constant."""
+
+    name: str
+    dtype: DType
+    rank: int
+    parameter: bool = False
+
+    @property
+    def carrier(self) -> DType:
+        """The dtype under which TensorRT holds it, the same bytes: int8 for a parameter of a type that it lacks."""
+        return DType.INT8 if self.parameter and self.dtype in _CARRIED_AS_BYTES else self.dtype
+
+
+@dataclass(frozen=True)
+class OutputSlot:
+    """One output of the plugin: its dtype and its dims as expressions over the inputs' dims ("x.0")."""
+
+    name: str
+    dtype: DType
+    dims: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class SizeSlot:
+    """A data-dependent size (`u0`), which the kernel writes, with its greatest value."""
+
+    name: str
+    bound: Expr
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """A compiled kernel: its symbol, launch rule, guard and the digest of its image for each architecture.
+
+    One kernel stands several times, under one name, where its launch differs between architectures.
+    """
+
+    name: str
+    symbol: str
+    launch: LaunchRule
+    images: Mapping[str, str]
+    guard: Expr | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PluginSpec:
+    """Everything a TensorRT plugin needs to build and run one layer at one kind of place.
+
+    plugin_class: `module:function` of the pack, called as `function(trt, spec)` with TensorRT's module, which makes the
+    pack's own `IPluginV3` where a kernel cannot say it; then `kernels` is empty.
+    images: cubins by SHA-256.
+    """
+
+    layer: str
+    version: int
+    inputs: tuple[Slot, ...]
+    outputs: tuple[OutputSlot, ...]
+    sizes: tuple[SizeSlot, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    kernels: tuple[KernelCode, ...] = ()
+    images: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    plugin_class: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        bound: BoundLayer,
+        *,
+        kernels: tuple[KernelCode, ...] = (),
+        images: Mapping[str, bytes] = MappingProxyType({}),
+        plugin_class: str | None = None,
+    ) -> PluginSpec:
+        """The spec of a layer at its place in a model, with inputs, outputs and attributes filled in from there.
+
+        Raises UsageError where the layer has no place yet, which it gets when a plugin is asked for.
+        """
+        layer, place = bound.layer, bound.place
+        if place is None:
+            raise UsageError(f"layer {layer.name} has no place in a model yet", "call this in layerport_create_plugin")
+        parameters = {argument.name for argument in layer.signature.params}
+        inputs = []
+        for name, shape in place.tensors.items():
+            if shape is None:
+                continue
+            array = bound.parameters.get(name)
+            dtype, rank = (
+                (shape.dtype, len(shape.dims)) if array is None else (DType.from_numpy(array.dtype), array.ndim)
+            )
+            inputs.append(Slot(name, dtype, rank, name in parameters))
+        outputs = zip(layer.signature.output_names, place.derivation.outputs, strict=True)
+        attributes = bound.parameters.attributes
+        return cls(
+            layer=layer.name,
+            version=layer.version,
+            inputs=tuple(inputs),
+            outputs=tuple(OutputSlot(name, rule.dtype, rule.dims) for name, rule in outputs),
+            sizes=tuple(
+                SizeSlot(size.name, size.upper_bound)
+                for size in place.derivation.size_symbols
+                if size.upper_bound is not None
+            ),
+            attributes={key: list(value) if isinstance(value, tuple) else value for key, value in attributes.items()},
+            kernels=kernels,
+            images=images,
+            plugin_class=plugin_class,
+        )
+
+    @property
+    def namespace(self) -> str:
+        """The plugin namespace, which is the ONNX domain and the Torch namespace."""
+        return self.layer.partition("::")[0]
+
+    @property
+    def short_name(self) -> str:
+        """The plugin's name inside its namespace."""
+        return self.layer.partition("::")[2]
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The architectures for which every kernel has an image, in ascending order."""
+        by_name: dict[str, set[str]] = {}
+        for kernel in self.kernels:
+            by_name.setdefault(kernel.name, set()).update(kernel.images)
+        common = set.intersection(*by_name.values()) if by_name else set()
+        return tuple(sorted(common, key=lambda name: int(name[3:])))
+
+    @cached_property
+    def key(self) -> str:
+        """A name for this content: equal specs have equal keys."""
+        return hashlib.sha256(dump(self.to_json())).hexdigest()[:24]
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The digests of all images that its kernels need."""
+        return frozenset(digest for kernel in self.kernels for digest in kernel.images.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the images' bytes."""
+        return {
+            "layer": self.layer,
+            "version": self.version,
+            "inputs": [[slot.name, slot.dtype.value, slot.rank, slot.parameter] for slot in self.inputs],
+            "outputs": [[slot.name, slot.dtype.value, [str(dim) for dim in slot.dims]] for slot in self.outputs],
+            "sizes": [[slot.name, str(slot.bound)] for slot in self.sizes],
+            "attributes": dict(self.attributes),
+            "kernels": [
+                {
+                    "name": kernel.name,
+                    "symbol": kernel.symbol,
+                    "launch": kernel.launch.to_json(),
+                    "images": dict(kernel.images),
+                    "guard": None if kernel.guard is None else str(kernel.guard),
+                }
+                for kernel in self.kernels
+            ],
+            "plugin_class": self.plugin_class,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class PluginSet:
+    """The plugin specs of one model: specs by key, and for each node its key and the parameters in converted form.
+
+    A node's parameters are listed only where the converted form differs from the standard form in the portable model.
+    """
+
+    specs: Mapping[str, PluginSpec]
+    nodes: Mapping[str, str]
+    parameters: Mapping[str, Mapping[str, np.ndarray[Any, Any]]] = field(default_factory=dict)
+
+
+def to_bytes(plugins: PluginSet) -> bytes:
+    """The set as one safetensors file.  The same set gives the same bytes."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for spec in plugins.specs.values():
+        for digest, image in spec.images.items():
+            tensors[f"image.{digest}"] = np.frombuffer(image, dtype=np.uint8)
+    parameters: dict[str, dict[str, list[Any]]] = {}
+    for node, arrays in plugins.parameters.items():
+        for name, array in arrays.items():
+            raw = np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8)
+            digest = hashlib.sha256(raw.tobytes()).hexdigest()
+            tensors[f"parameter.{digest}"] = raw
+            parameters.setdefault(node, {})[name] = [digest, array.dtype.name, list(array.shape)]
+    header = {
+        "format": FORMAT,
+        "specs": {key: spec.to_json() for key, spec in plugins.specs.items()},
+        "nodes": dict(plugins.nodes),
+        "parameters": parameters,
+    }
+    return bytes(save(tensors, metadata={_METADATA: dump(header).decode()}))
+
+
+def from_bytes(data: bytes | bytearray) -> PluginSet:
+    """The set that `to_bytes` wrote.  Raises BuildError where the bytes are not that, each image checked by digest."""
+    try:
+        return _read(data)
+    except BuildError:
+        raise
+    except Exception as error:
+        raise BuildError(
+            f"plugin specs cannot be read: {type(error).__name__}: {error}",
+            "build the bundle again; this one is damaged",
+        ) from error
+
+
+def _read(data: bytes | bytearray) -> PluginSet:
+    import numpy as np
+
+    from layerport.parameters import safetensors as safetensors_files
+
+    if not 8 <= len(data) <= LIMIT:
+        raise BuildError(f"plugin specs of {len(data)} bytes cannot be read", f"they have 8 to {LIMIT} bytes")
+    length = int.from_bytes(data[:8], "little")
+    if length > len(data) - 8:
+        raise BuildError(
+            f"plugin specs are cut short: the header says {length} bytes, {len(data) - 8} are there",
+            "build the bundle again",
+        )
+    tensors, metadata = safetensors_files.read(data, "the file of plugin specs")
+    header = read_json(metadata[_METADATA].encode(), infinite=True)  # an attribute may be -inf
+    if header["format"] != FORMAT:
+        raise BuildError(
+            f"plugin specs have format {header['format']!r}, this layerport reads {FORMAT}",
+            "build the bundle again, or install the layerport that wrote it",
+        )
+    images: dict[str, bytes] = {}
+    stored: dict[str, bytes] = {}
+    for name, tensor in tensors.items():
+        kind, _, digest = name.partition(".")
+        raw = tensor.tobytes()
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise BuildError(
+                f"{kind} {digest[:12]} does not have the content it is named after", "build the bundle again"
+            )
+        (images if kind == "image" else stored)[digest] = raw
+    specs = {key: spec_from_json(value, images) for key, value in header["specs"].items()}
+    for key, spec in specs.items():
+        if spec.key != key:
+            raise BuildError(f"plugin spec {key} has the content of {spec.key}", "build the bundle again")
+    nodes = {_text(node): _text(key) for node, key in header["nodes"].items()}
+    unknown = sorted(set(nodes.values()) - set(specs))
+    if unknown:
+        raise BuildError(
+            f"nodes name plugin specs that are not there: {', '.join(unknown[:5])}", "build the bundle again"
+        )
+    parameters = {
+        node: {
+            name: np.frombuffer(stored[digest], dtype=DType(dtype).to_numpy()).reshape(shape)
+            for name, (digest, dtype, shape) in arrays.items()
+        }
+        for node, arrays in header["parameters"].items()
+    }
+    return PluginSet(specs, nodes, parameters)
+
+
+def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, complete: bool = True) -> PluginSpec:
+    """The spec that `PluginSpec.to_json` wrote, with those of the images that it names.
+
+    complete: whether all of them must be there.  Raises BuildError, and ValueError or the like for other content.
+    """
+    layer = _match(_LAYER, value["layer"])
+    kernels = tuple(
+        KernelCode(
+            name=_match(_IDENTIFIER, kernel["name"]),
+            symbol=_match(_IDENTIFIER, kernel["symbol"], limit=4096),
+            launch=LaunchRule.from_json(kernel["launch"]),
+            images={
+                _match(re.compile(r"sm_\d{2,3}"), arch): _text(digest) for arch, digest in kernel["images"].items()
+            },
+            guard=None if kernel["guard"] is None else parse(kernel["guard"]),
+        )
+        for kernel in value["kernels"]
+    )
+    wanted = {digest for kernel in kernels for digest in kernel.images.values()}
+    missing = sorted(wanted - set(images))
+    if missing and complete:
+        raise BuildError(f"layer {layer}: kernel image {missing[0][:12]} is not there", "build the bundle again")
+    plugin_class = value["plugin_class"]
+    inputs = tuple(
+        Slot(_match(_IDENTIFIER, name), DType(dtype), _whole(rank, below=_RANKS), bool(parameter))
+        for name, dtype, rank, parameter in value["inputs"]
+    )
+    _check_sizes(layer, inputs, kernels)
+    return PluginSpec(
+        layer=layer,
+        version=_whole(value["version"]),
+        inputs=inputs,
+        outputs=tuple(
+            OutputSlot(_match(_IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in dims))
+            for name, dtype, dims in value["outputs"]
+        ),
+        sizes=tuple(SizeSlot(_match(_IDENTIFIER, name), parse(bound)) for name, bound in value["sizes"]),
+        attributes=dict(value["attributes"]),
+        kernels=kernels,
+        images={digest: images[digest] for digest in sorted(wanted & set(images))},
+        plugin_class=None if plugin_class is None else _match(_CLASS, plugin_class),
+    )
+
+
+def dump(value: Any) -> bytes:
+    """JSON text that is the same for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True).encode()
+
+
+def _check_sizes(layer: str, inputs: tuple[Slot, ...], kernels: tuple[KernelCode, ...]) -> None:
+    """A launch is computed from the inputs' sizes; others, such as those that depend on data, are not known then."""
+    known = {f"{slot.name}.{axis}" for slot in inputs for axis in range(slot.rank)}
+    for kernel in kernels:
+        used = kernel.launch.symbols() | (frozenset() if kernel.guard is None else kernel.guard.symbols())
+        if unknown := sorted(used - known):
+            raise BuildError(
+                f"layer {layer}, kernel {kernel.name}: its launch uses {', '.join(unknown)}, a size of no input",
+                "launch for sizes of the inputs: one that depends on data is known after the launch only",
+            )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 4096:
+        raise ValueError(f"{value!r:.80} is no text")
+    return value
+
+
+def _match(pattern: re.Pattern[str], value: Any, *, limit: int = 512) -> str:
+    text = _text(value)
+    if limit > 512:
+        pattern = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]{0,4095}")
+    if not pattern.fullmatch(text):
+        raise ValueError(f"{text!r:.80} is not a name that may stand here")
+    return text
+
+
+def _whole(value: Any, *, below: int = 2**31) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
+        raise ValueError(f"{value!r:.80} is not a whole number")
+    return value

@@ -1,0 +1,213 @@
+"""Runs a kernel on the CPU and checks that it writes every element of its outputs, and nothing else.
+
+The check of a build and `layerport.testing.run_kernel` use it, each with a launch rule of its own: that of the plugin
+spec, and the one traced from the author's function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from layerport import harness as host
+from layerport.dtypes import DType
+from layerport.errors import PackError
+from layerport.harness import GARBAGE, OUTPUT_GARBAGE, Offset
+from layerport.harness.compiler import compile_for_host
+from layerport.harness.cuda_runs import CudaJob
+from layerport.harness.triton_interpreter import TritonJob
+from layerport.kernels.declaration import CudaSource, Kernel, TensorArg
+from layerport.kernels.launch_rules import Geometry, LaunchRule
+from layerport.kernels.tracing import specialise
+from layerport.layers.layer import Layer
+from layerport.parameters.comparison import KERNEL_TOLERANCES, errors_within
+from layerport.sizes.expressions import Expr
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a kernel writes: dtype and dims of each output, the greatest value of each size that depends on data.
+
+    dims: expressions over `sizes` and the data-dependent sizes, which the kernel writes as int64 after the outputs.
+    """
+
+    dims: Mapping[str, tuple[DType, Sequence[Expr | int]]]
+    most: Mapping[str, int]
+    sizes: Mapping[str, int]
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], DType]]:
+        """Shape and dtype of all that is written, sizes that depend on data at their greatest."""
+        env = {**self.sizes, **self.most}
+        shapes = {name: (_numbers(dims, env), dtype) for name, (dtype, dims) in self.dims.items()}
+        return shapes | dict.fromkeys(self.most, ((), DType.INT64))
+
+    def empty(self, poison: int) -> dict[str, Array]:
+        """Memory for all of them, every byte the poison."""
+        made = {}
+        for name, (shape, dtype) in self.shapes().items():
+            array = np.empty(shape, dtype.to_numpy())
+            array.reshape(-1).view(np.uint8)[...] = poison
+            made[name] = array
+        return made
+
+    def cut(self, written: Mapping[str, Array], label: str) -> dict[str, Array]:
+        """The outputs with the sizes that the kernel wrote, without those sizes themselves.  Raises PackError."""
+        if not self.most:
+            return dict(written)
+        sizes = {name: int(written[name]) for name in self.most}
+        if wrong := [
+            f"{name} is {size}, allowed are 0 to {self.most[name]}"
+            for name, size in sizes.items()
+            if not 0 <= size <= self.most[name]
+        ]:
+            raise PackError(
+                f"{label} writes no possible size",
+                "write each size once, from one thread; unwritten, it is arbitrary",
+                faults=wrong,
+            )
+        answer = {}
+        for name, (_, dims) in self.dims.items():
+            shape = _numbers(dims, {**self.sizes, **sizes})
+            answer[name] = written[name].reshape(-1)[: math.prod(shape)].reshape(shape)
+        return answer
+
+
+def make_job(
+    layer: Layer,
+    kernel: Kernel,
+    rule: LaunchRule,
+    geometry: Geometry,
+    tensors: Mapping[str, TensorArg | None],
+    attributes: Mapping[str, Any],
+    *,
+    order: str | int = "forward",
+    offset: Offset = 0,
+    sanitize: bool = False,
+    strict: bool = True,
+    time_limit: float | None = None,
+) -> CudaJob | TritonJob:
+    """A run of a kernel that is ready to go, compiled where it is CUDA C++.
+
+    tensors: every tensor argument and output by the layer's names; known sizes where it is a Triton kernel.
+    Raises as `compile_for_host`, and PackError for constexprs that are at fault.
+    """
+    label = f"layer {layer.name}, kernel {kernel.name}"
+    limit = host.RUN_LIMIT if time_limit is None else time_limit
+    if isinstance(kernel.source, CudaSource):
+        names = {*(argument.name for argument in layer.signature.tensors), *layer.signature.output_names}
+        present = {name: one.dtype for name, one in tensors.items() if one is not None and name in names}
+        match = next(one for one in kernel.combinations(layer.signature) if fits(one, present))
+        entry = kernel.entry(layer.signature, match, attributes)
+        program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
+        return CudaJob(program, rule, geometry, order, offset, label, limit, strict)
+    made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
+    return TritonJob(kernel.source, made, rule, geometry, order, offset, label, limit, strict)
+
+
+def fits(combination: Mapping[str, DType], dtypes: Mapping[str, DType]) -> bool:
+    """Whether tensors of these dtypes are what a kernel's combination states."""
+    return all(combination.get(name) == dtype for name, dtype in dtypes.items())
+
+
+class Job(Protocol):
+    """One run of a kernel, wherever it runs."""
+
+    @property
+    def label(self) -> str:
+        """The kernel in errors."""
+
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = ...) -> dict[str, Array]:
+        """What the kernel leaves in the outputs, which begin with these values.  Raises PackError.
+
+        garbage: the byte of all other memory that nothing has written.
+        """
+
+
+def execute(job: Job, inputs: Mapping[str, Array], outputs: Outputs, *, strict: bool = False) -> dict[str, Array]:
+    """The outputs by name.  Raises PackError for what a kernel must not do, TimeUp where it does not end.
+
+    strict: a second run over other garbage must give the same, of a CUDA kernel with its threads in the opposite order.
+    """
+
+    def run(job: Job, time: int) -> dict[str, Array]:
+        return outputs.cut(job.run(inputs, outputs.empty(OUTPUT_GARBAGE[time]), garbage=GARBAGE[time]), job.label)
+
+    written = run(job, 0)
+    other = job.reversed() if strict and isinstance(job, CudaJob) else job
+    if other is job and not any(_poisoned(array, OUTPUT_GARBAGE[0]).any() for array in written.values()):
+        return written
+    # A result may look like the garbage; an element that keeps two different kinds of it was never written.
+    again = run(other, 1)
+    _check_written(written, again, job.label)
+    if strict and (different := _differences(written, again)):
+        same_order = different if other is job else _differences(written, run(job, 1))
+        raise _not_the_same(job.label, same_order or different, garbage=bool(same_order))
+    return written
+
+
+def _not_the_same(label: str, faults: list[str], *, garbage: bool) -> PackError:
+    if garbage:
+        return PackError(
+            f"{label} gives results that depend on memory that nothing has written",
+            "write shared memory and outputs before they are read, with a barrier between where another thread reads",
+            faults=faults,
+        )
+    return PackError(
+        f"{label} gives other results when its threads and blocks run in the opposite order",
+        "look for a missing barrier, or for two threads that write one element",
+        faults=faults,
+    )
+
+
+def _differences(first: Mapping[str, Array], second: Mapping[str, Array]) -> list[str]:
+    """Where two runs differ by more than sums in another order do."""
+    faults = []
+    for name, one in first.items():
+        two = second[name]
+        if one.tobytes() == two.tobytes():
+            continue
+        if one.shape != two.shape:
+            faults.append(f"{name}: {list(one.shape)} and {list(two.shape)}")
+            continue
+        near = np.asarray(one == two)
+        if DType.from_numpy(one.dtype).is_floating:
+            wide = one.astype(np.float64), two.astype(np.float64)
+            near, _ = errors_within(*wide, one.dtype.name, KERNEL_TOLERANCES)
+        if not near.all():
+            place = tuple(int(index) for index in np.argwhere(~near)[0])
+            faults.append(
+                f"{name}: {int((~near).sum())} of {one.size} elements, the first at {list(place)}: "
+                f"{float(one[place]):.6g} and {float(two[place]):.6g}"
+            )
+    return faults
+
+
+def _numbers(dims: Sequence[Expr | int], env: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dim.evaluate(env) if isinstance(dim, Expr) else dim for dim in dims)
+
+
+def _poisoned(array: Array, poison: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each element whether all of its bytes are the poison."""
+    raw = array.reshape(-1).view(np.uint8).reshape(array.size, array.itemsize)
+    return np.asarray((raw == poison).all(axis=1)).reshape(array.shape)
+
+
+def _check_written(first: Mapping[str, Array], second: Mapping[str, Array], label: str) -> None:
+    faults = []
+    for name, array in first.items():
+        unwritten = _poisoned(array, OUTPUT_GARBAGE[0]) & _poisoned(second[name], OUTPUT_GARBAGE[1])
+        if unwritten.any():
+            place = tuple(int(index) for index in np.argwhere(unwritten)[0])
+            faults.append(f"{name}: {int(unwritten.sum())} of {array.size} elements, the first at {list(place)}")
+    if faults:
+        raise PackError(
+            f"{label} leaves elements of its outputs unwritten",
+            "check the grid and the kernel's tail; an output begins with garbage, so nothing can be added to it",
+            faults=faults,
+        )

@@ -1,0 +1,94 @@
+"""Which kernel of a layer takes a call, known sizes and dtypes given, and why each other one does not.
+
+The Torch CUDA operator asks it; `explain_dispatch` tells the answer to people.  Imports no framework at module level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from layerport.dtypes import DType
+from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.tracing import trace_predicate
+from layerport.parameters.signature import Attribute
+
+if TYPE_CHECKING:
+    from layerport.layers.layer import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The kernel that takes a call with its dtypes, None where no kernel does; and why each one before it does not."""
+
+    kernel: Kernel | None
+    dtypes: Mapping[str, DType]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """What a call of a layer runs.
+
+    device: where the call's tensors are.  kernel: the name of the kernel that runs there, None for the reference.
+    reasons: why it is the reference, or why each kernel before the chosen one is passed over.
+    """
+
+    layer: str
+    device: str
+    kernel: str | None
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        what = f"kernel {self.kernel}" if self.kernel else "the reference"
+        return "\n  ".join((f"{self.layer} on {self.device} runs {what}", *self.reasons))
+
+
+def select(
+    layer: Layer,
+    tensors: Mapping[str, TensorArg | None],
+    attributes: Mapping[str, Attribute],
+    *,
+    only: str | None = None,
+) -> Selection:
+    """The first kernel of the layer that takes these tensors.
+
+    tensors: every tensor argument and output by the layer's names, sizes as numbers, None for an absent one.
+    only: the name of the one kernel that may be chosen.
+    Raises PackError for a predicate or dtype table that is at fault.
+    """
+    present = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
+    reasons = []
+    for kernel in (one for one in layer.kernels if only is None or one.name == only):
+        combinations = kernel.combinations(layer.signature)
+        match = next((one for one in combinations if all(one[name] == present[name] for name in present)), None)
+        if match is None:
+            stated = " | ".join(show_dtypes(one) for one in combinations)
+            reasons.append(f"{kernel.name} takes {stated}, here are {show_dtypes(present)}")
+            continue
+        # The sizes are numbers, so the predicate is one as well.
+        guard = trace_predicate(kernel, layer.signature, tensors, attributes, layer=layer.name)
+        if guard is None or guard.evaluate({}):
+            return Selection(kernel, match, tuple(reasons))
+        shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in tensors.items() if one is not None)
+        reasons.append(f"{kernel.name}: its predicate is false for {shapes}")
+    return Selection(None, present, tuple(reasons) or ("the layer has no kernel",))
+
+
+def explain_dispatch(layer: Layer, *args: Any, **kwargs: Any) -> Dispatch:
+    """What a call of the layer with these arguments runs: which kernel, or the reference, and why.
+
+    args, kwargs: as in the call, Torch tensors on any device.  Nothing runs and nothing is compiled.
+    Raises UsageError for arguments that the call would refuse.
+    """
+    if layer._cuda is None:
+        return layer._operator(*args, **kwargs)  # type: ignore[no-any-return]  # it raises: defined twice, or anew
+    return layer._cuda.explain(args, kwargs)
+
+
+def show_dtypes(dtypes: Mapping[str, DType]) -> str:
+    """A combination of dtypes in messages."""
+    if len(set(dtypes.values())) == 1:
+        return next(iter(dtypes.values())).value
+    return "(" + ", ".join(f"{name} {dtype.value}" for name, dtype in dtypes.items()) + ")"

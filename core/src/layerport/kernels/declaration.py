@@ -1,0 +1,375 @@
+"""What a pack's author writes for a kernel: the source and the launch rule, as records checked when they are
+made.
+
+`tracing` turns the rule into data, `compilation` the source into cubins.  Imports nothing foreign, as pack
+authors reach it through `import layerport`; anyone may import it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from layerport.dtypes import DType
+from layerport.errors import BuildError, PackError, UsageError
+from layerport.kernels.launch_rules import AXES, constant_faults
+from layerport.kernels.triton_source import TritonSource
+from layerport.parameters.signature import Attribute, Signature
+from layerport.sizes.expressions import Const, Expr, ExprLike, as_expr
+
+Dims: TypeAlias = "ExprLike | Sequence[ExprLike]"
+LaunchValue: TypeAlias = "TensorArg | ExprLike | float | bool | None"
+
+_CXX_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)*")
+_REFUSED_OPTIONS = {
+    r"-{1,2}(arch|gpu-architecture)\b": "the targets of a build give the architecture",
+    r"-I|--include-path|-{1,2}include\b|--pre-include": ("name folders in include=(...) and headers in the source"),
+    r"-{1,2}(dc|rdc|device-c|relocatable-device-code|dlto|gen-opt-lto|dlink-time-opt|optix-ir)\b": (
+        "a kernel is compiled whole, to a cubin"
+    ),
+    r"-{1,2}(pch|create-pch|use-pch|time|fdevice-time-trace)\b": "the compiler writes nothing but the cubin",
+}
+
+
+@dataclass(frozen=True)
+class CudaSource:
+    """CUDA C++ code and the entry to take from it.  Made by `layerport.cuda`.
+
+    folder: where relative paths and quoted includes start; set when a kernel is made of it.
+    """
+
+    source: str
+    entry: str
+    options: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    time_limit: float = 120.0
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("source", "entry"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip() or "\0" in value:
+                raise UsageError(f"lp.cuda: {name} is {_show(value)}", "give it as text that is not empty")
+        for name in ("options", "include"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
+                raise UsageError(f"lp.cuda: {name} is {_show(value)}", f'give a tuple of texts: {name}=("...",)')
+            object.__setattr__(self, name, tuple(value))
+        for option in self.options:
+            if not option.startswith("-"):
+                raise UsageError(f"lp.cuda: option {option!r} does not start with '-'", "write it as '--name=value'")
+            for pattern, reason in _REFUSED_OPTIONS.items():
+                if re.match(pattern, option):
+                    raise UsageError(f"lp.cuda: option {option!r} cannot be used here", reason)
+        if not isinstance(self.time_limit, (int, float)) or not 0 < self.time_limit <= 86400:
+            raise UsageError(f"lp.cuda: time_limit is {_show(self.time_limit)}", "give seconds, more than 0")
+
+    @property
+    def inline(self) -> bool:
+        """Whether `source` is the code itself, not a path: it has more than one line."""
+        return "\n" in self.source
+
+    @property
+    def path(self) -> Path | None:
+        """The file, None for inline code."""
+        return None if self.inline else Path(self.folder or os.curdir, self.source)
+
+    def anchored(self, folder: str) -> CudaSource:
+        """The same with this folder for relative paths, unless it has one already."""
+        return self if self.folder is not None else replace(self, folder=folder)
+
+    def read(self) -> str:
+        """The code.  Raises BuildError where the file cannot be read."""
+        path = self.path
+        if path is None:
+            return self.source
+        try:
+            text = path.read_bytes().decode()
+        except OSError as error:
+            raise BuildError(
+                f"kernel source {path} cannot be read: {error.strerror}",
+                "a path is relative to the file with the launch rule; is it in the package's data files?",
+            ) from error
+        except UnicodeDecodeError as error:
+            raise BuildError(f"kernel source {path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from error
+        if "\0" in text:
+            raise BuildError(f"kernel source {path} has a NUL at character {text.index(chr(0))}", "save it as text")
+        return text
+
+
+def cuda(
+    source: str,
+    entry: str,
+    *,
+    options: Sequence[str] = (),
+    include: Sequence[str] = (),
+    time_limit: float = 120.0,
+) -> CudaSource:
+    """A kernel in CUDA C++, compiled with NVRTC for each architecture that is asked for.
+
+    source: a file, relative to the file of the launch rule that it decorates; or the code itself, if it has a
+    newline. entry: the kernel, as `"scale<{x}>"`: `{x}` becomes the C++ type of tensor x, `{n}` the value of
+    attribute n (int, bool, or str that is a C++ name).  options: for NVRTC; `--std=c++17` unless one sets
+    it.  include: more folders for `#include`, relative like source; the source's own folder and CUDA's
+    headers are there anyway. time_limit: seconds that one compilation may take.  Raises UsageError.
+
+    Equal sources give equal cubins, wherever they lie; `-lineinfo` and `-G` write the folder's path into
+    them.
+    """
+    return CudaSource(source, entry, options, include, time_limit)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorArg:
+    """A tensor as a launch rule sees it: its dtype and its sizes, ints or expressions."""
+
+    name: str
+    dtype: DType
+    shape: tuple[ExprLike, ...]
+
+    def __post_init__(self) -> None:
+        # A rule may take roots and quotients of sizes that are known.
+        sizes = tuple(int(size) if isinstance(size, Const) else size for size in self.shape)
+        object.__setattr__(self, "shape", sizes)
+
+    @classmethod
+    def symbolic(cls, name: str, dtype: DType, rank: int) -> TensorArg:
+        """A tensor of which only the rank is known; its sizes are the symbols "name.0", "name.1", ..."""
+        from layerport.sizes.expressions import Symbol
+
+        return cls(name, dtype, tuple(Symbol(f"{name}.{axis}") for axis in range(rank)))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    def numel(self) -> ExprLike:
+        """The number of elements."""
+        count: ExprLike = 1
+        for size in self.shape:
+            count = count * size
+        return count
+
+
+class Launch:
+    """One launch of a kernel: what a launch rule returns.
+
+    grid, block: a size or up to three, in the order x, y, z.  args: the kernel's arguments in its order:
+    tensors of the layer, whole numbers, floats, bools, or None for a null pointer; their C widths are read
+    from the compiled kernel. shared: bytes of dynamic shared memory.  Sizes may be expressions.  A Triton
+    kernel has a grid and args only: block and shared memory come out of its compilation.  Raises
+    UsageError with all faults at once.
+    """
+
+    __slots__ = ("args", "block", "grid", "shared")
+
+    def __init__(
+        self, grid: Dims, block: Dims | None = None, args: Sequence[LaunchValue] = (), shared: ExprLike = 0
+    ) -> None:
+        faults: list[str] = []
+        self.grid = _three(grid, "grid", faults)
+        self.block = None if block is None else _three(block, "block", faults)
+        self.shared = _size(shared, "shared", faults)
+        self.args: tuple[LaunchValue, ...] = ()
+        if isinstance(args, (tuple, list)):
+            self.args = tuple(args)
+            faults += [
+                f"args[{index}] is {_show(value)}"
+                for index, value in enumerate(self.args)
+                if value is not None and not isinstance(value, (TensorArg, Expr, int, float))
+            ]
+        else:
+            faults.append(f"args is {_show(args)}, not a tuple")
+        # A grid of 0 may be the rule of an empty tensor; tracing knows.
+        grid_checked = [size for size in self.grid if not (not size.symbols() and size.evaluate({}) == 0)]
+        faults += constant_faults(grid_checked if len(grid_checked) == 3 else (), self.block or (), self.shared)
+        if faults:
+            raise UsageError(
+                "lp.Launch cannot be made of these values",
+                "grid and block: up to three whole numbers or expressions from 1; "
+                "args: a tuple of tensors, whole numbers, floats, bools or None",
+                faults=faults,
+            )
+
+
+DTypes: TypeAlias = "str | Mapping[str, str]"
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """GPU code for stated dtypes with its launch rule.
+
+    dtypes: combinations; one name = all tensors have it, or a mapping of tensor name (or "*" for the others)
+    to dtype. launch: takes tensors and attributes of the layer by name; names that the layer does not have
+    are its outputs, in order.  when: a predicate over the same names.  Raises UsageError.
+    """
+
+    name: str
+    source: CudaSource | TritonSource
+    dtypes: tuple[DTypes, ...]
+    launch: Callable[..., Any]
+    when: Callable[..., Any] | None = None
+    parameters: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, (CudaSource, TritonSource)):
+            raise UsageError(
+                f"kernel {self.name}: source is {_show(self.source)}",
+                "make it with lp.cuda(file, entry) or lp.triton(function)",
+            )
+        if not callable(self.launch) or not (self.when is None or callable(self.when)):
+            raise UsageError(f"kernel {self.name}: launch and when must be functions", "decorate a function with it")
+        given = (self.dtypes,) if isinstance(self.dtypes, (str, Mapping)) else tuple(self.dtypes)
+        if not given:
+            raise UsageError(f"kernel {self.name}: no dtypes", 'state them: dtypes=("float32", "float16")')
+        combinations: list[DTypes] = []
+        for item in given:
+            if isinstance(item, Mapping):
+                combinations.append({name: DType.of(dtype) for name, dtype in item.items()})
+            else:
+                combinations.append(DType.of(item))
+        object.__setattr__(self, "dtypes", tuple(combinations))
+        object.__setattr__(self, "parameters", parameter_names(self.launch, f"kernel {self.name}: launch"))
+        file = inspect.unwrap(self.launch).__code__.co_filename
+        folder = os.path.dirname(os.path.abspath(file)) if not file.startswith("<") else os.getcwd()
+        if isinstance(self.source, TritonSource):
+            package = getattr(inspect.unwrap(self.launch), "__globals__", {}).get("__package__")
+            object.__setattr__(self, "source", self.source.anchored(folder, package))
+        else:
+            object.__setattr__(self, "source", self.source.anchored(folder))
+
+    def output_aliases(self, outputs: Sequence[str], known: Sequence[str], *, sizes: bool = False) -> dict[str, str]:
+        """The author's names for the outputs, each with the layer's own name.
+
+        outputs: the layer's names, in order.  known: the names of the layer's arguments.  sizes: whether more
+        names may follow, of data-dependent sizes that the kernel writes.  Raises PackError.
+        """
+        constexprs = self.source.constexprs if isinstance(self.source, TritonSource) else {}
+        left = [name for name in self.parameters if name not in known and name not in constexprs]
+        if set(left) == set(outputs):
+            return {name: name for name in left}
+        if len(left) < len(outputs) or (len(left) > len(outputs) and not sizes):
+            raise PackError(
+                f"kernel {self.name}: launch takes {', '.join(left) or 'nothing'} "
+                "beside the layer's arguments, "
+                f"but the layer has {len(outputs)} outputs",
+                f"name the layer's arguments ({', '.join(known)}) as it does, and each output once",
+            )
+        return dict(zip(left, outputs, strict=False))
+
+    def combinations(self, signature: Signature) -> tuple[dict[str, DType], ...]:
+        """For each stated combination the dtype of every tensor and output of the layer, by the layer's
+        names.
+        """
+        arguments = [argument.name for argument in signature.arguments]
+        tensors = [argument.name for argument in signature.tensors] + list(signature.output_names)
+        aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
+        result = []
+        for combination in self.dtypes:
+            if isinstance(combination, str):
+                result.append(dict.fromkeys(tensors, DType.of(combination)))
+                continue
+            named = {aliases.get(name, name): DType.of(dtype) for name, dtype in combination.items()}
+            rest = named.pop("*", None)
+            missing = [name for name in tensors if name not in named] if rest is None else []
+            unknown = [name for name in named if name not in tensors]
+            if missing or unknown:
+                raise PackError(
+                    f"kernel {self.name}: dtypes {_show_dtypes(combination)} do not fit the layer",
+                    'name every tensor and output, or cover the others with "*"',
+                    faults=[f"{name}: no dtype stated" for name in missing]
+                    + [f"{name}: the layer has no such tensor, only {', '.join(tensors)}" for name in unknown],
+                )
+            result.append({name: dtype for name in tensors if (dtype := named.get(name, rest)) is not None})
+        return tuple(result)
+
+    def entry(self, signature: Signature, dtypes: Mapping[str, DType], attributes: Mapping[str, Attribute]) -> str:
+        """The name expression for these dtypes (by the layer's names) and attributes.  Raises PackError."""
+        if isinstance(self.source, TritonSource):
+            return self.source.name
+        arguments = [argument.name for argument in signature.arguments]
+        aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
+        text = ""
+        try:
+            pieces = list(string.Formatter().parse(self.source.entry))
+        except ValueError as error:
+            raise PackError(
+                f"kernel {self.name}: entry {self.source.entry!r} is no template: {error}",
+                'write it as "scale<{x}>"',
+            ) from error
+        for literal, name, spec, conversion in pieces:
+            text += literal
+            if name is None:
+                continue
+            key = aliases.get(name, name)
+            if spec or conversion or (key not in dtypes and key not in attributes):
+                template = self.source.entry
+                raise PackError(
+                    f"kernel {self.name}: entry {template!r} has {{{name}}}, which is no tensor or attribute",
+                    f"use one of {', '.join([*dtypes, *attributes])}",
+                )
+            text += dtypes[key].cxx if key in dtypes else self._cxx_value(key, attributes[key])
+        return text
+
+    def _cxx_value(self, name: str, value: Attribute) -> str:
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, int):
+            return str(value)
+        if isinstance(value, str) and _CXX_NAME.fullmatch(value):
+            return value
+        raise PackError(
+            f"kernel {self.name}: attribute {name}, which is {_show(value)}, cannot stand in a C++ template",
+            "use ints, bools and C++ names there, and pass other values as arguments of the kernel",
+        )
+
+
+def parameter_names(function: Callable[..., Any], label: str) -> tuple[str, ...]:
+    """The names that a launch rule or predicate takes.  Raises UsageError where they cannot be matched by
+    name.
+    """
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    for parameter in parameters:
+        if parameter.kind not in kinds:
+            raise UsageError(f"{label} takes {parameter}", "name each argument; they are passed by name")
+    return tuple(parameter.name for parameter in parameters)
+
+
+def _three(sizes: Dims, name: str, faults: list[str]) -> tuple[Expr, Expr, Expr]:
+    given = list(sizes) if isinstance(sizes, (tuple, list)) else [sizes]
+    if not 1 <= len(given) <= 3:
+        faults.append(f"{name} has {len(given)} dims, allowed are 1 to 3")
+    padded = [*given, 1, 1, 1]
+    x, y, z = (_size(padded[index], f"{name} {axis}", faults) for index, axis in enumerate(AXES))
+    return x, y, z
+
+
+def _size(value: Any, name: str, faults: list[str]) -> Expr:
+    if not isinstance(value, bool):
+        try:
+            return as_expr(value)
+        except UsageError:
+            pass
+    faults.append(f"{name} is {_show(value)}, not a whole number or an expression")
+    return as_expr(1)
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _show_dtypes(combination: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{name}: {dtype}" for name, dtype in combination.items()) + "}"

@@ -1,0 +1,38 @@
+"""What identifies a kernel's source: a bundle names it, so that a check later runs the code that was compiled.
+
+The front half writes it into the manifest, the check of kernels compares it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from layerport.kernels.declaration import CudaSource, Kernel
+
+
+def source_digest(kernel: Kernel) -> str | None:
+    """A digest of everything that the author wrote for a kernel; None where it cannot be told.
+
+    Of CUDA C++ the text, its own headers, the entry and the options; of Triton the function with all that it calls.
+    """
+    source = kernel.source
+    if isinstance(source, CudaSource):
+        from layerport.kernels.toolchains.cuda_includes import local_headers
+
+        base = source.folder or os.getcwd()
+        path = source.path
+        folder = os.path.abspath(base if path is None else path.parent)
+        include = [os.path.abspath(Path(base, each)) for each in source.include]
+        text = source.read()
+        headers = local_headers(text, folder, include)
+        if headers is None:
+            return None
+        told: object = [text, headers, source.entry, source.options]
+    else:
+        from layerport.kernels.toolchains.triton_functions import find_function
+
+        told = [str(find_function(source, f"kernel {kernel.name}").cache_key), source.alignment]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

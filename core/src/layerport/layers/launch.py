@@ -1,0 +1,94 @@
+"""One call of a layer's operator on CUDA tensors, ready to be launched again.  `torch_cuda` makes and keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layerport.kernels.declaration import TensorArg
+from layerport.parameters.frameworks.torch_dtypes import to_dtype
+from layerport.parameters.signature import Attribute
+
+if TYPE_CHECKING:
+    from layerport.kernels.launcher import Launcher
+    from layerport.layers.cuda_operator import CudaOperator
+
+
+class Call:
+    """One call as launch rules see it, and the shapes and Torch dtypes of its outputs."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorArg | None],
+        attributes: Mapping[str, Attribute],
+        outputs: list[tuple[tuple[int, ...], torch.dtype]],
+    ) -> None:
+        self.tensors = tensors
+        self.attributes = attributes
+        self.outputs = outputs
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {
+            f"{name}.{axis}": int(size)
+            for name, one in self.tensors.items()
+            if one is not None
+            for axis, size in enumerate(one.shape)
+        }
+
+
+class LaunchPlan:
+    """A launch of which only the tensors and the stream are open.  Called with all arguments of the operator."""
+
+    def __init__(self, operator: CudaOperator, launcher: Launcher, call: Call, environment: Any, index: int) -> None:
+        self._launch = launcher.prepare(call.sizes).launch
+        self._environment, self._index = environment, index
+        alignments = launcher.rule.alignments
+        self._inputs = [
+            (place, name, alignments.get(name, 1) - 1)
+            for place, name in operator._tensors
+            if call.tensors[name] is not None
+        ]
+        self._outputs = [
+            (name, shape, _dense_strides(shape), dtype)
+            for name, (shape, dtype) in zip(operator.layer.signature.output_names, call.outputs, strict=True)
+        ]
+
+    def __call__(self, args: Sequence[Any]) -> Any:
+        environment, index = self._environment, self._index
+        if environment.current() != index:
+            with environment.on(index):
+                return self(args)
+        environment.enter(index)
+        pointers: dict[str, int] = {}
+        copies = []  # freed after the launch: Torch's allocator gives their memory to later work of the stream only
+        for place, name, mask in self._inputs:
+            tensor = args[place]
+            if not tensor.is_contiguous():
+                copies.append(tensor := tensor.contiguous())
+            address = tensor.data_ptr()
+            if address & mask:
+                copies.append(tensor := tensor.clone())
+                address = tensor.data_ptr()
+            pointers[name] = address
+        outputs, empty = [], environment.empty
+        for name, shape, strides, dtype in self._outputs:
+            output = empty(shape, strides, dtype)
+            pointers[name] = output.data_ptr()
+            outputs.append(output)
+        self._launch(pointers, environment.stream(index))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def tensor_arg(name: str, tensor: torch.Tensor | None) -> TensorArg | None:
+    return None if tensor is None else TensorArg(name, to_dtype(tensor.dtype), tuple(map(int, tensor.shape)))
+
+
+def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

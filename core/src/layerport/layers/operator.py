@@ -1,0 +1,215 @@
+"""Registers a layer as a Torch operator: define, generic implementation, CUDA, fake; `torch_autograd` adds gradients.
+
+`Library.define` + `impl` and not `torch.library.custom_op`: the latter costs 6 us a call where this costs 2.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layerport.errors import UsageError
+from layerport.layers.autograd import register_autograd
+from layerport.layers.cuda_operator import CudaOperator
+from layerport.layers.definitions import same_definition, same_place
+
+if TYPE_CHECKING:
+    from layerport.layers.layer import Layer
+
+# Torch's own operator registration is built from these, and has no public names for them.
+_torch: Any = torch._C
+# Torch annotates this class in parts only.
+_Library: Any = torch.library.Library
+
+
+@dataclass
+class _Registered:
+    """The operator of an identity.
+
+    library: kept here, because a torch Library unregisters its operators when it is collected.  twins: layers made
+    earlier by the same lines, which call the same operator.
+    """
+
+    library: Any
+    layer: Layer
+    twins: list[weakref.ref[Layer]] = field(default_factory=list)
+
+
+_registered: dict[str, _Registered] = {}
+
+
+def registered_layer(name: str) -> Layer | None:
+    """The layer of this process whose operator has this name."""
+    found = _registered.get(name)
+    return None if found is None else found.layer
+
+
+def register_operator(layer: Layer) -> None:
+    """Make `torch.ops.<namespace>.<name>` from the layer's reference.
+
+    Within one file or session the last definition wins: a layer of other lines that had the identity before says so
+    when it is called, one of the same lines goes on.  Two places with one identity keep the first operator; calling the
+    second layer raises, and the packs that bring both are refused by the host.
+    """
+    earlier = _registered.get(layer.name)
+    if earlier is not None:
+        if not same_place(earlier.layer.reference, layer.reference):
+            layer._operator = layer._direct = _conflict(layer, earlier.layer)
+            return
+        earlier.library._destroy()
+    library = _Library(layer.namespace, "FRAGMENT")
+    try:
+        library.define(layer.signature.schema(layer.short_name))
+    except RuntimeError as error:
+        raise UsageError(
+            f"layer {layer.name} ({layer.origin}): torch does not take its operator: {str(error).splitlines()[0]}",
+            "choose another namespace or layer name",
+        ) from error
+    implementation = _with_plain_outputs(layer)
+    library.impl(layer.short_name, implementation, "CompositeExplicitAutograd")
+    layer._cuda = CudaOperator(layer, implementation)
+    library.impl(layer.short_name, layer._cuda, "CUDA")
+    torch.library.register_fake(layer.name, _without_data(layer), lib=library)
+    register_autograd(layer, library)
+    layer._operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
+    layer._direct = layer._operator._op
+    layer._is_compiling = torch.compiler.is_dynamo_compiling
+    now = _registered[layer.name] = _Registered(library, layer)
+    if earlier is not None:
+        _supersede(earlier, now)
+
+
+def _supersede(earlier: _Registered, now: _Registered) -> None:
+    """Settle what the layers that had the identity before do from here on."""
+    layer = now.layer
+    alive = [found for twin in earlier.twins if (found := twin()) is not None]
+    for old in (*alive, earlier.layer):
+        same = old.version == layer.version and same_definition(old.reference, layer.reference)
+        if same:
+            _follow(old, now)
+        elif same is None:
+            # The new module is still being run: what the reference refers to is known at the first call.
+            old._operator = old._direct = _undecided(old)
+        else:
+            _retire(old, layer)
+            if old is earlier.layer:
+                print(
+                    f"layerport: layer {layer.name} at {layer.origin} takes the place of the one defined before at "
+                    f"{old.origin}; modules made with that one have to be made again",
+                    file=sys.stderr,
+                )
+
+
+def _follow(old: Layer, now: _Registered) -> None:
+    old._operator, old._direct = now.layer._operator, now.layer._direct
+    now.twins.append(weakref.ref(old))
+
+
+def _undecided(old: Layer) -> Any:
+    def settle(*args: Any, **kwargs: Any) -> Any:
+        now = _registered[old.name]
+        if same_definition(old.reference, now.layer.reference) is False:
+            _retire(old, now.layer)
+        else:
+            _follow(old, now)
+        return old._operator(*args, **kwargs)
+
+    return settle
+
+
+def _retire(old: Layer, layer: Layer) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UsageError(
+            f"layer {old.name}, defined at {old.origin}, was defined anew at {layer.origin}",
+            "use the new one: import it again, and make its modules again with layer.module(...); or give one of the "
+            "two another name",
+        )
+
+    old._operator = old._direct = refuse
+    old._cuda = None
+
+
+def _conflict(layer: Layer, first: Layer) -> Any:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UsageError(
+            f"layer {layer.name} is defined twice: at {first.origin} and at {layer.origin}",
+            "remove or disable one of the two packs (LAYERPORT_DISABLE_PACKS=name)",
+        )
+
+    return refuse
+
+
+def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
+    """The reference, its outputs contiguous and in memory of their own.
+
+    Contiguous, because a kernel writes them so: what runs without data must not tell a compiler other strides.  In
+    memory of their own, because an operator must not return its input, a view of it, or views of one tensor, which a
+    plain function may well do.  That is asked at each call, because what a function returns may depend on shapes,
+    strides and dtypes; so by Torch's own check, written in C++.  Inference tensors do not record views, and it compares
+    storages.
+    """
+    reference, shares = layer.reference, _torch._any_output_is_alias_to_input_or_output
+
+    is_contiguous = torch.Tensor.is_contiguous
+
+    def run(*args: Any) -> Any:
+        result = reference(*args)
+        try:
+            contiguous = is_contiguous(result)
+        except TypeError:  # no tensor: cheaper to find out than to ask
+            raise _wrong_outputs(layer, result) from None
+        if not contiguous:
+            return result.contiguous()
+        return result.clone() if shares(args, None, (result,)) else result
+
+    def run_several(*args: Any) -> Any:
+        results = tuple([item.contiguous() for item in _several(layer, reference(*args))])
+        if not shares(args, None, results):
+            return results
+        outputs: list[torch.Tensor] = []
+        for item in results:
+            outputs.append(item.clone() if shares((*args, *outputs), None, (item,)) else item)
+        return tuple(outputs)
+
+    return run if layer.signature.outputs == 1 else run_several
+
+
+def _without_data(layer: Layer) -> Callable[..., Any]:
+    """What the operator gives for tensors without data; whether sizes that depend on data are dense is not asked."""
+
+    def empty(output: torch.Tensor) -> torch.Tensor:
+        return torch.empty(output.shape, dtype=output.dtype, device=output.device)
+
+    def run(*args: Any) -> Any:
+        result = layer.reference(*args)
+        if layer.signature.outputs > 1:
+            return tuple(map(empty, _several(layer, result)))
+        if not isinstance(result, torch.Tensor):
+            raise _wrong_outputs(layer, result)
+        return empty(result)
+
+    return run
+
+
+def _several(layer: Layer, results: Any) -> Sequence[torch.Tensor]:
+    if not isinstance(results, (tuple, list)) or len(results) != layer.signature.outputs:
+        raise _wrong_outputs(layer, results)
+    if not all(isinstance(item, torch.Tensor) for item in results):
+        raise _wrong_outputs(layer, results)
+    return results
+
+
+def _wrong_outputs(layer: Layer, result: Any) -> UsageError:
+    """Raised before the dispatcher sees the result: it ends the process where the number of outputs is wrong."""
+    kinds = ", ".join(type(item).__name__ for item in (result if isinstance(result, (tuple, list)) else [result]))
+    wanted = "a tensor" if layer.signature.outputs == 1 else f"a tuple of {layer.signature.outputs} tensors"
+    given = f"a {type(result).__name__} of {kinds}" if isinstance(result, (tuple, list)) else kinds
+    return UsageError(
+        f"layer {layer.name} ({layer.origin}): its reference returned {given}, its annotation says {wanted}",
+        "return what the annotation says, or correct the annotation",
+    )

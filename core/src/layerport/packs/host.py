@@ -1,0 +1,392 @@
+"""The host of the packs: loads them, decides who owns a layer, and asks the hooks.
+
+`discover` (from `pack_discovery`) reads metadata only; `load` imports.  The front half, the commands and the
+conformance kit use this file; no pack does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from layerport import __version__
+from layerport.errors import PackError, UsageError
+from layerport.packs import hookspecs
+from layerport.packs.calls import HookCall, check_export, check_layers, check_parameters, check_plugin, layers_of
+from layerport.packs.clock import running
+from layerport.packs.discovery import (
+    CORE_NAME,
+    DISABLE_VARIABLE,
+    STRICT_VARIABLE,
+    TRACE_VARIABLE,
+    PackInfo,
+    disable_faults,
+    discover,
+    raise_for_faults,
+    suggest,
+    switched_on,
+    twin_fault,
+)
+from layerport.packs.faults import DroppedPack, blamed, may_provide, missing_line
+from layerport.packs.loading import Pack, import_file, load_pack
+from layerport.packs.named import load_named
+from layerport.packs.records import Candidate, is_layer
+from layerport.packs.torch_autoload import importing_torch
+from layerport.packs.watch import LastingChangeError, sample, watching
+
+if TYPE_CHECKING:
+    import torch
+
+    from layerport.bundle.plugin_spec import PluginSpec
+    from layerport.layers.layer import BoundLayer, Layer
+    from layerport.parameters.standard_form import Parameters
+    from layerport.targets import Target
+
+__all__ = [
+    "DroppedPack",
+    "ModelClaims",
+    "Pack",
+    "PackInfo",
+    "Packs",
+    "blamed",
+    "discover",
+    "import_file",
+    "importing_torch",
+    "load",
+]
+
+_CHECKS: Mapping[str, Callable[[object], Any]] = {
+    "layerport_layers": check_layers,
+    "layerport_export_parameters": check_export,
+    "layerport_convert_parameters": check_parameters,
+    "layerport_create_plugin": check_plugin,
+}
+
+
+def load(*explicit: object, environ: Mapping[str, str] | None = None) -> Packs:
+    """Import every installed pack that is not disabled, each in isolation, and ask for its layers.
+
+    explicit: packs that the user names: the path of a Python file, a module or plugin object, or the name of
+    an installed pack.  They load first, win over packs that are only installed, and a fault in one is raised.
+    environ: where the LAYERPORT_* switches are read (default: os.environ).
+
+    Raises UsageError for an explicit pack that does not exist and PackError for one that fails; with
+    LAYERPORT_STRICT=1, PackError for any failure, any conflict and any unknown name in
+    LAYERPORT_DISABLE_PACKS.
+    """
+    environ = os.environ if environ is None else environ
+    infos = discover(environ=environ)
+    trace = switched_on(TRACE_VARIABLE, environ)
+    chosen = load_named(explicit, infos, trace)
+    taken = {pack.info for pack in chosen}
+    packs = list(chosen)
+    for info in infos:
+        if info not in taken:
+            packs.append(_without_twin(load_pack(info, trace=trace), packs))
+    loaded = Packs(packs, warnings=disable_faults(infos, environ), trace=trace)
+    if switched_on(STRICT_VARIABLE, environ):
+        loaded.raise_for_faults()
+    return loaded
+
+
+@dataclass(frozen=True)
+class ModelClaims:
+    """The candidates for a model by module path, in the model's order, and the packs that could not be asked."""
+
+    found: Mapping[str, list[tuple[Pack, tuple[Candidate, ...]]]]
+    dropped: tuple[DroppedPack, ...]
+
+
+class Packs:
+    """The packs of one process, loaded, with the layers that they provide.
+
+    Made by `load`.  It never changes; `with_plugins` makes another one.
+    warnings: what is wrong with the environment switches.  conflicts: the packs that provide one identity, by
+    identity, where nothing says which is meant.
+    """
+
+    def __init__(self, packs: Iterable[Pack], *, warnings: Sequence[str] = (), trace: bool = False) -> None:
+        self.packs = tuple(sorted(packs, key=lambda pack: (pack.info.name, pack.info.distribution or "")))
+        self.warnings = tuple(warnings)
+        self._trace = trace
+        self._core = _core_pack()
+        # The last answer of each pack, to see whether it is let be.
+        self._answered: dict[Pack, list[tuple[str, weakref.ref[Any], bytes]]] = {}
+        providers: dict[str, list[Pack]] = {}
+        for pack in self.packs:
+            for layer in pack.layers:
+                providers.setdefault(layer.name, []).append(pack)
+        self._owners: dict[str, Pack] = {}
+        self._layers: dict[str, Layer] = {}
+        conflicts: dict[str, tuple[Pack, ...]] = {}
+        for identity in sorted(providers):
+            rivals = providers[identity]
+            named = [pack for pack in rivals if pack.explicit]
+            if len(rivals) > 1 and len(named) != 1:
+                conflicts[identity] = tuple(named or rivals)
+                continue
+            owner = named[0] if named else rivals[0]
+            self._owners[identity] = owner
+            self._layers[identity] = next(layer for layer in owner.layers if layer.name == identity)
+        self.conflicts: Mapping[str, tuple[Pack, ...]] = MappingProxyType(conflicts)
+
+    def __iter__(self) -> Iterator[Pack]:
+        return iter(self.packs)
+
+    def __repr__(self) -> str:
+        return f"<packs {', '.join(f'{pack.info.label}: {pack.status}' for pack in self.packs) or 'none'}>"
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer that can be used, sorted by identity; those in conflict are not among them."""
+        return tuple(self._layers.values())
+
+    @property
+    def failed(self) -> tuple[Pack, ...]:
+        """The packs that could not be loaded."""
+        return tuple(pack for pack in self.packs if pack.status == "failed")
+
+    def layer(self, identity: str) -> Layer:
+        """The layer `namespace::name`.
+
+        Raises PackError where two packs provide it or where its pack failed, and UsageError, which lists
+        what is there, where it is unknown.
+        """
+        self._raise_if_contested(identity)
+        if identity in self._layers:
+            return self._layers[identity]
+        raise self._unknown(identity)
+
+    def owner(self, layer: Layer | str) -> Pack:
+        """The pack that provides a layer; raises as `layer` does."""
+        identity = layer if isinstance(layer, str) else layer.name
+        self.layer(identity)
+        return self._owners[identity]
+
+    def call(self, hook: str, pack: Pack, *, path: str | None = None, watched: bool = False, **arguments: Any) -> Any:
+        """Ask one hook of one pack; None where the pack does not implement it.
+
+        path: the module's path in the model, for messages.  watched: whether the caller looks for what it changes.
+        The answer is checked; that of `layerport_export_parameters` is always a tuple.
+        Raises PackError, chained to the original, also where the hook changes what it may only read.
+        """
+        if hook not in hookspecs.HOOKS:
+            raise UsageError(f"there is no hook {hook!r}", f"the hooks are {', '.join(hookspecs.HOOKS)}")
+        function = pack.hooks.get(hook)
+        if function is None:
+            return () if hook == "layerport_export_parameters" else None
+        layer = arguments.get("layer")
+        identity = layer.name if is_layer(layer) else None
+        # What the core makes of a layer's kernels is at fault where the pack's kernels are.
+        blame = self._owners.get(identity, pack) if pack is self._core and identity else pack
+        call = HookCall(blame.info, hook, function, identity, path, self._trace, watched, pack is self._core)
+        return call.ask(arguments, _CHECKS[hook])
+
+    def export_parameters(self, module: torch.nn.Module, name: str) -> list[tuple[Pack, tuple[Candidate, ...]]]:
+        """Every pack's candidates for one module, packs in the order of their names; empty if none claims it.
+
+        Whether two packs may claim one module is not decided here.  The core is asked only if no pack claims.
+        Raises PackError for a candidate with a layer that its pack does not own and no other pack provides.
+        """
+        claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]] = {}
+        for pack in (*self.packs, self._core):
+            if pack is not self._core or not claims:
+                self._add(claims, pack, self._export(pack, [(name, module)]))
+        return claims.get(name, [])
+
+    def export_model(
+        self, model: torch.nn.Module, *, required: Collection[str] = (), strict: bool = False
+    ) -> ModelClaims:
+        """What `export_parameters` says for every module of a model, and the packs whose hook fails.
+
+        What a pack changes is looked for once, around all its calls, and not around each.
+        required: layers that the user asks for.  Raises PackError where the hook fails of a pack that has one of them
+        or that the user named, and for any failure where strict or where a change of the model cannot be put back.
+        """
+        claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]] = {}
+        dropped: list[DroppedPack] = []
+        modules = list(model.named_modules())
+        for pack in (*self.packs, self._core):
+            try:
+                answers = self._export(pack, [one for one in modules if pack is not self._core or one[0] not in claims])
+            except PackError as error:
+                asked_for = pack.explicit or any(layer.name in required for layer in pack.layers)
+                if strict or asked_for or pack is self._core or isinstance(error, LastingChangeError):
+                    raise
+                dropped.append(DroppedPack(pack, error))
+                continue
+            self._add(claims, pack, answers)
+        return ModelClaims({path: claims[path] for path, _ in modules if path in claims}, tuple(dropped))
+
+    def _export(self, pack: Pack, modules: Sequence[tuple[str, torch.nn.Module]]) -> dict[str, tuple[Candidate, ...]]:
+        """The candidates of one pack, by the module's path."""
+        hook = "layerport_export_parameters"
+        if hook not in pack.hooks:
+            return {}
+        found = {}
+        label = f"pack {pack.info.label}: {hook}"
+        root = modules[0][1] if modules and modules[0][0] == "" else None
+        alone = len(modules) == 1
+        with contextlib.nullcontext() if alone else watching(label, model=root, layers=pack.layers), running(label):
+            for path, module in modules:
+                place = f"{path or 'the root module'} ({type(module).__name__})"
+                answer = self.call(hook, pack, path=place, watched=not alone, module=module, name=path)
+                if candidates := tuple(one for one in answer if self._is_own(pack, one, place)):
+                    found[path] = candidates
+        return found
+
+    def _add(
+        self,
+        claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]],
+        pack: Pack,
+        answers: Mapping[str, tuple[Candidate, ...]],
+    ) -> None:
+        for path, candidates in answers.items():
+            for layer in (layer for one in candidates for layer in layers_of(one)):
+                self._raise_if_contested(layer.name)
+            claims.setdefault(path, []).append((pack, candidates))
+
+    def convert_parameters(
+        self, layer: Layer, parameters: Parameters, target: Target, *, path: str | None = None
+    ) -> Parameters:
+        """The parameters as the kernel wants them: the owner's answer, else the core's, else as they are."""
+        arguments: dict[str, Any] = {"layer": layer, "parameters": parameters, "target": target}
+        for pack in (self.owner(layer), self._core):
+            answer: Parameters | None = self.call("layerport_convert_parameters", pack, path=path, **arguments)
+            self._refuse_changed(pack)
+            if answer is not None:
+                self._answered[pack] = [
+                    (name, weakref.ref(array), sample(array))
+                    for name, array in answer.items()
+                    if array is not parameters.get(name)
+                ]
+                return answer
+        return parameters
+
+    def create_plugin(
+        self, layer: Layer, bound: BoundLayer, target: Target, *, path: str | None = None
+    ) -> PluginSpec | None:
+        """The plugin of a layer: its owner's answer, else the core's; None where there is neither."""
+        for pack in (self.owner(layer), self._core):
+            answer: PluginSpec | None = self.call(
+                "layerport_create_plugin", pack, path=path, layer=layer, bound=bound, target=target
+            )
+            if answer is not None:
+                return answer
+        return None
+
+    def with_plugins(self, *explicit: object) -> Packs:
+        """These packs and further ones that the user names, as in `load`.
+
+        Where an installed pack already provides the layer, name the wanted pack in `load` instead: a Torch
+        operator belongs to whoever registered it first.
+        """
+        added = load_named(explicit, [pack.info for pack in self.packs], self._trace, known=self.packs)
+        replaced = {pack.info for pack in added}
+        kept = [pack for pack in self.packs if pack.info not in replaced]
+        return Packs([*kept, *added], warnings=self.warnings, trace=self._trace)
+
+    def raise_for_faults(self) -> None:
+        """Raise PackError if any pack failed, any layer is contested or a switch names an unknown pack."""
+        faults = [f"pack {pack.info.label}: {pack.failure}" for pack in self.failed]
+        faults += [f"layer {identity}: {_versions(identity, rivals)}" for identity, rivals in self.conflicts.items()]
+        faults += self.warnings
+        raise_for_faults(faults, next((pack.error for pack in self.failed if pack.error is not None), None))
+
+    def _refuse_changed(self, pack: Pack) -> None:
+        """Raise PackError where a pack has written anew to what it answered before: one buffer for all its answers."""
+        for name, held, before in self._answered.pop(pack, ()):
+            array = held()
+            if array is not None and sample(array) != before:
+                raise PackError(
+                    f"pack {pack.info.label}: layerport_convert_parameters changed the values of {name}, which it had "
+                    "answered with before",
+                    "make a new array at each call",
+                )
+
+    def _is_own(self, pack: Pack, candidate: Candidate, place: str) -> bool:
+        """Whether a candidate may stand: the pack that lost a layer to an explicit one does not offer it."""
+        for layer in layers_of(candidate):
+            if layer.name in self.conflicts:
+                continue
+            owner = self._owners.get(layer.name)
+            if owner is None:
+                raise PackError(
+                    f"pack {pack.info.label}: layerport_export_parameters at {place} answers with layer "
+                    f"{layer.name}, which no loaded pack provides",
+                    "return that layer from layerport_layers too",
+                )
+            if owner is not pack and any(own.name == layer.name for own in pack.layers):
+                return False
+        return True
+
+    def _raise_if_contested(self, identity: str) -> None:
+        rivals = self.conflicts.get(identity)
+        if rivals is None:
+            return
+        example = rivals[0].info
+        raise PackError(
+            f"layer {identity} is provided by {len(rivals)} packs",
+            f"choose one: block the others with {DISABLE_VARIABLE}=name, or name the wanted one, "
+            f"as in --pack {example.name} or packs=[{example.name!r}]",
+            faults=[_versions(identity, (pack,)) for pack in rivals],
+        )
+
+    def missing(self, identity: str) -> PackError | None:
+        """Why a layer is not there, where the pack that provides it is known and not loaded."""
+        culprits = [pack for pack in self.packs if pack.status != "loaded" and may_provide(pack.info, identity)]
+        if not culprits:
+            return None
+        pack = culprits[0]
+        first = pack.failure or f"it is disabled by {DISABLE_VARIABLE}"
+        error = PackError(
+            f"layer {identity} is not there, because pack {pack.info.label} is not loaded: {first}",
+            f"take it out of {DISABLE_VARIABLE}" if pack.info.disabled else "repair the pack or install it again",
+            faults=[missing_line(other) for other in culprits[1:]],
+        )
+        error.__cause__ = pack.error
+        return error
+
+    def _unknown(self, identity: str) -> UsageError | PackError:
+        if "::" in identity and (error := self.missing(identity)):
+            return error
+        by_short = {name.partition("::")[2]: name for name in (*self._layers, *self.conflicts)}
+        near = suggest(identity, self._layers)
+        near += [by_short[short] for short in suggest(identity.rpartition(":")[2], by_short)]
+        hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+        # Not a slip of the pen, then: what is missing may well be what the failed packs would have brought.
+        kind = PackError if self.failed and "::" in identity and not near else UsageError
+        return kind(
+            f"no loaded pack provides a layer {identity!r}",
+            f"{hint}installed layers: {', '.join(self._layers) or 'none'}",
+            faults=[missing_line(pack) for pack in self.packs if pack.status != "loaded"],
+        )
+
+
+def _versions(identity: str, packs: Iterable[Pack]) -> str:
+    versions = ((pack, layer.version) for pack in packs for layer in pack.layers if layer.name == identity)
+    return " and ".join(f"version {version} from pack {pack.info.label}" for pack, version in versions)
+
+
+def _without_twin(pack: Pack, others: Sequence[Pack]) -> Pack:
+    """Two entry points of one object would provide every layer twice."""
+    for other in others:
+        if pack.plugin is not None and other.plugin is pack.plugin:
+            return Pack(pack.info, failure=twin_fault(other.info), warnings=pack.warnings)
+    return pack
+
+
+def _core_pack() -> Pack:
+    """The core's own answers: an ordinary plugin, and the last one to be asked."""
+    from layerport.packs.core_plugin import CorePlugin
+
+    info = PackInfo(CORE_NAME, CORE_NAME, __version__, "layerport.packs.core_plugin:CorePlugin")
+    pack = load_pack(info, plugin=CorePlugin())
+    if pack.failure is not None:
+        raise PackError(f"the core's own hooks are at fault: {pack.failure}", "report it") from pack.error
+    return pack

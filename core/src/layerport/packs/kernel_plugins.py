@@ -1,0 +1,144 @@
+"""The core's own plugin of a layer: its kernels, chosen by dtype and predicate, traced and compiled for the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from layerport.bundle.plugin_spec import KernelCode, PluginSpec
+from layerport.dtypes import DType
+from layerport.kernels.choice import show_dtypes
+from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.sizes.expressions import Const, Expr, Symbol
+
+if TYPE_CHECKING:
+    from layerport.kernels.launch_rules import LaunchRule
+    from layerport.layers.layer import BoundLayer, Layer
+    from layerport.targets import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The kernels of a layer that fit one place, with their guards, and why each other one does not."""
+
+    kernels: tuple[tuple[Kernel, Mapping[str, DType], Expr | None], ...]
+    reasons: tuple[str, ...]
+
+
+def tensor_arguments(bound: BoundLayer) -> dict[str, TensorArg | None]:
+    """What a launch rule sees at this place: sizes that are known as numbers, the others as symbols; outputs last."""
+    assert bound.place is not None
+    tensors: dict[str, TensorArg | None] = {}
+    for name, shape in bound.place.tensors.items():
+        if shape is None:
+            tensors[name] = None
+        elif name in bound.parameters:
+            array = bound.parameters[name]
+            tensors[name] = TensorArg(name, DType(array.dtype.name), tuple(int(size) for size in array.shape))
+        else:
+            dims = tuple(
+                dim if isinstance(dim, int) else Symbol(f"{name}.{axis}") for axis, dim in enumerate(shape.dims)
+            )
+            tensors[name] = TensorArg(name, shape.dtype, dims)
+    for name, output in zip(bound.layer.signature.output_names, bound.place.derivation.outputs, strict=True):
+        tensors[name] = TensorArg(name, output.dtype, output.dims)
+    for size in bound.place.derivation.size_symbols:
+        tensors[size.name] = TensorArg(size.name, DType.INT64, ())
+    return tensors
+
+
+def choose_kernels(bound: BoundLayer, target: Target) -> Choice:
+    """The kernels that may run here, in the layer's order; none where there are shapes that none of them takes.
+
+    One after the first that takes every shape is there only where the target's build may measure it as the faster one.
+    """
+    from layerport.kernels.tracing import trace_predicate
+
+    layer = bound.layer
+    tensors = tensor_arguments(bound)
+    present = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
+    names = {argument.name for argument in layer.signature.tensors} | set(layer.signature.output_names)
+    chosen: list[tuple[Kernel, Mapping[str, DType], Expr | None]] = []
+    reasons = []
+    first: Kernel | None = None  # that takes every shape
+    for kernel in layer.kernels:
+        combinations = kernel.combinations(layer.signature)
+        match = next(
+            (one for one in combinations if all(one[name] == present[name] for name in names & set(present))), None
+        )
+        if match is None:
+            stated = " | ".join(show_dtypes(one) for one in combinations)
+            reasons.append(
+                f"{kernel.name} takes {stated}, here are {show_dtypes({n: present[n] for n in present if n in names})}"
+            )
+            continue
+        guard = trace_predicate(kernel, layer.signature, tensors, bound.parameters.attributes, layer=layer.name)
+        if isinstance(guard, Const):
+            if not guard.value:
+                reasons.append(f"{kernel.name}: its predicate is false for these shapes")
+                continue
+            guard = None
+        if first is not None and not target.measures:
+            reasons.append(f"{kernel.name}: {first.name} takes every shape before it, and no GPU compares them")
+            continue
+        first = kernel if guard is None and first is None else first
+        chosen.append((kernel, match, guard))
+    if first is not None:
+        return Choice(tuple(chosen), tuple(reasons))
+    if chosen:
+        reasons.append(
+            "no kernel takes every shape: "
+            + ", ".join(f"{kernel.name} only where {guard}" for kernel, _, guard in chosen)
+        )
+    return Choice((), tuple(reasons))
+
+
+def why_no_kernel(bound: BoundLayer, target: Target) -> str:
+    """Why a layer has no plugin at this place."""
+    if not bound.layer.kernels:
+        return "the layer has no kernel"
+    return "; ".join(choose_kernels(bound, target).reasons) or f"its pack gives no plugin for {target}"
+
+
+def why_not_chosen(bound: BoundLayer, spec: PluginSpec, target: Target) -> tuple[str, ...]:
+    """For each kernel of a layer that its plugin at this place does not hold, the reason."""
+    held = {kernel.name for kernel in spec.kernels}
+    if spec.plugin_class is not None or held >= {kernel.name for kernel in bound.layer.kernels}:
+        return ()
+    return choose_kernels(bound, target).reasons
+
+
+def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:
+    """The plugin spec made from the layer's kernels; None where none of them fits.
+
+    Raises PackError for a launch rule and BuildError for a kernel that is at fault.
+    """
+    from layerport.kernels.compilation import Compilation, build_kernels
+
+    assert bound.place is not None
+    choice = choose_kernels(bound, target)
+    if not choice.kernels:
+        return None
+    tensors = tensor_arguments(bound)
+    attributes = bound.parameters.attributes
+    built = iter(
+        build_kernels(
+            [
+                Compilation(kernel, layer.signature, dtypes, attributes, architecture, layer.name, tensors)
+                for kernel, dtypes, _ in choice.kernels
+                for architecture in target.architectures
+            ]
+        )
+    )
+    kernels, images = [], {}
+    for kernel, _, guard in choice.kernels:
+        # A compiler may want another block or more shared memory for one architecture than for another.
+        by_launch: dict[tuple[str, LaunchRule], dict[str, str]] = {}
+        for architecture in target.architectures:
+            one = next(built)
+            images[one.cubin.digest] = one.cubin.image
+            by_launch.setdefault((one.cubin.symbol, one.rule), {})[architecture] = one.cubin.digest
+        for (symbol, rule), digests in by_launch.items():
+            kernels.append(KernelCode(kernel.name, symbol, rule, digests, guard))
+    return PluginSpec.of(bound, kernels=tuple(kernels), images=images)

@@ -1,0 +1,156 @@
+"""The records that packs answer hooks with, checked when they are made, and how to tell them apart.
+
+Pack authors reach `rewrite` through `layerport`; the host (`packs`, `pack_calls`) uses the rest.  A record is told by
+its very class: a subclass, or an object that names another `__class__`, may answer as it likes.  Imports no framework.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+from layerport.errors import UsageError
+from layerport.system.foreign_text import describe
+
+if TYPE_CHECKING:
+    from layerport.bundle.plugin_spec import PluginSpec
+    from layerport.layers.layer import BoundLayer, Layer
+    from layerport.parameters.standard_form import Parameters
+
+Candidate: TypeAlias = "BoundLayer | Rewrite"
+ExportAnswer: TypeAlias = "Candidate | tuple[Candidate, ...] | None"
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """A forward for the structural copy of a module, written with layers and the module's own children.
+
+    forward: called as `forward(module, *args, **kwargs)` with the copy of the module, never the original.
+    layers: every layer that it calls.
+    """
+
+    forward: Callable[..., Any]
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        faults = [*_forward_faults(self.forward), *_layers_faults(self.layers)]
+        if faults:
+            raise UsageError(
+                f"rewrite {_name_of(self.forward)} has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
+                "write lp.rewrite(forward, layers=(my_layer,)) with a function forward(module, *inputs)",
+                faults=faults,
+            )
+
+
+def rewrite(forward: Callable[..., Any], *, layers: Sequence[Layer]) -> Rewrite:
+    """Answer `layerport_export_parameters` where a layer is one step inside a module's forward.
+
+    forward: takes the copy of the module and then what the module's own forward takes.
+    layers: the layers that it calls, at least one.  Raises UsageError with all faults at once.
+    """
+    # Anything else goes on as it is, so that the record's own check names it.
+    given: Any = layers
+    if isinstance(layers, (list, tuple)):
+        given = tuple(layers)
+    return Rewrite(forward, given)
+
+
+def is_rewrite(value: object) -> TypeGuard[Rewrite]:
+    """Whether `value` is what `rewrite` returns."""
+    return type(value) is Rewrite
+
+
+def is_layer(value: object) -> TypeGuard[Layer]:
+    """Whether `value` is a layer."""
+    from layerport.layers.layer import Layer
+
+    return type(value) is Layer
+
+
+def is_bound_layer(value: object) -> TypeGuard[BoundLayer]:
+    """Whether `value` is what `layer.bind(...)` returns."""
+    from layerport.layers.layer import BoundLayer
+
+    return type(value) is BoundLayer
+
+
+def is_parameters(value: object) -> TypeGuard[Parameters]:
+    """Whether `value` is a set of parameters in the standard form."""
+    from layerport.parameters.standard_form import Parameters
+
+    return type(value) is Parameters
+
+
+def is_plugin_spec(value: object) -> TypeGuard[PluginSpec]:
+    """Whether `value` describes a plugin."""
+    from layerport.bundle.plugin_spec import PluginSpec
+
+    return type(value) is PluginSpec
+
+
+def suspends(function: Callable[..., Any]) -> str | None:
+    """What kind of function this is, if calling it only makes an object that runs later."""
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        return "a generator function"
+    return "an async function" if inspect.iscoroutinefunction(function) else None
+
+
+def _name_of(forward: object) -> str:
+    return str(getattr(forward, "__qualname__", None) or type(forward).__name__)
+
+
+def _is_module(value: object) -> bool:
+    # Looks at the classes' names, because importing torch to look is what this file must not do.
+    return any(
+        f"{base.__module__}.{base.__qualname__}" == "torch.nn.modules.module.Module" for base in type(value).__mro__
+    )
+
+
+def _forward_faults(forward: object) -> list[str]:
+    if not callable(forward):
+        return [f"forward: expected a function, got {describe(forward)}"]
+    if kind := suspends(forward):
+        return [f"forward: expected a function that returns its outputs, got {kind}"]
+    if _is_module(forward) or _is_module(getattr(forward, "__self__", None)):
+        return ["forward: it belongs to the original module; write it with the copy as first argument"]
+    captured = [
+        name
+        for name, cell in zip(
+            getattr(getattr(forward, "__code__", None), "co_freevars", ()),
+            getattr(forward, "__closure__", None) or (),
+            strict=False,
+        )
+        if _cell_holds_module(cell)
+    ]
+    if captured:
+        return [f"forward: it captures the original module as {captured[0]!r}; take the copy as first argument"]
+    try:
+        inspect.signature(forward).bind_partial(object())
+    except TypeError:
+        return ["forward: it takes no positional argument; its first one is the copy of the module"]
+    except ValueError:  # a builtin without a readable signature
+        pass
+    return []
+
+
+def _cell_holds_module(cell: Any) -> bool:
+    try:
+        return _is_module(cell.cell_contents)
+    except ValueError:  # not assigned yet
+        return False
+
+
+def _layers_faults(layers: object) -> list[str]:
+    if is_layer(layers):
+        return [f"layers: expected a tuple of layers, got the layer {layers.name}; write ({layers.short_name},)"]
+    if type(layers) is not tuple:
+        return [f"layers: expected a tuple of layers, got {describe(layers)}"]
+    if not layers:
+        return ["layers: expected at least one layer, got none"]
+    return [
+        f"layers[{index}]: expected a layer, got {describe(item)}"
+        for index, item in enumerate(layers)
+        if not is_layer(item)
+    ]

@@ -1,0 +1,197 @@
+"""The dynamic dims of a model and their ranges.  Imports no framework; both halves use it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from layerport.errors import UsageError
+from layerport.sizes.expressions import parse
+
+_LONGEST_NAME = 512
+_RANGE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<min>\d+)\.\.(?:(?P<opt>\d+)\.\.)?(?P<max>\d+)")
+
+
+@dataclass(frozen=True)
+class DimRange:
+    """A dynamic dim: its least, usual and greatest size; max None where no limit is stated."""
+
+    name: str
+    min: int
+    opt: int
+    max: int | None
+
+    def __post_init__(self) -> None:
+        greatest = self.opt if self.max is None else self.max
+        if not 0 <= self.min <= self.opt <= greatest:
+            raise UsageError(
+                f"range of dim {self.name} contradicts itself: min {self.min}, usual {self.opt}, max {self.max}",
+                f"write it as --range {self.name}=MIN..USUAL..MAX with MIN <= USUAL <= MAX",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The range as the manifest holds it."""
+        return {"name": self.name, "min": self.min, "opt": self.opt, "max": self.max}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model: name, dtype (standard name) and dims.
+
+    A name has 1 to 512 characters that can be shown, so no control characters; a UsageError says so.
+    A dim is a size, the name of a dynamic dim or an expression over such names, or None where nothing is known of it.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | str | None, ...]
+
+    def __post_init__(self) -> None:
+        if not (0 < len(self.name) <= _LONGEST_NAME and self.name.isprintable()):
+            raise UsageError(
+                f"{self.name[:80]!r} cannot be the name of an input or output, it has {len(self.name)} characters",
+                f"rename it in the model: 1 to {_LONGEST_NAME} characters, none of them a control character",
+            )
+
+    def shape(self, sizes: Mapping[str, int]) -> list[int]:
+        """The shape for these sizes of the dynamic dims; UsageError where a dim does not follow from them."""
+        shape = []
+        for axis, dim in enumerate(self.dims):
+            if dim is None:
+                raise UsageError(f"{self.name}: axis {axis} has no known size", "give it a name in the model")
+            shape.append(dim if isinstance(dim, int) else parse(dim).evaluate(sizes))
+        return shape
+
+    def to_json(self) -> dict[str, Any]:
+        """The port as the manifest holds it."""
+        return {"name": self.name, "dtype": self.dtype, "dims": list(self.dims)}
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join('?' if dim is None else str(dim) for dim in self.dims)}]"
+
+
+def follows_from(size: str | None, dims: Collection[str]) -> bool:
+    """Whether a size is an expression over these dims."""
+    if size is None:
+        return False
+    try:
+        return all(name in dims for name in parse(size).symbols())
+    except UsageError:
+        return False
+
+
+class Sizes:
+    """The sizes of a model's dynamic dims as the shapes of its inputs show them, gathered port by port.
+
+    faults: what contradicts the ports or the ranges.
+    """
+
+    def __init__(self, dims: Mapping[str, DimRange]) -> None:
+        self._dims = dims
+        self._found: dict[str, tuple[int, str]] = {}
+        self._compound: list[tuple[Port, str, int]] = []
+        self.faults: list[str] = []
+
+    def add(self, port: Port, shape: Sequence[int], got: str) -> None:
+        """Read one input's shape, of the port's rank.  got: the input in words."""
+        for axis, (dim, size) in enumerate(zip(port.dims, shape, strict=True)):
+            if isinstance(dim, int) and size != dim:
+                self.faults.append(f"{port.name}: axis {axis} must be {dim}, got {got}")
+            elif isinstance(dim, str) and dim in self._dims:
+                self._set(dim, size, port)
+            elif isinstance(dim, str):
+                self._compound.append((port, dim, size))
+
+    def values(self) -> dict[str, int]:
+        """Each dim that is known by now, sizes such as 2*n solved for n."""
+        for port, dim, size in self._compound:
+            expression = _parsed(dim)
+            unknown = expression.symbols() - self._found.keys()
+            if len(unknown) == 1:
+                (name,) = unknown
+                sizes = {known: value for known, (value, _) in self._found.items()}
+                start, step = (expression.evaluate({**sizes, name: value}) for value in (0, 1))
+                step -= start
+                if step > 0 and (size - start) % step == 0:
+                    self._set(name, (size - start) // step, port)
+                else:
+                    self.faults.append(f"{port.name}: dim {dim} cannot be {size}")
+            elif not unknown:
+                sizes = {known: value for known, (value, _) in self._found.items()}
+                if (wanted := expression.evaluate(sizes)) != size:
+                    self.faults.append(f"{port.name}: dim {dim} must be {wanted}, got {size}")
+        self._compound.clear()
+        return {name: value for name, (value, _) in self._found.items()}
+
+    def _set(self, name: str, size: int, port: Port) -> None:
+        limits = self._dims[name]
+        if size < limits.min or (limits.max is not None and size > limits.max):
+            self.faults.append(f"{port.name}: dim {name} must be {limits.min}..{limits.max or 'any'}, got {size}")
+        known = self._found.setdefault(name, (size, port.name))
+        if known[0] != size:
+            self.faults.append(f"{port.name}: dim {name} is {size} here and {known[0]} in {known[1]}")
+
+
+_parsed = lru_cache(maxsize=1024)(parse)
+
+
+def parse_ranges(texts: Iterable[str]) -> dict[str, tuple[int, int | None, int]]:
+    """`NAME=MIN..USUAL..MAX` (USUAL may be left out) by name.  Raises UsageError with all faults."""
+    found: dict[str, tuple[int, int | None, int]] = {}
+    faults = []
+    for text in texts:
+        match = _RANGE.fullmatch(text.strip())
+        if match is None:
+            faults.append(f"{text!r} is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX")
+        elif match["name"] in found:
+            faults.append(f"dim {match['name']} is given twice")
+        else:
+            found[match["name"]] = (int(match["min"]), int(match["opt"]) if match["opt"] else None, int(match["max"]))
+    if faults:
+        raise UsageError("ranges cannot be read", "write them like --range sequence=1..64..512", faults=faults)
+    return found
+
+
+def apply_ranges(
+    dims: Mapping[str, DimRange], ranges: Mapping[str, tuple[int, int | None, int]]
+) -> dict[str, DimRange]:
+    """The model's dims with the user's ranges.  Raises UsageError for unknown dims and ranges that do not fit."""
+    result = dict(dims)
+    faults = [
+        f"the model has no dynamic dim {name}; it has: {', '.join(dims) or 'none'}"
+        for name in ranges
+        if name not in dims
+    ]
+    for name, (least, usual, greatest) in ranges.items():
+        if name not in dims:
+            continue
+        stated = dims[name]
+        if least < stated.min or (stated.max is not None and greatest > stated.max):
+            faults.append(
+                f"dim {name}: {least}..{greatest} goes beyond {stated.min}..{stated.max or 'any'}, "
+                "which the model was exported for"
+            )
+            continue
+        try:
+            usual = min(max(stated.opt, least), greatest) if usual is None else usual
+            result[name] = DimRange(name, least, usual, greatest)
+        except UsageError as error:
+            faults.append(error.fault)
+    if faults:
+        raise UsageError("ranges do not fit the model", "write --range NAME=MIN..USUAL..MAX within them", faults=faults)
+    return result
+
+
+def require_limits(dims: Mapping[str, DimRange], target: str) -> None:
+    """Raise UsageError where a dim has no greatest size, which an engine must know."""
+    open_ended = [dim for dim in dims.values() if dim.max is None]
+    if open_ended:
+        options = " ".join(f"--range {dim.name}={dim.min}..{dim.opt}..{max(512, 4 * dim.opt)}" for dim in open_ended)
+        raise UsageError(
+            f"target {target} needs a greatest size for every dynamic dim; none is known for "
+            + ", ".join(dim.name for dim in open_ended),
+            f"add for example {options}, or state max in torch.export.Dim where the source is a Torch model",
+        )

@@ -1,0 +1,192 @@
+"""Output rules as records, and the override: a rule that the author writes where none can be derived.
+
+Torch-free, so that plugin specs can be made from these records anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from layerport.dtypes import DType
+from layerport.errors import UsageError
+from layerport.sizes.expressions import Const, Expr, Symbol, as_expr
+
+Dim = int | str | None
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """A tensor argument: dims are sizes, None for a dynamic dim, or a name for dynamic dims known to be equal."""
+
+    dtype: DType
+    dims: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        for axis, dim in enumerate(self.dims):
+            good = dim is None or (isinstance(dim, str) and dim) or (isinstance(dim, int) and dim >= 0)
+            if not good or isinstance(dim, bool):
+                raise UsageError(
+                    f"axis {axis} of a tensor is {dim!r}",
+                    "give a size >= 0, None for dynamic, or the dim's name",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class SizeSymbol:
+    """A size that depends on data.
+
+    upper_bound: an expression in the inputs' sizes that it never exceeds; None where none is known.  Memory is
+    reserved by it, so it is never guessed: a reference states it with `torch._check(size <= bound)`.
+    """
+
+    name: str
+    upper_bound: Expr | None
+
+
+@dataclass(frozen=True, eq=False)
+class OutputRule:
+    """The dtype and dims of one output, the dims over sizes of the inputs ("x.0") and of data ("u0")."""
+
+    dtype: DType
+    dims: tuple[Expr, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(dim.text for dim in self.dims)}]"
+
+    def __eq__(self, other: object) -> bool:
+        # Not the dataclass's own: comparing expressions makes expressions.
+        return isinstance(other, OutputRule) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+@dataclass(frozen=True, eq=False)
+class RuleTensor:
+    """A tensor argument as a shape rule sees it: static dims are ints, dynamic ones expressions."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | Expr, ...]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def numel(self) -> int | Expr:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class RuleAnswer:
+    """What a written rule says: `outputs` and `size_symbols` as in a derivation."""
+
+    outputs: tuple[OutputRule, ...]
+    size_symbols: tuple[SizeSymbol, ...]
+
+
+def from_rule(
+    rule: Callable[..., Any],
+    tensors: Mapping[str, TensorShape | None],
+    attributes: Mapping[str, Any],
+    layer: str,
+) -> RuleAnswer:
+    """The output rules that a `shape_rule` gives.
+
+    rule: is called with those tensors (RuleTensor, None where absent) and attributes that it has parameters for, by
+    name, and returns (dtype, dims) for each output, or one such pair.  A dim is an int, an expression, or a
+    `SizeSymbol` with its bound for a size that depends on data (the same record for the same size).
+    Raises UsageError with all faults of the answer, each with its output; what the rule raises is chained.
+    """
+    values: dict[str, Any] = {**_rule_tensors(tensors), **attributes}
+    try:
+        answer = rule(**_wanted(rule, values, layer))
+    except UsageError as error:
+        raise UsageError(f"{layer}: its shape rule failed: {error.fault}", error.repair) from error
+    except Exception as error:
+        raise UsageError(
+            f"{layer}: its shape rule failed: {type(error).__name__}: {error}", "correct the shape rule"
+        ) from error
+    pairs = [answer] if _is_pair(answer) else list(answer) if isinstance(answer, (tuple, list)) else []
+    known = {symbol for value in values.values() if isinstance(value, RuleTensor) for symbol in _symbols(value.shape)}
+    sizes: dict[str, SizeSymbol] = {}
+    faults: list[str] = []
+    outputs = [_output(index, pair, known, sizes, faults) for index, pair in enumerate(pairs)]
+    if not pairs:
+        faults.append(f"expected (dtype, dims) for each output, got {answer!r}")
+    if faults:
+        raise UsageError(
+            f"{layer}: its shape rule gave a wrong answer",
+            "return a tuple of (dtype, dims), such as ((x.dtype, (x.shape[0], 4)),)",
+            faults=faults,
+        )
+    return RuleAnswer(tuple(output for output in outputs if output), tuple(sizes.values()))
+
+
+def _rule_tensors(tensors: Mapping[str, TensorShape | None]) -> dict[str, RuleTensor | None]:
+    first_places: dict[str, str] = {}
+    made: dict[str, RuleTensor | None] = {}
+    for name, shape in tensors.items():
+        if shape is None:
+            made[name] = None
+            continue
+        dims: list[int | Expr] = []
+        for axis, dim in enumerate(shape.dims):
+            place = f"{name}.{axis}"
+            named = first_places.setdefault(dim, place) if isinstance(dim, str) else place
+            dims.append(dim if isinstance(dim, int) else Symbol(named))
+        made[name] = RuleTensor(name, shape.dtype, tuple(dims))
+    return made
+
+
+def _wanted(rule: Callable[..., Any], values: Mapping[str, Any], layer: str) -> dict[str, Any]:
+    parameters = inspect.signature(rule).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(values)
+    missing = [p.name for p in parameters if p.name not in values and p.default is inspect.Parameter.empty]
+    if missing:
+        raise UsageError(
+            f"{layer}: its shape rule asks for {', '.join(missing)}, no argument of the layer",
+            f"use names from {', '.join(values)}",
+        )
+    return {p.name: values[p.name] for p in parameters if p.name in values}
+
+
+def _is_pair(answer: object) -> bool:
+    return isinstance(answer, (tuple, list)) and len(answer) == 2 and isinstance(answer[0], str)
+
+
+def _output(
+    index: int, pair: object, known: set[str], sizes: dict[str, SizeSymbol], faults: list[str]
+) -> OutputRule | None:
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[1], (tuple, list))):
+        faults.append(f"output {index}: expected (dtype, dims), got {pair!r}")
+        return None
+    dims: list[Expr] = []
+    try:
+        for dim in pair[1]:
+            if isinstance(dim, SizeSymbol):
+                if str(sizes.setdefault(dim.name, dim).upper_bound) != str(dim.upper_bound):
+                    faults.append(f"output {index}: {dim.name} has two bounds")
+                dims.append(Symbol(dim.name))
+                continue
+            made = as_expr(dim)
+            strangers = sorted(made.symbols() - known - set(sizes))
+            if strangers:
+                faults.append(f"output {index}: {made} names {', '.join(strangers)}, a size of no argument")
+            if isinstance(made, Const) and made.value < 0:
+                faults.append(f"output {index}: a size of {made}")
+            dims.append(made)
+        return OutputRule(DType.of(pair[0]), tuple(dims))
+    except UsageError as error:
+        faults.append(f"output {index}: {error.fault}")
+        return None
+
+
+def _symbols(dims: Iterable[int | Expr]) -> frozenset[str]:
+    return frozenset().union(*(dim.symbols() for dim in dims if isinstance(dim, Expr)))
