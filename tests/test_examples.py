@@ -25,7 +25,7 @@ from layerport.kernels.cache import FOLDER_VARIABLE
 from layerport.packs import discovery as pack_discovery
 from layerport.packs import hookspecs
 from layerport.packs import host as packs
-from layerport.packs.loading import import_file
+from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from layerport import building
-from layerport.packs.host import Packs, import_file, load
+from layerport.packs.host import Packs, load
+from layerport.system.python_files import import_file
 from small_models import net, net_fp16
 from small_setup import ENGINE, SMALL, Built
 

@@ -17,7 +17,7 @@ import layerport as lp
 from layerport.errors import UsageError
 from layerport.layers.definitions import same_definition, same_place
 from layerport.packs.host import load
-from layerport.packs.loading import import_file
+from layerport.system.python_files import import_file
 
 HEAD = "import torch\nfrom torch import Tensor\nimport layerport as lp\n"
 CELL = """

@@ -26,6 +26,7 @@ from layerport.errors import VerifyError
 from layerport.front import sources
 from layerport.front.pipeline import Wishes, prepare
 from layerport.harness import compiler
+from layerport.system.python_files import import_file
 from layerport.packs import host as packs
 from layerport.targets import Target
 from layerport.testing import run_kernel
@@ -243,7 +244,7 @@ class Calls(nn.Module):
 def calling(tmp_path: Path, text: str, x: torch.Tensor) -> tuple[KernelCheck, ...]:
     pack = tmp_path / "calls.py"
     pack.write_text(text)
-    model = Calls(packs.import_file(str(pack)).packed_linear)
+    model = Calls(import_file(str(pack)).packed_linear)
     return check_kernels(*from_pack(tmp_path / "bundle", str(pack), model, x, dynamic=ROWS))
 
 
@@ -345,14 +346,14 @@ def test_run_kernel_applies_the_packs_conversion(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "bundle.py"
     path.write_text(changed())
-    module = packs.import_file(str(path))
+    module = import_file(str(path))
     linear = PackedLinear(20)
     x = torch.randn(5, 12)
     got = run_kernel(module.packed_linear, x, linear.weight, linear.scale)
     assert torch.allclose(torch.from_numpy(got), linear(x), atol=1e-5)
     path = tmp_path / "wrong.py"
     path.write_text(changed((TRANSPOSED, "weight=np.ascontiguousarray(weight[::-1].T)")))
-    wrong = packs.import_file(str(path))
+    wrong = import_file(str(path))
     got = run_kernel(wrong.packed_linear, x, linear.weight, linear.scale)
     assert not torch.allclose(torch.from_numpy(got), linear(x), atol=1e-2)
 

@@ -93,7 +93,7 @@ def test_a_bundle_is_a_source(tmp_path: Path) -> None:
 
 
 def test_conditions_stay(tmp_path: Path) -> None:
-    from layerport.packs.host import import_file
+    from layerport.system.python_files import import_file
 
     function = import_file(BRANCHING).halves
 

@@ -18,7 +18,7 @@ import layerport as lp
 from layerport.bundle import bundle as bundles
 from layerport.bundle.bundle import Bundle
 from layerport.errors import BuildError, UsageError
-from layerport.packs.host import import_file
+from layerport.system.python_files import import_file
 
 BRANCHING = str(Path(__file__).parent.parent / "packs" / "branching.py")
 

@@ -22,6 +22,7 @@ from launch_doubles import LaunchDriver
 from layerport.errors import PackError, UsageError
 from layerport.layers import cuda_operator as torch_cuda
 from layerport.layers.cuda_operator import CudaOperator, LaunchPlan
+from layerport.packs import conversions
 from layerport.packs import host as packs
 from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM
 from layerport_builtin_layers.silu_mul.case import CASE as SILU_MUL
@@ -111,7 +112,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
         return built
 
     monkeypatch.setattr(torch_cuda, "build_kernels", learn)
-    monkeypatch.setattr(torch_cuda, "installed_packs", lambda: packs.Packs(()))
+    monkeypatch.setattr(conversions, "installed_packs", lambda: packs.Packs(()))
     monkeypatch.setattr(Tensor, "contiguous", lambda self: environment.know(contiguous(self)))
     monkeypatch.setattr(Tensor, "clone", lambda self: environment.know(clone(self)))
     return environment
@@ -184,7 +185,7 @@ def test_nothing_is_compiled_or_loaded_while_a_graph_is_captured(cuda: HostCuda)
 def test_no_parameter_is_converted_while_a_graph_is_captured(cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = scaled("captured_weight")
     loaded = packs.load(Reversing(layer), environ={"LAYERPORT_DISABLE_PACKS": "builtin"})
-    monkeypatch.setattr(torch_cuda, "installed_packs", lambda: loaded)
+    monkeypatch.setattr(conversions, "installed_packs", lambda: loaded)
     cuda.captures = True
     with pytest.raises(UsageError, match="and its parameters are not converted yet"):
         operator(layer, cuda)(torch.randn(2, 5), torch.arange(5.0))
@@ -420,7 +421,7 @@ def test_parameters_are_converted_once_for_each_state(cuda: HostCuda, monkeypatc
     layer = scaled("converted")
     pack = Reversing(layer)
     loaded = packs.load(pack, environ={"LAYERPORT_DISABLE_PACKS": "builtin"})
-    monkeypatch.setattr(torch_cuda, "installed_packs", lambda: loaded)
+    monkeypatch.setattr(conversions, "installed_packs", lambda: loaded)
     run = operator(layer, cuda)
     x, weight = cuda.know(torch.randn(2, 5)), torch.nn.Parameter(torch.arange(5.0))
     real = torch_cuda.from_standard

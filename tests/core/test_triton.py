@@ -33,7 +33,7 @@ from layerport.kernels.toolchains import triton as triton_compiler
 from layerport.kernels.toolchains.triton_functions import find_function
 from layerport.kernels.toolchains.triton_signature import multiple_of
 from layerport.kernels.tracing import specialise, trace
-from layerport.packs.host import import_file
+from layerport.system.python_files import import_file
 from layerport.sizes.expressions import Const, Symbol
 from plan_reading import fields_in
 from small_setup import TESTS, python

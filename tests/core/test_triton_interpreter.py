@@ -18,7 +18,7 @@ from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.harness import triton_interpreter
 from layerport.kernels.cache import KernelCache
-from layerport.packs.host import import_file
+from layerport.system.python_files import import_file
 from layerport.system import processes
 from layerport.testing import run_kernel
 from triton_setup import (

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from layerport.kernels.choice import Dispatch, explain_dispatch
     from layerport.kernels.declaration import Launch, cuda
     from layerport.kernels.triton_source import triton
-    from layerport.layers.layer import BoundLayer, Layer, layer
+    from layerport.authoring import layer
+    from layerport.layers.layer import BoundLayer, Layer
     from layerport.packs.hookspecs import hookimpl, hookspec
     from layerport.packs.records import rewrite
     from layerport.parameters.signature import Param
@@ -51,7 +52,7 @@ _HOMES = {
     "explain_dispatch": "kernels.choice",
     "hookimpl": "packs.hookspecs",
     "hookspec": "packs.hookspecs",
-    "layer": "layers.layer",
+    "layer": "authoring",
     "load": "session.session",
     "maximum": "sizes.expressions",
     "minimum": "sizes.expressions",

@@ -16,7 +16,7 @@ import torch
 from layerport.bundle.bundle import MANIFEST, MODEL
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.packs.host import import_file
+from layerport.system.python_files import import_file
 from layerport.sizes.dims import parse_ranges
 
 REPAIR = (

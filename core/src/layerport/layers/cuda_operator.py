@@ -103,14 +103,6 @@ class Cuda:
 cuda: Callable[[], Cuda] = functools.cache(Cuda)
 
 
-@functools.cache
-def installed_packs() -> Packs:
-    """The packs whose conversions the operators use, loaded when the first one is needed."""
-    from layerport.packs import host as packs
-
-    return packs.load()
-
-
 class CudaOperator:
     """The implementation of a layer's operator for CUDA tensors.
 
@@ -339,10 +331,7 @@ class CudaOperator:
         return tuple(replaced)
 
     def _has_conversion(self) -> bool:
-        packs = installed_packs()
-        if not any(layer._direct is self.layer._direct for layer in packs.layers):
-            return False  # a layer of the same lines, made by a second import, has the same operator
-        return "layerport_convert_parameters" in packs.owner(self.layer).hooks
+        return self.layer.converter is not None and self.layer.converter.has_conversion(self.layer)
 
     def _ask_pack(self, args: Sequence[Any], present: Sequence[tuple[int, str]]) -> dict[int, torch.Tensor]:
         """The parameters that the layer's pack changes, by place."""
@@ -354,7 +343,8 @@ class CudaOperator:
         )
         parameters = Parameters(standard, attributes)
         target = Target("torch", (self._environment().architecture(device.index or 0),))
-        answer = installed_packs().convert_parameters(self.layer, parameters, target)
+        assert self.layer.converter is not None
+        answer = self.layer.converter.convert(self.layer, parameters, target)
         return {
             place: from_standard(answer[name], "torch").to(device)
             for place, name in present

@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from layerport.errors import UsageError
 from layerport.parameters.signature import Signature
@@ -27,10 +27,21 @@ if TYPE_CHECKING:
     from layerport.layers.derivation import Derivation, TensorShape
     from layerport.parameters.conversion import Step
     from layerport.parameters.standard_form import Parameters
+    from layerport.targets import Target
 
 RESERVED_NAMESPACES = frozenset({"trt", "tensorrt", "std", "aten", "prim", "prims", "onnx", "ai", "com", ""})
 _FIXED = frozenset({"name", "namespace", "short_name", "version", "reference", "signature"})
 _NAME = re.compile(r"(?P<namespace>[A-Za-z_][A-Za-z0-9_]*)::(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
+
+
+class Converter(Protocol):
+    """What brings a layer's parameters from the standard form to what its kernel wants; packs answer it."""
+
+    def has_conversion(self, layer: Layer) -> bool:
+        """Whether the parameters of this layer are changed at all."""
+
+    def convert(self, layer: Layer, parameters: Parameters, target: Target) -> Parameters:
+        """The parameters as the layer's kernel wants them."""
 
 
 class Layer:
@@ -40,7 +51,9 @@ class Layer:
     identity and version, and finds the layer again where its pack is installed.
     """
 
-    def __init__(self, name: str, version: int, reference: Callable[..., Any]) -> None:
+    def __init__(
+        self, name: str, version: int, reference: Callable[..., Any], *, converter: Converter | None = None
+    ) -> None:
         match = _NAME.fullmatch(name) if isinstance(name, str) else None
         if match is None or match["namespace"].lower() in RESERVED_NAMESPACES:
             raise UsageError(
@@ -58,6 +71,7 @@ class Layer:
         self.short_name: str = match["name"]
         self.version = int.__int__(version)
         self.reference = reference
+        self.converter = converter
         self.signature = Signature.of(reference)
         self._record = self.signature.record
         self.shapes_override: Callable[..., Any] | None = None
@@ -112,11 +126,6 @@ class Layer:
 
     def __deepcopy__(self, memo: object) -> Layer:
         return self
-
-    def __reduce__(self) -> tuple[Callable[..., Layer], tuple[Any, ...]]:
-        from layerport.layers.saved import reduce_layer
-
-        return reduce_layer(self)
 
     def kernel(
         self,
@@ -216,13 +225,3 @@ class BoundLayer:
     sources: Mapping[str, Any] = field(repr=False, default_factory=dict)
     steps: tuple[Step, ...] = field(repr=False, default=())
     place: Place | None = field(repr=False, default=None)
-
-
-def layer(name: str, *, version: int = 1) -> Callable[[Callable[..., Any]], Layer]:
-    """Make a layer of a Torch reference function: the definition of what is correct.
-
-    name: `namespace::name`.  version: whole number from 1.
-    `Tensor` arguments are run-time inputs, `layerport.Param` ones tensor parameters, all others attributes.
-    Raises UsageError with all faults of the signature at once.
-    """
-    return lambda reference: Layer(name, version, reference)

@@ -33,7 +33,8 @@ from layerport.packs.discovery import (
     twin_fault,
 )
 from layerport.packs.faults import DroppedPack, blamed, may_provide, missing_line
-from layerport.packs.loading import Pack, import_file, load_pack
+from layerport.packs.loading import Pack, load_pack
+from layerport.system.python_files import import_file
 from layerport.packs.named import load_named
 from layerport.packs.records import Candidate, is_layer
 from layerport.packs.torch_autoload import importing_torch
@@ -55,7 +56,6 @@ __all__ = [
     "Packs",
     "blamed",
     "discover",
-    "import_file",
     "importing_torch",
     "load",
 ]

@@ -33,13 +33,11 @@ from layerport.packs.discovery import PackInfo, entry_point_line, suggest
 from layerport.packs.metadata import GROUP
 from layerport.packs.records import suspends
 from layerport.packs.watch import watching
+from layerport.system.python_files import import_file
 from layerport.system.foreign_text import frames, message, reason, shown
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
-
-_FILE_MODULE = "layerport_file_"
-_DIGEST = "__layerport_digest__"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,42 +116,6 @@ def load_pack(info: PackInfo, *, plugin: object | None = None, explicit: bool = 
         warnings = (*printed.warnings(), *_idle_hooks(functions, layers))
         return Pack(info, plugin, None, None, layers, MappingProxyType(functions), warnings, explicit)
     return Pack(info, failure=failure, error=cause, warnings=printed.warnings(), explicit=explicit)
-
-
-def import_file(path: str | os.PathLike[str]) -> ModuleType:
-    """Import a Python file by its path, once per process and content; raises UsageError where there is no such file.
-
-    What the file raises comes out as it is.  The module stays in `sys.modules`, named after the path; an edited file
-    is read anew, into a new module.
-    """
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise UsageError(f"there is no file {str(path)!r}", "give the path of a Python file")
-    name = f"{_FILE_MODULE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or not isinstance(spec.loader, SourceLoader):
-        raise UsageError(f"{str(path)!r} is not a Python file", "give a file that ends in .py")
-    content = file.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, _DIGEST, None) == digest:
-        return known
-    module = importlib.util.module_from_spec(spec)
-    setattr(module, _DIGEST, digest)
-    linecache.updatecache(str(file))
-    sys.modules[name] = module
-    try:
-        # Compiled from what was read: Python's own cache takes an edit within the same second for no edit.
-        exec(spec.loader.source_to_code(content, str(file)), vars(module))
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def is_file_module(name: str) -> bool:
-    """Whether a module of this name was made by `import_file`."""
-    return name.startswith(_FILE_MODULE)
 
 
 def new_manager() -> pluggy.PluginManager:

@@ -189,7 +189,7 @@ def _converted(
 
 def _packs_of(layer: Layer, pack: object) -> Packs | None:
     """Packs among which one provides this very layer; None where nobody does, so that nothing is converted."""
-    from layerport.layers.cuda_operator import installed_packs
+    from layerport.packs.conversions import installed_packs
     from layerport.packs.host import load
 
     if pack is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels.triton_source import TritonSource
-from layerport.packs.loading import import_file
+from layerport.system.python_files import import_file
 
 _INSTALL = "pip install 'layerport[triton]'"
 

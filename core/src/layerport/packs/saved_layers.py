@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from layerport.errors import UsageError
 from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, canonical, discover
-from layerport.packs.loading import import_file, is_file_module, load_pack
+from layerport.packs.loading import load_pack
+from layerport.system.python_files import import_file, is_file_module
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
