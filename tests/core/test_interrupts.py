@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from layerport import cli
 from layerport.bundle import staging
+from layerport.errors import BuildError
 from layerport.system import interrupts
 from layerport.system.interrupts import SIGNALS, Interrupted
 from small_setup import python
@@ -140,6 +141,32 @@ def command(*numbers: int) -> click.Command:
 def test_a_command_says_by_what_it_was_ended(number: int, code: int, said: str) -> None:
     result = CliRunner().invoke(command(number))
     assert (result.exit_code, result.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("error", [RecursionError("half imported"), SystemExit(3), BuildError("a fault", "a repair")])
+def test_what_native_code_makes_of_an_interrupt_is_an_interrupt(error: BaseException) -> None:
+    @click.command()
+    @cli.exits
+    def loses_it() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise error from None
+        return 0
+
+    result = CliRunner().invoke(loses_it)
+    assert (result.exit_code, result.stderr) == (143, "error: ended by SIGTERM; nothing was written\n")
+
+
+def test_an_error_without_an_interrupt_is_itself() -> None:
+    @click.command()
+    @cli.exits
+    def fails() -> int:
+        raise BuildError("a fault", "a repair")
+
+    result = CliRunner().invoke(fails)
+    assert (result.exit_code, result.stderr) == (4, "error: a fault\n  to repair: a repair\n")
 
 
 def test_nohup_is_heeded() -> None:

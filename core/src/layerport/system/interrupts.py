@@ -30,9 +30,31 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Raised:
-    """The signals in a block of `raised`.  over: once it is set, a signal does what it does to any program."""
+    """The signals in a block of `raised`.
+
+    over: once it is set, a signal does what it does to any program.  number: of the first that came.
+    """
 
     over = False
+    number: int | None = None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Let an error that came after an interrupt be that interrupt again, in this block.
+
+        Native code makes another error of it, or loses it and leaves a library half imported.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if self.number is None:
+                raise
+            again = Interrupted(self.number)
+            for note in getattr(error, "__notes__", ()):
+                again.add_note(note)
+            raise again from error
 
 
 @contextlib.contextmanager
@@ -53,6 +75,7 @@ def raised() -> Iterator[Raised]:
         if state.over:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        state.number = state.number or number
         raise Interrupted(number)
 
     def come_again(lost: Any) -> None:
