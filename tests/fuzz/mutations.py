@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import islice
 from random import Random
 from typing import Any
+
+MOST_PLACES = 20_000
+MOST_BYTES = 1 << 22
 
 Mutate = Callable[[bytes, Random], bytes]
 
@@ -78,6 +82,8 @@ def json_mutation(data: bytes, random: Random) -> bytes:
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         value = changed_value(value, random)
     text = json.dumps(value, ensure_ascii=random.random() < 0.8).encode("utf-8", "surrogatepass")
+    if len(text) > MOST_BYTES:  # what is doubled again and again
+        return bytes_mutation(data, random)
     if random.random() < 0.1:
         text = _with_duplicate(text, random)
     return bytes_mutation(text, random) if random.random() < 0.1 else text
@@ -85,7 +91,7 @@ def json_mutation(data: bytes, random: Random) -> bytes:
 
 def changed_value(value: Any, random: Random) -> Any:
     """The value with one place of it changed; what it holds otherwise is shared."""
-    places = list(_places(value))
+    places = list(islice(_places(value), MOST_PLACES))
     if not places or random.random() < 0.01:
         return _replacement(value, value, random)
     # A list of thousand equal entries would take nearly all changes; the keys on the way there say what is different.
@@ -134,7 +140,7 @@ def _replacement(value: Any, whole: Any, random: Random) -> Any:
     if action == 1 and isinstance(value, (int, float)) and not isinstance(value, bool):
         return value + random.choice((-1, 1, 2, -value * 2, 2**31))
     if action == 2:
-        elsewhere = list(_places(whole)) if isinstance(whole, (dict, list)) else []
+        elsewhere = list(islice(_places(whole), MOST_PLACES)) if isinstance(whole, (dict, list)) else []
         return _at(whole, random.choice(elsewhere)) if elsewhere else None
     if action == 3:
         return random.choice((None, True, False, [], {}, [[]], [None], {"": None}))
