@@ -39,8 +39,8 @@ IN_FILE = {
     "engine/lanes.py": {"one.context": "IExecutionContext"},
     "engine/runtime_cache.py": {"cache": "IRuntimeCache", "self._cache": "IRuntimeCache"},
     "engine/plugin.py": {"builder": "IExprBuilder", "description": "PluginTensorDesc"},
-    "adapters/tensorrt_expressions.py": {"builder": "IExprBuilder", "self._builder": "IExprBuilder"},
-    "adapters/tensorrt_arrays.py": {"weights": "Weights", "field": "PluginField"},
+    "engine/dim_expressions.py": {"builder": "IExprBuilder", "self._builder": "IExprBuilder"},
+    "parameters/frameworks/tensorrt.py": {"weights": "Weights", "field": "PluginField"},
 }
 IN_FUNCTION = {
     ("engine/worker.py", "_parser_error"): {"error": "ParserError"},
@@ -74,9 +74,12 @@ class Use:
 
 def adapter_files() -> list[Path]:
     """The files that speak to TensorRT."""
-    files = [*sorted((SOURCE / "engine").glob("*.py")), *sorted((SOURCE / "adapters").glob("tensorrt_*.py"))]
+    files = [
+        *sorted((SOURCE / "engine").glob("*.py")),
+        *sorted((SOURCE / "parameters" / "frameworks").glob("tensorrt*.py")),
+    ]
     return [path for path in files if any(getattr(node, "id", "") == "trt" for node in ast.walk(_tree(path)))] + [
-        SOURCE / "adapters" / "tensorrt_expressions.py",
+        SOURCE / "engine" / "dim_expressions.py",
         SOURCE / "engine" / "runtime_cache.py",
     ]
 

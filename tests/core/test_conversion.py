@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from hypothesis import given
 
-from layerport import conversion
 from layerport.conversion import ArrayType, ConversionTable, Hop, Step, from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
+from layerport.parameters import conversion
 from layerport.parameters.signature import Param, Signature
 from layerport.parameters.standard_form import Array, standard_fault
 from standard_arrays import TORCH, laid_out, pointer, same, standard

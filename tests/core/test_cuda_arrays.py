@@ -15,9 +15,9 @@ import torch
 
 from gpu_doubles import HostDriver
 from layerport.conversion import to_standard
+from layerport.engine.device_arrays import DeviceArray, _tensor_in, read_capsule, read_device_tensor
 from layerport.engine.gpu import Gpu
 from layerport.errors import UsageError
-from layerport.parameters.frameworks.cuda import DeviceArray, _tensor_in, read_capsule, read_device_tensor
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_, np.uint8])

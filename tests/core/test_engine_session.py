@@ -23,11 +23,11 @@ import layerport as lp
 from gpu_doubles import CudaArray, FakeContext, FakeEngine, HostDriver, tensorrt_double
 from layerport.bundle.bundle import Bundle
 from layerport.engine import creators, flavours
+from layerport.engine.device_arrays import DeviceArray
 from layerport.engine.engine_session import EngineRunner
 from layerport.engine.gpu import Gpu
 from layerport.engine.plans import Plan
 from layerport.errors import BuildError, UsageError
-from layerport.parameters.frameworks.cuda import DeviceArray
 from layerport.session.portable_runner import PortableRunner
 from layerport.sizes.dims import Port
 from small_models import sample

@@ -26,8 +26,8 @@ from layerport.errors import VerifyError
 from layerport.front import sources
 from layerport.front.pipeline import Wishes, prepare
 from layerport.harness import compiler
-from layerport.system.python_files import import_file
 from layerport.packs import host as packs
+from layerport.system.python_files import import_file
 from layerport.targets import Target
 from layerport.testing import run_kernel
 from small_setup import SMALL, TESTS

@@ -17,8 +17,8 @@ import layerport as lp
 from layerport.bundle.plugin_spec import OutputSlot, PluginSet, PluginSpec, Slot, from_bytes
 from layerport.dtypes import DType
 from layerport.engine.bound_model import bind_model
-from layerport.system.python_files import import_file
 from layerport.sizes.expressions import Symbol
+from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
 from layerport.transforms import dequantize_groups, pack_int4, quantize_groups
 from small_setup import ENGINE, TESTS, Built

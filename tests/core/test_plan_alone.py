@@ -30,7 +30,8 @@ ALONE = """
 import importlib.abc, json, struct, sys
 
 BLOCKED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "layerport_builtin_layers", "packs", "triton",
-           "cuda.bindings.nvrtc", "cuda.core", "layerport.packs", "layerport.layers", "layerport.adapters.nvrtc")
+           "cuda.bindings.nvrtc", "cuda.core", "layerport.packs.host", "layerport.layers.layer",
+           "layerport.kernels.toolchains.nvrtc")
 
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):

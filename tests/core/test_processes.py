@@ -149,7 +149,7 @@ sys.stdin.read()
 import sys
 import numpy as np
 import layerport as lp
-from layerport import processes
+from layerport.system import processes
 from layerport.harness.compiler import compile_for_host
 from pathlib import Path
 source = lp.cuda("__global__ void k(long* x) {\\n for (;;) { *(volatile long*)x = 1; } }\\n", "k")

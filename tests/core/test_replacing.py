@@ -228,8 +228,8 @@ def test_a_fault_at_each_step_leaves_one_of_them_whole(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from layerport import replacing
-from layerport.adapters import renames
+from layerport.bundle import replacing
+from layerport.system import renames
 from layerport.bundle.bundle import writing
 from small_bundles import write_small
 

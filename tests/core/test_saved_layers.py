@@ -19,8 +19,8 @@ from torch import Tensor
 import layerport as lp
 from layerport.errors import UsageError
 from layerport.layers.module import LayerModule
-from layerport.packs.saved_layers import installed_layer, local_layer
 from layerport.packs.discovery import DISABLE_VARIABLE
+from layerport.packs.saved_layers import installed_layer, local_layer
 from layerport.system.python_files import import_file
 from packs.installer import Site
 

@@ -33,8 +33,8 @@ from layerport.kernels.toolchains import triton as triton_compiler
 from layerport.kernels.toolchains.triton_functions import find_function
 from layerport.kernels.toolchains.triton_signature import multiple_of
 from layerport.kernels.tracing import specialise, trace
-from layerport.system.python_files import import_file
 from layerport.sizes.expressions import Const, Symbol
+from layerport.system.python_files import import_file
 from plan_reading import fields_in
 from small_setup import TESTS, python
 from triton_setup import (

@@ -18,8 +18,8 @@ from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.harness import triton_interpreter
 from layerport.kernels.cache import KernelCache
-from layerport.system.python_files import import_file
 from layerport.system import processes
+from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
 from triton_setup import (
     BLOCK,

@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerport.authoring import layer
     from layerport.building import BuildReport, build
     from layerport.bundle.bundle import Bundle
     from layerport.bundle.plugin_spec import PluginSpec
     from layerport.checks.verification import verify
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
-    from layerport.kernels.choice import Dispatch, explain_dispatch
     from layerport.kernels.declaration import Launch, cuda
     from layerport.kernels.triton_source import triton
-    from layerport.authoring import layer
+    from layerport.layers.dispatch import Dispatch, explain_dispatch
     from layerport.layers.layer import BoundLayer, Layer
     from layerport.packs.hookspecs import hookimpl, hookspec
     from layerport.packs.records import rewrite
@@ -33,7 +33,7 @@ _HOMES = {
     "BuildError": "errors",
     "BuildReport": "building",
     "Bundle": "bundle.bundle",
-    "Dispatch": "kernels.choice",
+    "Dispatch": "layers.dispatch",
     "Launch": "kernels.declaration",
     "Layer": "layers.layer",
     "LayerportError": "errors",
@@ -49,7 +49,7 @@ _HOMES = {
     "build": "building",
     "cdiv": "sizes.expressions",
     "cuda": "kernels.declaration",
-    "explain_dispatch": "kernels.choice",
+    "explain_dispatch": "layers.dispatch",
     "hookimpl": "packs.hookspecs",
     "hookspec": "packs.hookspecs",
     "layer": "authoring",

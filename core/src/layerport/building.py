@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import layerport.checks
+import layerport.front
+import layerport.packs
 from layerport.bundle import bundle as bundles
+from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
 from layerport.engine.options import EngineOptions
 from layerport.errors import LayerportError, VerifyError
 from layerport.packs.clock import reported
 from layerport.packs.discovery import STRICT_VARIABLE, switched_on
+from layerport.session.session import Session
 from layerport.sizes.dims import parse_ranges
 from layerport.targets import Target
 
@@ -128,12 +133,9 @@ def build(
     ):
         clock = _Clock(report.seconds, tell)
         clock.start("load")
-        from layerport.packs import host as pack_host
-
+        pack_host = layerport.packs.host
         with pack_host.importing_torch():
-            from layerport.front import sources
-            from layerport.front.pipeline import Wishes, prepare
-
+            sources, pipeline = layerport.front.sources, layerport.front.pipeline
         stack.enter_context(_imports_set_aside())
         loaded = pack_host.load(*packs)
         stack.enter_context(pack_host.blamed(loaded))
@@ -147,11 +149,11 @@ def build(
         else:
             made = sources.as_source(source, args=args, dynamic_shapes=dynamic_shapes)
         with bundles.writing(out, force=force) as folder:
-            prepared = prepare(
+            prepared = pipeline.prepare(
                 made,
                 loaded,
                 folder,
-                Wishes(
+                pipeline.Wishes(
                     target=chosen,
                     ranges=wanted_ranges,
                     claim=tuple(claim),
@@ -184,11 +186,8 @@ def build(
 
 
 def _verify(bundle: bundles.Bundle, packs: Packs) -> Verification:
-    from layerport.checks.verification import verify
-    from layerport.session.session import Session
-
     with Session(bundle, exact=True) as session:
-        return verify(session, packs=packs)
+        return layerport.checks.verification.verify(session, packs=packs)
 
 
 def _require_right_kernels(verification: Verification) -> None:
@@ -250,8 +249,6 @@ def _engine(
 ) -> dict[str, Any]:
     plugins = folder / bundles.PLUGINS
     if not plugins.exists():
-        from layerport.bundle.plugin_spec import PluginSet, to_bytes
-
         prepared.digests[bundles.PLUGINS] = bundles.write_hashed(plugins, [to_bytes(PluginSet({}, {}))])
     result = process.build(
         {

@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
+import layerport.checks
+import layerport.commands
+import layerport.engine
 from layerport.errors import LayerportError
 from layerport.system import interrupts
 
@@ -39,7 +42,8 @@ def exits(command: Callable[..., int | None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         with interrupts.raised() as signals:
             try:
-                code = command(*args, **kwargs) or 0
+                with signals.kept():
+                    code = command(*args, **kwargs) or 0
             except LayerportError as error:
                 click.echo(f"error: {error}", err=True)
                 code = error.exit_code
@@ -87,7 +91,7 @@ def _telling_what_was_written(out: str | None) -> Iterator[None]:
     before = _identity(out)
     try:
         yield
-    except KeyboardInterrupt as error:
+    except BaseException as error:  # an interrupt, or what some library made of it
         if _identity(out) != before:
             error.add_note(f"{out} was written before that")
         raise
@@ -111,10 +115,11 @@ class _BuildCommand(click.Command):
     """Lists the engine options below the help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from layerport.engine.options import OPTIONS
 
         with formatter.section("Engine options"):
-            formatter.write_dl([(f"{one.name}={one.form}", one.help) for one in OPTIONS.values()])
+            formatter.write_dl(
+                [(f"{one.name}={one.form}", one.help) for one in layerport.engine.options.OPTIONS.values()]
+            )
 
 
 @main.command(cls=_BuildCommand)
@@ -143,13 +148,12 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
     SOURCE is 'module:callable' or 'file.py:callable', returning (module, args) or (module, args, dynamic_shapes),
     or an .onnx file.
     """
-    from layerport import building
-    from layerport.commands import progress, reports
-    from layerport.engine.options import split_options
 
-    engine_options = split_options(texts)
+    from layerport import building
+
+    engine_options = layerport.engine.options.split_options(texts)
     with _telling_what_was_written(out):
-        with progress.shown(enabled=not as_json) as tell:
+        with layerport.commands.progress.shown(enabled=not as_json) as tell:
             try:
                 report = building.build(
                     source,
@@ -161,12 +165,12 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
                 )
             except LayerportError as error:
                 if isinstance(error.report, building.BuildReport) and error.report.layers:
-                    reports.print_layers(error.report, file=sys.stderr)
+                    layerport.commands.reports.print_layers(error.report, file=sys.stderr)
                 raise
         if as_json:
             _print_json(report.to_json())
         else:
-            reports.print_build(report)
+            layerport.commands.reports.print_build(report)
     return 1 if report.verification is not None and not report.verification.passed else 0
 
 
@@ -189,14 +193,14 @@ def verify(
     as_json: bool,
 ) -> int:
     """Compare BUNDLE with Torch on its samples, and its plugins' kernels with their references."""
-    from layerport.checks import verification
-    from layerport.commands import reports
 
-    result = verification.verify(bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs)
+    result = layerport.checks.verification.verify(
+        bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs
+    )
     if as_json:
         _print_json(result.to_json())
     else:
-        reports.print_verification(result)
+        layerport.commands.reports.print_verification(result)
     return 0 if result.passed else 1
 
 
@@ -210,14 +214,13 @@ def verify(
 @exits
 def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, force: bool, as_json: bool) -> int:
     """Run BUNDLE on inputs from files."""
-    from layerport.commands import running
 
     with _telling_what_was_written(out):
-        result = running.run_bundle(bundle, inputs, out, device=device, force=force)
+        result = layerport.commands.running.run_bundle(bundle, inputs, out, device=device, force=force)
     if as_json:
         _print_json(result)
     else:
-        running.print_result(result)
+        layerport.commands.running.print_result(result)
     return 0
 
 
@@ -231,13 +234,12 @@ def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, forc
 @exits
 def bench(bundle: str, as_json: bool, **options: Any) -> int:
     """Measure latency and throughput of BUNDLE on its samples."""
-    from layerport.commands import benching
 
-    report = benching.bench(bundle, **options)
+    report = layerport.commands.benching.bench(bundle, **options)
     if as_json:
         _print_json(report)
     else:
-        benching.print_bench(report)
+        layerport.commands.benching.print_bench(report)
     return 0
 
 
@@ -247,13 +249,12 @@ def bench(bundle: str, as_json: bool, **options: Any) -> int:
 @exits
 def inspect(bundle: str, as_json: bool) -> int:
     """Show what is in BUNDLE."""
-    from layerport.commands import reports
 
-    summary = reports.inspect_bundle(bundle)
+    summary = layerport.commands.reports.inspect_bundle(bundle)
     if as_json:
         _print_json(summary)
     else:
-        reports.print_inspection(summary)
+        layerport.commands.reports.print_inspection(summary)
     return 0
 
 
@@ -278,13 +279,12 @@ def explain(
     as_json: bool,
 ) -> int:
     """Show which modules of SOURCE are claimed by which layer, why others are not, and the parameters' paths."""
-    from layerport.commands import explaining
 
-    result = explaining.explain(source, layer, inputs=inputs, ranges=ranges, packs=packs)
+    result = layerport.commands.explaining.explain(source, layer, inputs=inputs, ranges=ranges, packs=packs)
     if as_json:
         _print_json(result)
     else:
-        explaining.print_explanation(result)
+        layerport.commands.explaining.print_explanation(result)
     return 0
 
 
@@ -295,9 +295,10 @@ def explain(
 @exits
 def packs(load: bool, packs: tuple[str, ...], as_json: bool) -> int:
     """List the installed layer packs."""
-    from layerport.commands import packs as listing
 
-    return _listed(listing.packs_report(explicit=packs, load=load), listing.render_packs, as_json)
+    return _listed(
+        layerport.commands.packs.packs_report(explicit=packs, load=load), layerport.commands.packs.render_packs, as_json
+    )
 
 
 @main.command()
@@ -306,9 +307,10 @@ def packs(load: bool, packs: tuple[str, ...], as_json: bool) -> int:
 @exits
 def layers(packs: tuple[str, ...], as_json: bool) -> int:
     """List every layer of every pack."""
-    from layerport.commands import packs as listing
 
-    return _listed(listing.layers_report(explicit=packs), listing.render_layers, as_json)
+    return _listed(
+        layerport.commands.packs.layers_report(explicit=packs), layerport.commands.packs.render_layers, as_json
+    )
 
 
 @main.command()
@@ -316,9 +318,8 @@ def layers(packs: tuple[str, ...], as_json: bool) -> int:
 @exits
 def doctor(as_json: bool) -> int:
     """Show what works on this machine and what to install."""
-    from layerport.commands import doctor as checks
 
-    return _listed(checks.doctor_report(), checks.render_doctor, as_json)
+    return _listed(layerport.commands.doctor.doctor_report(), layerport.commands.doctor.render_doctor, as_json)
 
 
 def _listed(report: Any, render: Callable[[Any], None], as_json: bool) -> int:
@@ -330,6 +331,4 @@ def _listed(report: Any, render: Callable[[Any], None], as_json: bool) -> int:
 
 
 def _print_json(value: Any) -> None:
-    from layerport.commands.tables import print_json
-
-    print_json(value)
+    layerport.commands.tables.print_json(value)

@@ -1,6 +1,6 @@
 """The one neutral list of element types.  Imports nothing foreign at module level; anyone may import it.
 
-Each foreign library has one short adapter with `to_dtype` and `from_dtype` (adapters/torch_dtypes.py, ...);
+Each foreign library has one short file with `to_dtype` and `from_dtype` (parameters/frameworks/torch_dtypes.py, ...);
 NumPy is the standard form's own library, so its two directions live here.
 """
 

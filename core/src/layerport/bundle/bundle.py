@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
+import layerport.bundle
+import layerport.parameters
 from layerport.bundle import staging
 from layerport.bundle.manifest import Manifest, dim_of, port_of, read_manifest
 from layerport.bundle.names import FORMAT, MANIFEST, MANIFEST_LIMIT, MODEL, MODEL_DATA, PLUGINS, SAMPLES
@@ -302,19 +304,18 @@ class Bundle:
         with self._opened(MODEL) as (file, _):
             elsewhere = mentions(file, b"location")
         if elsewhere:
-            from layerport.bundle.external_data import require_listed
-
             sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
-            for name in require_listed(path, sizes.get):
+            for name in layerport.bundle.external_data.require_listed(path, sizes.get):
                 self.file(name)
         self.require_unchanged()
         return path
 
     def samples(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The example inputs and Torch's outputs for them, by name, as NumPy arrays."""
-        from layerport.parameters.standard_form import Parameters
 
-        stored = Parameters.from_bytes(self.read(SAMPLES), where=str(self.folder / SAMPLES))
+        stored = layerport.parameters.standard_form.Parameters.from_bytes(
+            self.read(SAMPLES), where=str(self.folder / SAMPLES)
+        )
         inputs = {name.removeprefix("input."): array for name, array in stored.items() if name.startswith("input.")}
         outputs = {name.removeprefix("output."): array for name, array in stored.items() if name.startswith("output.")}
         return inputs, outputs

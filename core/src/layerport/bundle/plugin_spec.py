@@ -16,6 +16,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import layerport.parameters
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.kernels.launch_rules import LaunchRule
@@ -252,8 +253,6 @@ def from_bytes(data: bytes | bytearray) -> PluginSet:
 def _read(data: bytes | bytearray) -> PluginSet:
     import numpy as np
 
-    from layerport.parameters import safetensors as safetensors_files
-
     if not 8 <= len(data) <= LIMIT:
         raise BuildError(f"plugin specs of {len(data)} bytes cannot be read", f"they have 8 to {LIMIT} bytes")
     length = int.from_bytes(data[:8], "little")
@@ -262,7 +261,7 @@ def _read(data: bytes | bytearray) -> PluginSet:
             f"plugin specs are cut short: the header says {length} bytes, {len(data) - 8} are there",
             "build the bundle again",
         )
-    tensors, metadata = safetensors_files.read(data, "the file of plugin specs")
+    tensors, metadata = layerport.parameters.safetensors.read(data, "the file of plugin specs")
     header = read_json(metadata[_METADATA].encode(), infinite=True)  # an attribute may be -inf
     if header["format"] != FORMAT:
         raise BuildError(

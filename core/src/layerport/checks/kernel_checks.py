@@ -14,8 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import layerport.checks
+import layerport.engine
 from layerport.bundle.bundle import PLUGINS, Bundle
+from layerport.bundle.plugin_spec import from_bytes
 from layerport.errors import LayerportError
+from layerport.packs import host as pack_host
 from layerport.system import processes
 
 if TYPE_CHECKING:
@@ -84,7 +88,6 @@ def check_kernels(
     """
     if PLUGINS not in bundle.manifest["files"]:
         return ()
-    from layerport.bundle.plugin_spec import from_bytes
 
     plugins = from_bytes(bundle.read(PLUGINS))
     layers = bundle.manifest["layers"]
@@ -92,23 +95,21 @@ def check_kernels(
     distinct = _distinct(plugins, {one["node"]: one.get("parameters") for one in layers})
     if not distinct:
         return ()
-    from layerport.packs import host as pack_host
 
     try:
         with pack_host.importing_torch():
-            from layerport.checks.kernel_runs import Runs
-            from layerport.checks.kernel_trials import Recorded
-            from layerport.engine.gpu_kernels import open_gpu_kernels
+            kernel_runs, kernel_trials = layerport.checks.kernel_runs, layerport.checks.kernel_trials
+            gpu_kernels = layerport.engine.gpu_kernels
     except ImportError as error:
         return tuple(one for each in distinct for one in _not_run(each, f"{error.name} is not installed"))
     if packs is None:
         packs = pack_host.load(*extra)
     try:
-        recorded = Recorded(bundle, [each.nodes[0] for each in distinct])
+        recorded = kernel_trials.Recorded(bundle, [each.nodes[0] for each in distinct])
     except LayerportError as error:
         return tuple(one for each in distinct for one in _not_run(each, error.fault))
-    gpu = open_gpu_kernels()
-    runs = Runs(packs, recorded, time.monotonic() + MOST_SECONDS, RUN_SECONDS, gpu)
+    gpu = gpu_kernels.open_gpu_kernels()
+    runs = kernel_runs.Runs(packs, recorded, time.monotonic() + MOST_SECONDS, RUN_SECONDS, gpu)
 
     threads: set[int] = set()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from layerport.bundle.bundle import PLUGINS, Bundle
 from layerport.checks.kernel_checks import NOT_RUN, WRONG, KernelCheck, check_kernels
 from layerport.errors import UsageError
+from layerport.packs.host import Packs as Loaded
 from layerport.parameters.comparison import OutputCheck, compare, refused
 from layerport.session.session import Session
 
@@ -114,8 +115,6 @@ def verify(
         raise UsageError(f"{opened.folder} has no outputs to compare", "build the bundle again")
     found: tuple[KernelCheck, ...] = ()
     if kernels and PLUGINS in opened.manifest["files"]:
-        from layerport.packs.host import Packs as Loaded
-
         found = check_kernels(opened, packs) if isinstance(packs, Loaded) else check_kernels(opened, extra=tuple(packs))
     return Verification(
         tuple(checks), bundle.why, bundle.precision_note, bundle.on_gpu, found, bool(opened.manifest["targets"])

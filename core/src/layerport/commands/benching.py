@@ -15,7 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import layerport.engine
+import layerport.front
+from layerport.bundle.plugin_spec import PluginSet, to_bytes
+from layerport.commands.tables import print_table, say
+from layerport.engine.child import BuildProcess
+from layerport.engine.gpu import Gpu
 from layerport.errors import LayerportError, UsageError
+from layerport.session.session import load
 
 if TYPE_CHECKING:
     from layerport.bundle.bundle import Bundle
@@ -69,7 +76,6 @@ def bench(
     source: the model it was built from, for Torch's figures.  seconds: how long each side is measured.
     Raises as `layerport.load` does, and UsageError for a bundle without samples.
     """
-    from layerport.session.session import load
 
     if not 0 < seconds <= 3600:
         raise UsageError(f"--seconds {seconds:g} cannot be measured", "give more than 0, and at most 3600")
@@ -111,7 +117,6 @@ def measure(call: Call, seconds: float, clock: Callable[[], float] = time.perf_c
 
 def print_bench(report: Mapping[str, Any]) -> None:
     """Print a `bench`."""
-    from layerport.commands.tables import print_table, say
 
     say(f"{report['bundle']} on {', '.join(f'{name} {kind}' for name, kind in report['inputs'].items())}")
     say(report["device"])
@@ -135,9 +140,7 @@ def _figure(value: float | None) -> str:
 
 
 def _engine(session: Session) -> EngineRunner | None:
-    from layerport.engine.engine_session import EngineRunner
-
-    return session.runner if isinstance(session.runner, EngineRunner) else None
+    return session.runner if isinstance(session.runner, layerport.engine.engine_session.EngineRunner) else None
 
 
 def _gpu_sides(
@@ -160,14 +163,12 @@ def _gpu_sides(
 @contextmanager
 def decomposed(bundle: Bundle, engine: EngineRunner, cuda_graph: bool) -> Iterator[EngineRunner]:
     """The bundle's model as an engine without plugins: every layer from its body.  Built now, from the bundle alone."""
-    from layerport.engine.engine_session import EngineRunner
-    from layerport.engine.gpu import Gpu
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerport-bench-")))
         data = build_decomposed(bundle, engine.plan.file, folder).read_bytes()
         plan = replace(engine.plan, layers=(), classes=frozenset())
-        runner = EngineRunner(
+        runner = layerport.engine.engine_session.EngineRunner(
             bundle, plan, data, Gpu(engine.gpu.driver, engine.gpu.number), cuda_graph=cuda_graph, contexts=1
         )
         stack.callback(runner.close)
@@ -179,8 +180,6 @@ def build_decomposed(bundle: Bundle, file: str, folder: Path) -> Path:
 
     Raises BuildError with what TensorRT said.
     """
-    from layerport.bundle.plugin_spec import PluginSet, to_bytes
-    from layerport.engine.child import BuildProcess
 
     (entry,) = (one for one in bundle.manifest["targets"] if one["file"] == file)
     (folder / "plugins").write_bytes(to_bytes(PluginSet({}, {})))
@@ -207,13 +206,11 @@ def _torch_sides(source: str, seconds: float) -> Iterator[Side]:
     """Torch on the source's own example inputs, in inference mode, each call waited for."""
     import torch
 
-    from layerport.front import sources
-
     if not torch.cuda.is_available():
         missing = f"Torch {torch.__version__} here has no CUDA"
         yield from (Side(name, missing=missing) for name in TORCH_SIDES)
         return
-    made = sources.open_source(source)
+    made = layerport.front.sources.open_source(source)
     if not isinstance(made.model, torch.nn.Module):
         yield from (Side(name, missing=f"source {source} is no Torch module") for name in TORCH_SIDES)
         return

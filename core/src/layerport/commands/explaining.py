@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import layerport.front
 from layerport.commands.reports import print_lookalikes
 from layerport.commands.tables import print_table, say
 from layerport.errors import UsageError
+from layerport.layers.layer import BoundLayer
+from layerport.packs import host as pack_host
 
 
 def explain(
@@ -23,12 +26,9 @@ def explain(
 
     layer: only the claims that involve it.  Raises as `layerport.build` does, up to the export.
     """
-    from layerport.packs import host as pack_host
 
     with pack_host.importing_torch():
-        from layerport.front.claims import claim_layers
-        from layerport.front.sources import open_source
-    from layerport.layers.layer import BoundLayer
+        claim_layers, open_source = layerport.front.claims.claim_layers, layerport.front.sources.open_source
 
     loaded = pack_host.load(*packs)
     if layer is not None:

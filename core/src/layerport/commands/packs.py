@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import layerport.packs
 from layerport.commands.tables import print_table, say
 from layerport.errors import PackError
 from layerport.packs.discovery import STRICT_VARIABLE, PackInfo, disable_faults, discover, raise_for_faults, switched_on
+from layerport.packs.named import info_of_name
+from layerport.packs.trials import try_packs
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
@@ -36,8 +39,6 @@ def packs_report(
             "conflicts": [],
             "warnings": warnings,
         }
-    from layerport.packs.named import info_of_name
-    from layerport.packs.trials import try_packs
 
     named = [info_of_name(given, infos) for given in explicit]
     trials = try_packs(sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits)
@@ -150,9 +151,7 @@ def render_layers(report: Mapping[str, Any]) -> None:
 
 
 def _load(explicit: Sequence[object], environ: Mapping[str, str] | None) -> Packs:
-    from layerport.packs.host import load
-
-    return load(*explicit, environ=environ)
+    return layerport.packs.host.load(*explicit, environ=environ)
 
 
 def _describe(info: PackInfo) -> dict[str, Any]:

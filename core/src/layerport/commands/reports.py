@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import layerport.checks
+from layerport.bundle.bundle import Bundle
 from layerport.commands.tables import print_table, say
 
 if TYPE_CHECKING:
@@ -48,7 +50,6 @@ def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
 
 def _kernel_answers(report: BuildReport) -> dict[str, str] | None:
     """What is known of the kernels of each plugin node, None before anything was checked."""
-    from layerport.checks.kernel_checks import worst
 
     if report.verification is None:
         return None
@@ -56,7 +57,7 @@ def _kernel_answers(report: BuildReport) -> dict[str, str] | None:
     for check in report.verification.kernels:
         for node in check.nodes:
             by_node.setdefault(node, []).append(check)
-    return {node: str(worst(checks)) for node, checks in by_node.items()}
+    return {node: str(layerport.checks.kernel_checks.worst(checks)) for node, checks in by_node.items()}
 
 
 def print_verification(result: Verification) -> None:
@@ -100,7 +101,6 @@ def _print_kernels(checks: Sequence[KernelCheck]) -> None:
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """What is in a bundle, every file checked against the manifest."""
-    from layerport.bundle.bundle import Bundle
 
     bundle = Bundle.open(path)
     for name in bundle.manifest["files"]:

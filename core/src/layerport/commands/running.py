@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from layerport.bundle.bundle import Bundle
 from layerport.commands.output_files import OutputFolder, file_names
+from layerport.commands.tables import print_table, say
+from layerport.dtypes import DType
 from layerport.errors import UsageError
+from layerport.session.session import Session
 
 # NumPy's file format has no such types; their bytes travel as unsigned integers of the same size.
 _CARRIERS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
@@ -22,8 +26,6 @@ def run_bundle(
     inputs: NAME=FILE.npy; none at all takes the bundle's samples.  Nothing runs unless every output can be a file, and
     nothing is written unless everything ran.
     """
-    from layerport.bundle.bundle import Bundle
-    from layerport.session.session import Session
 
     opened = Bundle.open(bundle)
     files, folder = {}, None
@@ -43,7 +45,6 @@ def run_bundle(
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print a `run_bundle`."""
-    from layerport.commands.tables import print_table, say
 
     print_table(
         ["output", "type", "min", "max", "mean", "file"],
@@ -62,8 +63,6 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 def _read(inputs: Sequence[str], dtypes: Mapping[str, str]) -> dict[str, Any]:
     import numpy as np
-
-    from layerport.dtypes import DType
 
     arrays, faults = {}, []
     for text in inputs:

@@ -1,1 +1,13 @@
 """The back half: from a portable model and plugin specs to an engine.  Imports neither torch nor any pack."""
+
+from typing import TYPE_CHECKING
+
+from layerport.late import parts
+
+if TYPE_CHECKING:
+    from layerport.engine import engine_session as engine_session
+    from layerport.engine import gpu as gpu
+    from layerport.engine import gpu_kernels as gpu_kernels
+    from layerport.engine import options as options
+
+__getattr__ = parts(__name__)

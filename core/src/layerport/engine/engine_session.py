@@ -15,12 +15,13 @@ import numpy as np
 
 from layerport.bundle.bundle import Bundle
 from layerport.engine import creators, flavours, images
+from layerport.engine.device_arrays import DeviceArray, DeviceTensor, placement_faults, read_device_tensor
 from layerport.engine.gpu import Gpu
 from layerport.engine.lanes import Key, Lane, Parts, Pool, Result, Tensor
 from layerport.engine.plans import Plan, plan_for
 from layerport.engine.runtime_cache import RuntimeCache
 from layerport.errors import BuildError, UsageError
-from layerport.parameters.frameworks.cuda import DeviceArray, DeviceTensor, placement_faults, read_device_tensor
+from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.tensorrt_dtypes import to_dtype
 
 _LOG_LIMIT = 200
@@ -95,7 +96,6 @@ class EngineRunner:
         tensor = read_device_tensor(value, path=name)
         if tensor is not None:
             return tensor
-        from layerport.parameters.conversion import to_standard
 
         return to_standard(value, path=name).array
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from layerport.engine.device_arrays import DeviceArray, DeviceTensor
 from layerport.engine.gpu import Gpu
 from layerport.errors import BuildError, UsageError
-from layerport.parameters.frameworks.cuda import DeviceArray, DeviceTensor
 
 Key = tuple[int, tuple[tuple[int, ...], ...]]
 """A profile's number, and the shape of each input."""

@@ -1,1 +1,12 @@
 """The front half: from a Torch model to a portable model and plugin specs; it may import torch eagerly."""
+
+from typing import TYPE_CHECKING
+
+from layerport.late import parts
+
+if TYPE_CHECKING:
+    from layerport.front import claims as claims
+    from layerport.front import pipeline as pipeline
+    from layerport.front import sources as sources
+
+__getattr__ = parts(__name__)

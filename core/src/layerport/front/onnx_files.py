@@ -13,13 +13,17 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from layerport.bundle.bundle import MANIFEST, MODEL, SAMPLES, Bundle
 from layerport.bundle.external_data import external_tensors, locations_of, tensors_of
+from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.front.bodies import Bodies
 from layerport.front.export import ExportedModel, port_of
 from layerport.front.graph_dims import rename_as_expressions
 from layerport.front.nodes import LayerNode, in_model_dims, is_layer_node, layer_node
+from layerport.front.sources import random_tensor
 from layerport.packs.host import Packs
+from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.onnx_dtypes import from_dtype
+from layerport.parameters.frameworks.torch_dtypes import from_dtype as torch_dtype
 from layerport.sizes.dims import DimRange, Port, Sizes, apply_ranges
 from layerport.sizes.expressions import Expr, parse
 
@@ -160,11 +164,6 @@ def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[
     """Inputs for the samples: the given ones, seeded random ones for the others."""
     import torch
 
-    from layerport.dtypes import DType
-    from layerport.front.sources import random_tensor
-    from layerport.parameters.conversion import to_standard
-    from layerport.parameters.frameworks.torch_dtypes import from_dtype
-
     generator = torch.Generator().manual_seed(0)
     sizes = {name: dim.opt for name, dim in dims.items()}
     arrays = {}
@@ -172,7 +171,7 @@ def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[
         shape = port.shape(sizes)
         value = given.get(port.name)
         if value is None:
-            value = random_tensor(shape, from_dtype(DType(port.dtype)), generator)
+            value = random_tensor(shape, torch_dtype(DType(port.dtype)), generator)
         arrays[port.name] = to_standard(value, path=port.name).array
     return arrays
 

@@ -16,8 +16,9 @@ import torch
 from layerport.bundle.bundle import MANIFEST, MODEL
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.system.python_files import import_file
+from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.sizes.dims import parse_ranges
+from layerport.system.python_files import import_file
 
 REPAIR = (
     "a source is 'module:callable', 'file.py:callable', an .onnx file or a bundle; a callable returns (module, args), "
@@ -91,7 +92,6 @@ def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[st
     Floats are normal, whole numbers 0..9, bools both.  A name in DIMS takes its usual size from ranges
     ("batch=1..4..8").  Raises UsageError with all faults.
     """
-    from layerport.parameters.frameworks.torch_dtypes import from_dtype
 
     sizes = parse_ranges(ranges)
     generator = torch.Generator().manual_seed(0)

@@ -31,6 +31,7 @@ from layerport.errors import PackError, UsageError
 from layerport.harness import GARBAGE, PATIENCE, Offset, offset_of, time_up
 from layerport.kernels.launch_rules import Geometry, LaunchRule, PointerArg
 from layerport.kernels.toolchains.triton_functions import place_of, require_triton
+from layerport.kernels.toolchains.triton_signature import triton_type
 from layerport.kernels.triton_source import Specialisation, TritonSource
 from layerport.system.processes import Program
 
@@ -126,8 +127,6 @@ class TritonJob:
 
 
 def _plain(value: Any) -> Any:
-    from layerport.kernels.toolchains.triton_signature import triton_type
-
     return {"dtype": triton_type(value)} if isinstance(value, DType) else value
 
 

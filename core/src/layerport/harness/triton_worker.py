@@ -23,6 +23,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from layerport.harness import triton_numbers
+from layerport.harness.triton_memory import Fault, Memory, Tensor, far_apart
+
 _ALIGNMENT = 256
 
 
@@ -55,8 +58,6 @@ def find(place: dict[str, Any]) -> Any:
 def arguments(fn: Any, request: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     """The value of every parameter of the function."""
     import triton.language as tl
-
-    from layerport.harness.triton_memory import Fault
 
     annotated = {name for name, kind in fn.fn.__annotations__.items() if "constexpr" in str(kind)}
     constants: dict[str, Any] = {}
@@ -105,8 +106,6 @@ def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
     import numpy as np
     from triton.runtime import interpreter
 
-    from layerport.harness.triton_memory import Tensor, far_apart
-
     described = request["tensors"]
     room = far_apart([(nbytes, start % _ALIGNMENT) for start, nbytes, *_ in described.values()])
     tensors = {}
@@ -148,7 +147,6 @@ def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
 
 def explain(error: BaseException, file: str | None) -> dict[str, Any]:
     """What went wrong and where in the author's file."""
-    from layerport.harness.triton_memory import Fault
 
     root = error
     while root.__cause__ is not None:
@@ -195,8 +193,6 @@ def main() -> None:
 
     triton.runtime.jit.mangle_type(1)
     del sys.modules["torch"]
-    from layerport.harness import triton_numbers
-    from layerport.harness.triton_memory import Memory
 
     guard = Memory(interpreter._interpreter)
     interpreter._interpreter = guard

@@ -1,21 +1,18 @@
 """Which kernel of a layer takes a call, known sizes and dtypes given, and why each other one does not.
 
-The Torch CUDA operator asks it; `explain_dispatch` tells the answer to people.  Imports no framework at module level.
+The Torch CUDA operator asks it; `layers.dispatch` tells the answer to people.  Imports no framework.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 from layerport.dtypes import DType
 from layerport.kernels.declaration import Kernel, TensorArg
 from layerport.kernels.tracing import trace_predicate
-from layerport.parameters.signature import Attribute
-
-if TYPE_CHECKING:
-    from layerport.layers.layer import Layer
+from layerport.parameters.signature import Attribute, Signature
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,26 +24,21 @@ class Selection:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Dispatch:
-    """What a call of a layer runs.
+class HasKernels(Protocol):
+    """A layer, as far as the choice of its kernel goes."""
 
-    device: where the call's tensors are.  kernel: the name of the kernel that runs there, None for the reference.
-    reasons: why it is the reference, or why each kernel before the chosen one is passed over.
-    """
+    @property
+    def name(self) -> str: ...
 
-    layer: str
-    device: str
-    kernel: str | None
-    reasons: tuple[str, ...]
+    @property
+    def kernels(self) -> tuple[Kernel, ...]: ...
 
-    def __str__(self) -> str:
-        what = f"kernel {self.kernel}" if self.kernel else "the reference"
-        return "\n  ".join((f"{self.layer} on {self.device} runs {what}", *self.reasons))
+    @property
+    def signature(self) -> Signature: ...
 
 
 def select(
-    layer: Layer,
+    layer: HasKernels,
     tensors: Mapping[str, TensorArg | None],
     attributes: Mapping[str, Attribute],
     *,
@@ -74,17 +66,6 @@ def select(
         shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in tensors.items() if one is not None)
         reasons.append(f"{kernel.name}: its predicate is false for {shapes}")
     return Selection(None, present, tuple(reasons) or ("the layer has no kernel",))
-
-
-def explain_dispatch(layer: Layer, *args: Any, **kwargs: Any) -> Dispatch:
-    """What a call of the layer with these arguments runs: which kernel, or the reference, and why.
-
-    args, kwargs: as in the call, Torch tensors on any device.  Nothing runs and nothing is compiled.
-    Raises UsageError for arguments that the call would refuse.
-    """
-    if layer._cuda is None:
-        return layer._operator(*args, **kwargs)  # type: ignore[no-any-return]  # it raises: defined twice, or anew
-    return layer._cuda.explain(args, kwargs)
 
 
 def show_dtypes(dtypes: Mapping[str, DType]) -> str:

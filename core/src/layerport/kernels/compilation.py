@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
+from layerport.kernels import prepared as prepared_kernels
+from layerport.kernels.cache import default_cache
 from layerport.kernels.declaration import Kernel, TensorArg
 from layerport.kernels.launch_rules import LaunchRule, check_fit
+from layerport.kernels.toolchains import triton as triton_compiler
+from layerport.kernels.toolchains.nvrtc import Job as CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs as compile_cuda
+from layerport.kernels.toolchains.triton import Job
+from layerport.kernels.toolchains.triton_files import files_digest
+from layerport.kernels.toolchains.triton_functions import find_function, place_of, require_triton
+from layerport.kernels.toolchains.triton_signature import TritonCall
 from layerport.kernels.tracing import specialise, trace
 from layerport.kernels.triton_source import Specialisation, TritonSource
 from layerport.parameters.signature import Attribute, Signature
@@ -112,8 +121,6 @@ def _compile(compilations: Sequence[Compilation], cache: KernelCache | None) -> 
         kernels = _triton_kernels([compilations[place] for place in places], cache)
         made |= {place: (kernel.cubin, kernel.rule) for place, kernel in zip(places, kernels, strict=True)}
     if others:
-        from layerport.kernels.toolchains.nvrtc import compile_jobs as compile_cuda
-
         cubins = compile_cuda([_cuda_job(compilations[place]) for place in others], cache=cache)
         made |= {place: (cubin, None) for place, cubin in zip(others, cubins, strict=True)}
     return [made[place] for place in range(len(compilations))]
@@ -123,10 +130,6 @@ def _triton_kernels(
     compilations: Sequence[Compilation], cache: KernelCache | None
 ) -> list[triton_compiler.TritonKernel]:
     """The kernels, from a prepared cache or, where there is no Triton, from any cache that has them."""
-    from layerport.kernels import prepared as prepared_kernels
-    from layerport.kernels.cache import default_cache
-    from layerport.kernels.toolchains import triton as triton_compiler
-    from layerport.kernels.toolchains.triton_functions import require_triton
 
     store = default_cache() if cache is None else cache
     specialised = [_specialised(one) for one in compilations]
@@ -160,8 +163,6 @@ def _specialised(one: Compilation) -> tuple[Specialisation, LaunchRule]:
 
 def _triton_files(one: Compilation, made: Specialisation, rule: LaunchRule) -> dict[str, object] | None:
     """Everything that decides what is made of a kernel, told without Triton."""
-    from layerport.kernels.toolchains.triton_files import files_digest
-    from layerport.kernels.toolchains.triton_functions import place_of
 
     source = one.kernel.source
     assert isinstance(source, TritonSource) and one.tensors is not None
@@ -190,10 +191,6 @@ def _triton_files(one: Compilation, made: Specialisation, rule: LaunchRule) -> d
 def _triton_job(
     one: Compilation, made: Specialisation, rule: LaunchRule, files: Mapping[str, object] | None
 ) -> triton_compiler.Job:
-    from layerport.kernels.toolchains.triton import Job
-    from layerport.kernels.toolchains.triton_functions import find_function
-    from layerport.kernels.toolchains.triton_signature import TritonCall
-
     source = one.kernel.source
     assert isinstance(source, TritonSource) and one.tensors is not None
     fn = find_function(source, one.label)
@@ -204,13 +201,11 @@ def _triton_job(
 def _cuda_job(one: Compilation) -> nvrtc.Job:
     import os
 
-    from layerport.kernels.toolchains.nvrtc import Job
-
     source = one.kernel.source
     assert not isinstance(source, TritonSource)
     base = source.folder or os.getcwd()
     path = source.path
-    return Job(
+    return CudaJob(
         text=source.read(),
         name="inline.cu" if path is None else path.name,
         folder=os.path.abspath(base if path is None else path.parent),

@@ -21,7 +21,7 @@ from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels.launch_rules import AXES, constant_faults
 from layerport.kernels.triton_source import TritonSource
 from layerport.parameters.signature import Attribute, Signature
-from layerport.sizes.expressions import Const, Expr, ExprLike, as_expr
+from layerport.sizes.expressions import Const, Expr, ExprLike, Symbol, as_expr
 
 Dims: TypeAlias = "ExprLike | Sequence[ExprLike]"
 LaunchValue: TypeAlias = "TensorArg | ExprLike | float | bool | None"
@@ -141,7 +141,6 @@ class TensorArg:
     @classmethod
     def symbolic(cls, name: str, dtype: DType, rank: int) -> TensorArg:
         """A tensor of which only the rank is known; its sizes are the symbols "name.0", "name.1", ..."""
-        from layerport.sizes.expressions import Symbol
 
         return cls(name, dtype, tuple(Symbol(f"{name}.{axis}") for axis in range(rank)))
 

@@ -4,7 +4,7 @@ A compiled kernel has two names in the disk cache.  One is made of its source an
 compiler looks for that one, so that another version compiles again.  The other is made of the source alone; it says
 where the first is and who made it.  It is read where the compiler is missing, and before any compiler is asked for
 where the cache was prepared on another machine (`mark`).  Taken is what a compiler of the major version made that
-this layerport works with.  The adapters of the compilers and `benchmarks/gpu` use it.
+this layerport works with.  The toolchains and `benchmarks/gpu` use it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 
 from layerport.kernels.declaration import CudaSource, Kernel
+from layerport.kernels.toolchains.cuda_includes import local_headers
+from layerport.kernels.toolchains.triton_functions import find_function
 
 
 def source_digest(kernel: Kernel) -> str | None:
@@ -20,8 +22,6 @@ def source_digest(kernel: Kernel) -> str | None:
     """
     source = kernel.source
     if isinstance(source, CudaSource):
-        from layerport.kernels.toolchains.cuda_includes import local_headers
-
         base = source.folder or os.getcwd()
         path = source.path
         folder = os.path.abspath(base if path is None else path.parent)
@@ -32,7 +32,5 @@ def source_digest(kernel: Kernel) -> str | None:
             return None
         told: object = [text, headers, source.entry, source.options]
     else:
-        from layerport.kernels.toolchains.triton_functions import find_function
-
         told = [str(find_function(source, f"kernel {kernel.name}").cache_key), source.alignment]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """What a pack's author writes for a Triton kernel: the function and what it is compiled with, checked when made.
 
 Imports no Triton: a pack with Triton kernels loads where Triton is not installed.  Reached through
-`layerport.triton`; `kernels`, `tracing` and the Triton adapters use the records.
+`layerport.triton`; `kernels`, `tracing` and the Triton toolchain use the records.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gradients of a layer's operator, and what autocast means for it.  For `torch_operator` and `layers`."""
+"""The gradients of a layer's operator, and what autocast means for it.  For `operator` and `layers`."""
 
 from __future__ import annotations
 

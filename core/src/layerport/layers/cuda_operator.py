@@ -19,12 +19,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.kernels.choice import Dispatch, Selection, select
+from layerport.kernels.choice import Selection, select
 from layerport.kernels.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.kernels.declaration import Kernel, TensorArg
 from layerport.kernels.launcher import Launcher, require_driver
 from layerport.kernels.tracing import trace
 from layerport.kernels.triton_source import TritonSource
+from layerport.layers.dispatch import Dispatch
 from layerport.layers.launch import Call, LaunchPlan, tensor_arg
 from layerport.parameters.conversion import from_standard, to_standard
 from layerport.parameters.signature import MISSING, Attribute, Kind
@@ -34,7 +35,6 @@ from layerport.targets import Target
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
-    from layerport.packs.host import Packs
 
 _MOST_PLANS = 4096  # of one layer: a model that never repeats a shape must not grow for ever
 _NEW: Any = object()

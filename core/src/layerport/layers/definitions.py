@@ -1,6 +1,6 @@
 """Whether two definitions of one layer come from one place, and whether they say the same.
 
-A file is run again, a notebook cell is edited, a script is imported a second time as a pack: `adapters.torch_operator`
+A file is run again, a notebook cell is edited, a script is imported a second time as a pack: `operator`
 asks this file what that means for the layer that was there before.  Imports nothing foreign.
 """
 

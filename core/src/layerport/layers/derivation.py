@@ -1,6 +1,7 @@
 """Output rules of a layer, read off its reference: the reference runs once on symbolic sizes, nobody writes a rule.
 
-The front half and the Torch side of a layer import it.  `shape_rules` holds the override for what cannot be derived.
+The front half and the Torch side of a layer import it.  `sizes.output_rules` holds the override for what
+cannot be derived.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What an exported reference says about sizes: its symbols, guards and outputs as size expressions.
 
-Part of `torch_shapes`, which alone imports it.
+Part of `derivation`, which alone imports it.
 """
 
 from __future__ import annotations

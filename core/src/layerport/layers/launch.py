@@ -1,4 +1,4 @@
-"""One call of a layer's operator on CUDA tensors, ready to be launched again.  `torch_cuda` makes and keeps them."""
+"""One call of a layer's operator on CUDA tensors, ready to be launched again.  `cuda_operator` makes them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A layer: one custom computation, written once, from which everything else is derived.
 
 Pack authors use this module through `layerport.layer`.  It imports no framework by itself: the Torch operator is
-registered by `adapters.torch_operator`, which runs when a layer is made, and a reference is a Torch function anyway.
+registered by `operator`, which runs when a layer is made, and a reference is a Torch function anyway.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import layerport.layers
+import layerport.parameters
 from layerport.errors import UsageError
+from layerport.kernels.declaration import Kernel
 from layerport.parameters.signature import Signature
 from layerport.system.foreign_text import describe
 
@@ -82,9 +85,8 @@ class Layer:
         self._cuda: CudaOperator | None = None
         self._is_compiling: Callable[[], bool] = bool
         functools.update_wrapper(self, reference, updated=())  # the function's own attributes are not the layer's
-        from layerport.layers.operator import register_operator
 
-        register_operator(self)
+        layerport.layers.operator.register_operator(self)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -141,7 +143,6 @@ class Layer:
         for all tensors, or a mapping of tensor name (or "*") to dtype.  when: a predicate over shapes, as `launch`
         sees them.
         """
-        from layerport.kernels.declaration import Kernel
 
         def declare(launch: Callable[..., Any]) -> Callable[..., Any]:
             self._kernels.append(
@@ -173,9 +174,8 @@ class Layer:
         none.  Written with differentiable Torch operations, it can itself be differentiated.
         `layerport.testing.check_backward` compares it with the reference.  Raises UsageError for other parameters.
         """
-        from layerport.layers.autograd import WrittenBackward
 
-        self._backward = WrittenBackward(self, function)
+        self._backward = layerport.layers.autograd.WrittenBackward(self, function)
         return function
 
     def bind(self, **values: Any) -> BoundLayer:
@@ -184,9 +184,8 @@ class Layer:
         values: every `Param` (any framework type) and every attribute without default, by name.
         Raises UsageError that lists all faults, each with its path.
         """
-        from layerport.parameters.conversion import convert_arguments
 
-        parameters, steps = convert_arguments(self.signature, values, path=self.name)
+        parameters, steps = layerport.parameters.conversion.convert_arguments(self.signature, values, path=self.name)
         return BoundLayer(self, parameters, {name: values.get(name) for name in parameters}, tuple(steps))
 
     def module(self, **values: Any) -> torch.nn.Module:
@@ -194,9 +193,8 @@ class Layer:
 
         values: as in `bind`.  A tensor that is in standard form already is shared, not copied.
         """
-        from layerport.layers.module import LayerModule
 
-        return LayerModule(self.bind(**values))
+        return layerport.layers.module.LayerModule(self.bind(**values))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Torch's symbolic sizes (sympy, with Torch's own functions) as size expressions.  `torch_shapes` imports it.
+"""Torch's symbolic sizes (sympy, with Torch's own functions) as size expressions.  `derivation` imports it.
 
 Classes are told apart by name: Torch's functions live in a private module that moves, their names have not.
 """

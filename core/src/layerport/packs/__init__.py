@@ -1,1 +1,15 @@
-"""Packs."""
+"""Layer packs: found, loaded in isolation, asked through hooks."""
+
+from typing import TYPE_CHECKING
+
+from layerport.late import parts
+
+if TYPE_CHECKING:
+    from layerport.packs import conversions as conversions
+    from layerport.packs import host as host
+    from layerport.packs import saved_layers as saved_layers
+    from layerport.packs import torch_patches as torch_patches
+    from layerport.packs import torch_state as torch_state
+    from layerport.packs import torch_watch as torch_watch
+
+__getattr__ = parts(__name__)

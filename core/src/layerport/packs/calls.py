@@ -1,7 +1,7 @@
 """The one place through which every call into a pack goes, and the checks of what comes back.
 
 A fault in a pack leaves here with the pack, its version, the hook, the layer and the module's path, chained
-to the original.  Only `pack_loading` and `packs` import this file.
+to the original.  Only `loading` and `packs` import this file.
 """
 
 from __future__ import annotations

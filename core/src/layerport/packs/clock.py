@@ -1,6 +1,6 @@
 """Says on screen which pack keeps a build waiting, and since when, while it does.
 
-`pack_calls` and `pack_loading` say what is running; `building` says where a remark about it goes.
+`calls` and `loading` say what is running; `building` says where a remark about it goes.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerport.packs.hookspecs import hookimpl
+from layerport.packs.kernel_plugins import plugin_from_kernels
 
 if TYPE_CHECKING:
     from layerport.bundle.plugin_spec import PluginSpec
@@ -24,6 +25,5 @@ class CorePlugin:
     @hookimpl
     def layerport_create_plugin(self, layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:
         """The plugin made from the layer's kernels."""
-        from layerport.packs.kernel_plugins import plugin_from_kernels
 
         return plugin_from_kernels(layer, bound, target)

@@ -1,4 +1,4 @@
-"""What is said of packs that fail, and of the layers that are missing for it.  For `packs` and `pack_loading` only."""
+"""What is said of packs that fail, and of the layers that are missing for it.  For `packs` and `loading` only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The host of the packs: loads them, decides who owns a layer, and asks the hooks.
 
-`discover` (from `pack_discovery`) reads metadata only; `load` imports.  The front half, the commands and the
+`discover` (from `discovery`) reads metadata only; `load` imports.  The front half, the commands and the
 conformance kit use this file; no pack does.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerport import __version__
 from layerport.errors import PackError, UsageError
-from layerport.packs import hookspecs
+from layerport.packs import core_plugin, hookspecs
 from layerport.packs.calls import HookCall, check_export, check_layers, check_parameters, check_plugin, layers_of
 from layerport.packs.clock import running
 from layerport.packs.discovery import (
@@ -34,7 +34,6 @@ from layerport.packs.discovery import (
 )
 from layerport.packs.faults import DroppedPack, blamed, may_provide, missing_line
 from layerport.packs.loading import Pack, load_pack
-from layerport.system.python_files import import_file
 from layerport.packs.named import load_named
 from layerport.packs.records import Candidate, is_layer
 from layerport.packs.torch_autoload import importing_torch
@@ -383,10 +382,9 @@ def _without_twin(pack: Pack, others: Sequence[Pack]) -> Pack:
 
 def _core_pack() -> Pack:
     """The core's own answers: an ordinary plugin, and the last one to be asked."""
-    from layerport.packs.core_plugin import CorePlugin
 
     info = PackInfo(CORE_NAME, CORE_NAME, __version__, "layerport.packs.core_plugin:CorePlugin")
-    pack = load_pack(info, plugin=CorePlugin())
+    pack = load_pack(info, plugin=core_plugin.CorePlugin())
     if pack.failure is not None:
         raise PackError(f"the core's own hooks are at fault: {pack.failure}", "report it") from pack.error
     return pack

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from layerport.bundle.plugin_spec import KernelCode, PluginSpec
 from layerport.dtypes import DType
+from layerport.kernels import compilation
 from layerport.kernels.choice import show_dtypes
+from layerport.kernels.compilation import Compilation
 from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.tracing import trace_predicate
 from layerport.sizes.expressions import Const, Expr, Symbol
 
 if TYPE_CHECKING:
@@ -53,7 +56,6 @@ def choose_kernels(bound: BoundLayer, target: Target) -> Choice:
 
     One after the first that takes every shape is there only where the target's build may measure it as the faster one.
     """
-    from layerport.kernels.tracing import trace_predicate
 
     layer = bound.layer
     tensors = tensor_arguments(bound)
@@ -114,7 +116,6 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
 
     Raises PackError for a launch rule and BuildError for a kernel that is at fault.
     """
-    from layerport.kernels.compilation import Compilation, build_kernels
 
     assert bound.place is not None
     choice = choose_kernels(bound, target)
@@ -123,7 +124,7 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
     tensors = tensor_arguments(bound)
     attributes = bound.parameters.attributes
     built = iter(
-        build_kernels(
+        compilation.build_kernels(
             [
                 Compilation(kernel, layer.signature, dtypes, attributes, architecture, layer.name, tensors)
                 for kernel, dtypes, _ in choice.kernels

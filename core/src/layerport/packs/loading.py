@@ -6,26 +6,22 @@ Only `packs` imports this file.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import io
-import linecache
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from importlib.abc import SourceLoader
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from layerport.errors import PackError, UsageError
+from layerport.errors import PackError
 from layerport.packs import hookspecs
 from layerport.packs.calls import HookCall, check_layers
 from layerport.packs.clock import running
@@ -33,8 +29,8 @@ from layerport.packs.discovery import PackInfo, entry_point_line, suggest
 from layerport.packs.metadata import GROUP
 from layerport.packs.records import suspends
 from layerport.packs.watch import watching
-from layerport.system.python_files import import_file
 from layerport.system.foreign_text import frames, message, reason, shown
+from layerport.system.python_files import import_file
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer

@@ -1,6 +1,6 @@
 """What the metadata of one installed distribution says of its packs, also where that metadata is damaged.
 
-For `pack_discovery` only.  Reads files and imports nothing of a pack: a file that is no plain one, or that is larger
+For `discovery` only.  Reads files and imports nothing of a pack: a file that is no plain one, or that is larger
 than metadata ever is, is not read at all.
 """
 

@@ -19,7 +19,7 @@ def load_named(
 ) -> list[Pack]:
     """Load the packs that the user names, each once.
 
-    explicit: as in `packs.load`.  known: packs loaded already, so that a plugin object of one of them is that pack.
+    explicit: as in `load`.  known: packs loaded already, so that a plugin object of one of them is that pack.
     Raises UsageError for a pack that is not there, PackError for a fault in one.
     """
     loaded: list[Pack] = []

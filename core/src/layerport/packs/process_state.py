@@ -1,6 +1,6 @@
 """What belongs to the whole process and not to a pack: read, compared, put back.
 
-For `pack_watch`.  Torch's own settings are in `adapters.torch_state`.
+For `watch`.  Torch's own settings are in `torch_state`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The records that packs answer hooks with, checked when they are made, and how to tell them apart.
 
-Pack authors reach `rewrite` through `layerport`; the host (`packs`, `pack_calls`) uses the rest.  A record is told by
+Pack authors reach `rewrite` through `layerport`; the host (`packs`, `calls`) uses the rest.  A record is told by
 its very class: a subclass, or an object that names another `__class__`, may answer as it likes.  Imports no framework.
 """
 
@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
+import layerport.parameters
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.errors import UsageError
+from layerport.layers.layer import BoundLayer, Layer
 from layerport.system.foreign_text import describe
 
 if TYPE_CHECKING:
@@ -64,28 +67,24 @@ def is_rewrite(value: object) -> TypeGuard[Rewrite]:
 
 def is_layer(value: object) -> TypeGuard[Layer]:
     """Whether `value` is a layer."""
-    from layerport.layers.layer import Layer
 
     return type(value) is Layer
 
 
 def is_bound_layer(value: object) -> TypeGuard[BoundLayer]:
     """Whether `value` is what `layer.bind(...)` returns."""
-    from layerport.layers.layer import BoundLayer
 
     return type(value) is BoundLayer
 
 
 def is_parameters(value: object) -> TypeGuard[Parameters]:
     """Whether `value` is a set of parameters in the standard form."""
-    from layerport.parameters.standard_form import Parameters
 
-    return type(value) is Parameters
+    return type(value) is layerport.parameters.standard_form.Parameters
 
 
 def is_plugin_spec(value: object) -> TypeGuard[PluginSpec]:
     """Whether `value` describes a plugin."""
-    from layerport.bundle.plugin_spec import PluginSpec
 
     return type(value) is PluginSpec
 

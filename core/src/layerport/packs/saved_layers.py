@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import layerport.layers
 from layerport.errors import UsageError
 from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, canonical, discover
 from layerport.packs.loading import load_pack
@@ -80,9 +81,7 @@ def local_layer(name: str, version: int, module: str, file: str) -> Layer:
 
 
 def _registered(name: str) -> Layer | None:
-    from layerport.layers.operator import registered_layer
-
-    return registered_layer(name)
+    return layerport.layers.operator.registered_layer(name)
 
 
 def _load(info: PackInfo) -> str | None:

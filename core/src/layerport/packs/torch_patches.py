@@ -1,6 +1,6 @@
 """Finds functions of Torch that somebody has replaced: in its namespaces, in its tensors and in its modules.
 
-For `pack_watch`.  It imports Torch, so callers look first whether the process has it.
+For `watch`.  It imports Torch, so callers look first whether the process has it.
 """
 
 from __future__ import annotations

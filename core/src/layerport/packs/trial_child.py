@@ -1,4 +1,4 @@
-"""The process in which packs are tried: it loads Torch once and forks for each pack.  Run by `pack_trials` only.
+"""The process in which packs are tried: it loads Torch once and forks for each pack.  Run by `trials` only.
 
 In:  a JSON list of jobs, {"place", "info", "seconds", "memory"}, in one line; then nothing, until the other side ends.
 Out: a JSON object a pack as it is judged: "place", and "failure", or "layers", "hooks", "warnings" and "plugin".
@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from layerport.errors import PackError
 from layerport.packs.discovery import PackInfo
+from layerport.packs.host import Packs
+from layerport.packs.loading import load_pack
 from layerport.packs.trials import describe_end
 from layerport.system.foreign_text import reason
 
@@ -38,8 +41,7 @@ class _Running:
 
 
 def judge(info: PackInfo) -> dict[str, Any]:
-    """Load a pack in this process: what `pack_trials` wants to know of it."""
-    from layerport.packs.loading import load_pack
+    """Load a pack in this process: what `trials` wants to know of it."""
 
     pack = load_pack(info)
     if pack.failure is not None:
@@ -56,9 +58,6 @@ def judge(info: PackInfo) -> dict[str, Any]:
 def _trial_claims(pack: Any) -> list[str]:
     """What goes wrong where its export hook is asked about modules that it cannot know."""
     import torch
-
-    from layerport.errors import PackError
-    from layerport.packs.host import Packs
 
     packs = Packs([pack])
     model = torch.nn.Sequential(torch.nn.Identity())

@@ -1,6 +1,6 @@
 """Tries packs in processes of their own, so that none can hang, end, print into or fill up the one that asks.
 
-For `commands.packs`.  What is said there and what happens there stands in `pack_trial_child`.
+For `commands.packs`.  What is said there and what happens there stands in `trial_child`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def try_packs(infos: Sequence[PackInfo], *, seconds: float = SECONDS, memory: in
 
 
 def _ask(jobs: Sequence[dict[str, Any]], seconds: float, infos: Sequence[PackInfo]) -> dict[int, dict[str, Any]]:
-    """What `pack_trial_child` says of each job, by place."""
+    """What `trial_child` says of each job, by place."""
     answers: dict[int, dict[str, Any]] = {}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(one or os.getcwd() for one in sys.path)}
     spare_torch(infos, environment)

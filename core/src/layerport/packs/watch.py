@@ -1,7 +1,7 @@
 """Finds what a pack changes that it may only read: the model, parameters, layers, Torch's settings, random states.
 
-`pack_calls` looks around each call of a hook, `packs` once around all calls that one pack gets for a model, and
-`pack_loading` around a pack's import.  A process without Torch has nothing to look at.
+`calls` looks around each call of a hook, `packs` once around all calls that one pack gets for a model, and
+`loading` around a pack's import.  A process without Torch has nothing to look at.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import layerport.packs
 from layerport.errors import PackError
 from layerport.packs.process_state import ProcessState
 from layerport.system.foreign_text import shown
@@ -53,9 +54,7 @@ def watching(
         known = [(layer, _facts(layer)) for layer in layers]
         watch = None
         if (model is not None or tensors) and "torch" in sys.modules:
-            from layerport.packs.torch_watch import ModelWatch
-
-            watch = stack.enter_context(ModelWatch(model, tensors or {}))
+            watch = stack.enter_context(layerport.packs.torch_watch.ModelWatch(model, tensors or {}))
         raised: BaseException | None = None
         try:
             yield
@@ -90,22 +89,19 @@ class _Process:
         self._rest = ProcessState() if all_of_it else None
         self._names: Any = None
         if "torch" in sys.modules:
-            from layerport.packs.torch_state import RandomStates, Settings
-
             if all_of_it:
-                from layerport.packs.torch_patches import TorchNames
-
-                self._names = TorchNames()
-            self._settings, self._states = Settings(), RandomStates()
+                self._names = layerport.packs.torch_patches.TorchNames()
+            self._settings, self._states = (
+                layerport.packs.torch_state.Settings(),
+                layerport.packs.torch_state.RandomStates(),
+            )
 
     def changes(self) -> list[str]:
         changes: list[str] = []
         random: list[str] = []
         if "torch" in sys.modules:
             if self._settings is None:
-                from layerport.packs.torch_state import Settings
-
-                self._settings = Settings.initial()
+                self._settings = layerport.packs.torch_state.Settings.initial()
             changes = [f"Torch's {change}" for change in self._settings.changes()]
             random = self._states.changes() if self._states is not None else []
         patched = self._names.changes() if self._names is not None else []

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.parameters.signature import MISSING, Argument, Attribute, Signature, count
@@ -180,6 +181,7 @@ _TO_STANDARD = {
     # Which of the two is the public base depends on the version of onnx-ir.
     "onnx_ir.TensorProtocol": "frameworks.onnx:from_ir",
     "onnx_ir._core.TensorBase": "frameworks.onnx:from_ir",
+    "layerport.engine.device_arrays.DeviceArray": "frameworks.dlpack:from_device_array",
     "PySafeSlice": "safetensors:from_slice",
 }
 _FROM_STANDARD = {
@@ -314,9 +316,8 @@ def to_plain(value: Any, type_name: str = "") -> Attribute:
     type_name: the attribute's type, which tells a list of one from a scalar where the value itself cannot.
     Raises UsageError whose fault describes the value.
     """
-    from layerport.parameters.frameworks.python import to_plain as convert
 
-    return convert(value, type_name)
+    return layerport.parameters.frameworks.python.to_plain(value, type_name)
 
 
 def convert_arguments(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+import layerport.parameters
 from layerport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -183,9 +184,8 @@ class Signature:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
         """The signature of a reference, from its annotations.  Raises UsageError with all faults at once."""
-        from layerport.parameters.annotations import read_signature  # it imports this module
 
-        return read_signature(function)
+        return layerport.parameters.annotations.read_signature(function)
 
 
 class WrongValueError(Exception):
@@ -206,10 +206,8 @@ def normalise(value: Any, type_name: str, optional: bool = False) -> Attribute:
     """`value` as an attribute of this type, in the standard form."""
     wanted = type_name + ("?" if optional else "")
     if type(value) not in (int, float, bool, str, list, tuple, types.NoneType):
-        from layerport.parameters.conversion import to_plain  # lazily: plain values must not bring numpy in
-
         try:
-            value = to_plain(value, type_name)
+            value = layerport.parameters.conversion.to_plain(value, type_name)
         except UsageError as error:
             raise WrongValueError(f"{wanted}, got {error.fault}") from None
     if value is None:
@@ -229,10 +227,8 @@ def normalise(value: Any, type_name: str, optional: bool = False) -> Attribute:
 
 
 def _plain_item(item: Any, wanted: str, index: int) -> Any:
-    from layerport.parameters.conversion import to_plain
-
     try:
-        return to_plain(item)
+        return layerport.parameters.conversion.to_plain(item)
     except UsageError as error:
         raise WrongValueError(f"{wanted}, got {error.fault} at index {index}") from None
 

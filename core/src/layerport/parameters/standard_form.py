@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+import layerport.parameters
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters.signature import Attribute, count
@@ -149,9 +150,8 @@ class Parameters(Mapping[str, Array]):
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; the same content gives the same bytes."""
-        from layerport.parameters.safetensors import write_file
 
-        write_file(path, self._arrays, {_METADATA_KEY: self._metadata()})
+        layerport.parameters.safetensors.write_file(path, self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
     def load(cls, path: str | Path) -> Parameters:
@@ -159,9 +159,8 @@ class Parameters(Mapping[str, Array]):
 
         Raises UsageError for a file that is not sound.
         """
-        from layerport.parameters.safetensors import read_file
 
-        return cls._from_file(*read_file(path), str(path))
+        return cls._from_file(*layerport.parameters.safetensors.read_file(path), str(path))
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
@@ -169,9 +168,8 @@ class Parameters(Mapping[str, Array]):
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """What `save` writes, piece by piece: the memory of the arrays as it is."""
-        from layerport.parameters.safetensors import write
 
-        return write(self._arrays, {_METADATA_KEY: self._metadata()})
+        return layerport.parameters.safetensors.write(self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview, *, where: str = "the data") -> Parameters:
@@ -179,9 +177,8 @@ class Parameters(Mapping[str, Array]):
 
         where: what an error calls it.
         """
-        from layerport.parameters.safetensors import read
 
-        return cls._from_file(*read(data, where), where)
+        return cls._from_file(*layerport.parameters.safetensors.read(data, where), where)
 
     def _metadata(self) -> str:
         # One key: safetensors' own writers give several keys in an order that changes from run to run.

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+import layerport.parameters.frameworks
+import layerport.session
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.session.onnxruntime_library import onnxruntime
@@ -48,11 +50,10 @@ def open_session(model: Path, *, exact: bool = False) -> tuple[Any, str | None]:
 
 def open_twin(model: Path, *, exact: bool = False) -> tuple[Any, str] | None:
     """A session of the float32 twin of a bfloat16 model, and what it does not show; None where there is none."""
-    from layerport.session.onnx_widening import write_widened
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            twin = write_widened(model, Path(folder))
+            twin = layerport.session.onnx_widening.write_widened(model, Path(folder))
             session = _open(twin, exact and _is_quantised(model)) if twin is not None else None
         except Exception:  # the fault of the model itself is what the caller reports
             return None
@@ -141,11 +142,8 @@ def _value(array: np.ndarray[Any, Any], wanted: str) -> Any:
         array = array.astype(np.float32)
     if array.dtype.name in _SIMPLE:
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
-    from layerport.parameters.frameworks.onnx_dtypes import (
-        from_dtype,  # onnx takes as long to load as ONNX Runtime itself
-    )
 
-    number = int(from_dtype(DType(array.dtype.name)))
+    number = int(layerport.parameters.frameworks.onnx_dtypes.from_dtype(DType(array.dtype.name)))
     raw = np.asarray(array, order="C").view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, number)
 

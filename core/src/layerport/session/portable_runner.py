@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import layerport.parameters
+import layerport.session
 from layerport.bundle.bundle import Bundle
 from layerport.errors import BuildError, UsageError
 
@@ -21,14 +23,12 @@ class PortableRunner:
     on_gpu = False
 
     def __init__(self, bundle: Bundle, why: str, *, exact: bool = False) -> None:
-        from layerport.session.onnxruntime import open_session, port_faults
-
         self._bundle = bundle
         self._exact = exact
         self._ran = False
-        self._session, self.precision_note = open_session(bundle.model(), exact=exact)
+        self._session, self.precision_note = layerport.session.onnxruntime.open_session(bundle.model(), exact=exact)
         bundle.require_unchanged()
-        faults = port_faults(self._session, bundle.inputs, bundle.outputs)
+        faults = layerport.session.onnxruntime.port_faults(self._session, bundle.inputs, bundle.outputs)
         if faults:
             raise BuildError(
                 f"the model of {bundle.folder} is not what the manifest says", "build the bundle again", faults=faults
@@ -37,9 +37,8 @@ class PortableRunner:
 
     def read(self, name: str, value: Any) -> np.ndarray[Any, Any]:
         """A value of any framework as a NumPy array."""
-        from layerport.parameters.conversion import to_standard
 
-        return to_standard(value, path=name).array
+        return layerport.parameters.conversion.to_standard(value, path=name).array
 
     def faults(self, tensors: Mapping[str, Any]) -> list[str]:
         """Nothing can be wrong with where an array lies."""
@@ -47,16 +46,19 @@ class PortableRunner:
 
     def run(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name."""
-        from layerport.session.onnxruntime import open_twin, run_session
 
         try:
-            outputs = run_session(self._session, tensors, self._bundle.outputs)
+            outputs = layerport.session.onnxruntime.run_session(self._session, tensors, self._bundle.outputs)
         except UsageError:
             # Some bfloat16 operators are missed only when they run; the twin fails as well where the inputs are wrong.
-            twin = open_twin(self._bundle.model(), exact=self._exact) if not self._ran else None
+            twin = (
+                layerport.session.onnxruntime.open_twin(self._bundle.model(), exact=self._exact)
+                if not self._ran
+                else None
+            )
             if twin is None or self.precision_note is not None:
                 raise
-            outputs = run_session(twin[0], tensors, self._bundle.outputs)
+            outputs = layerport.session.onnxruntime.run_session(twin[0], tensors, self._bundle.outputs)
             self._session, self.precision_note = twin
         self._ran = True
         return dict(outputs)

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import layerport.engine
 from layerport.bundle.bundle import Bundle, DamagedFile
 from layerport.errors import BuildError, LayerportError, UsageError
+from layerport.session.portable_runner import PortableRunner
 from layerport.sizes.conditions import first_faults
 from layerport.sizes.dims import Sizes
 
@@ -161,19 +163,15 @@ class Session:
 
 def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int, exact: bool) -> Runner:
     """What runs the bundle here."""
-    from layerport.session.portable_runner import PortableRunner
 
     if device == "cpu":
         return PortableRunner(bundle, "device cpu was asked for", exact=exact)
     numbered = _NUMBERED.fullmatch(device)
     try:
         bundle.require_engine()
-        from layerport.engine.gpu import require_driver
-
-        require_driver()  # where there is none, TensorRT's bindings are not loaded for nothing
-        from layerport.engine.engine_session import open_engine
-
-        return open_engine(bundle, gpu=int(numbered[1]) if numbered else 0, cuda_graph=cuda_graph, contexts=contexts)
+        layerport.engine.gpu.require_driver()  # where there is none, TensorRT's bindings are not loaded for nothing
+        number = int(numbered[1]) if numbered else 0
+        return layerport.engine.engine_session.open_engine(bundle, gpu=number, cuda_graph=cuda_graph, contexts=contexts)
     except DamagedFile:
         raise
     except LayerportError as error:

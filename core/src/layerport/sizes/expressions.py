@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NoReturn, TypeAlias, cast, overload
 
+import layerport.sizes
 from layerport.errors import UsageError
 
 MAX_DEPTH = 50
@@ -69,9 +70,7 @@ class Expr:
 
     @cached_property
     def text(self) -> str:
-        from layerport.sizes.text import render
-
-        return render(self)
+        return layerport.sizes.text.render(self)
 
     @cached_property
     def sort_key(self) -> tuple[int, list[tuple[int, str]]]:
@@ -297,9 +296,8 @@ def as_expr(value: ExprLike) -> Expr:
 
 def parse(text: str) -> Expr:
     """The expression of a text, the inverse of `str`; UsageError says where the text is wrong."""
-    from layerport.sizes.text import parse as read
 
-    return read(text)
+    return layerport.sizes.text.parse(text)
 
 
 @overload

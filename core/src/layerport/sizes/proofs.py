@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from layerport.errors import UsageError
 from layerport.sizes.expressions import Const, Expr, Operation, Symbol
 
 if TYPE_CHECKING:
@@ -117,8 +118,6 @@ class _Search:
             self._found.append(tuple(int(axis[at]) for axis, at in zip(axes, row, strict=True)))
 
     def _try(self, point: tuple[int, ...]) -> None:
-        from layerport.errors import UsageError
-
         try:
             holds = self._condition.evaluate(dict(zip(self._names, point, strict=True)))
         except UsageError:  # a division by zero

@@ -1,6 +1,6 @@
 """How size expressions are simplified as they are made, so that equal ones have equal texts.
 
-Part of `expressions`, which alone imports it, together with the adapters that look into an expression.
+Part of `expressions`, which alone imports it, together with the files that look into an expression.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import layerport.parameters
+import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 
@@ -126,8 +128,6 @@ class Case:
         """The tensor arguments by name, the same ones for the same seed."""
         import torch
 
-        from layerport.parameters.frameworks.torch_dtypes import from_dtype
-
         made: dict[str, torch.Tensor | None] = {}
         for name, sizes in self.shape.shapes.items():
             if sizes is None:
@@ -139,7 +139,7 @@ class Case:
             else:
                 wide = torch.float32 if self.shape.gpu_only else torch.float64
                 values = torch.randn(sizes, generator=generator, dtype=wide, device=device)
-            made[name] = values.to(device, from_dtype(self.dtype_of(name)))
+            made[name] = values.to(device, layerport.parameters.frameworks.torch_dtypes.from_dtype(self.dtype_of(name)))
         return made
 
     def arguments(self, tensors: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -177,11 +177,9 @@ class Case:
     def _check_output(self, name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
         import torch
 
-        from layerport.parameters.frameworks.torch_dtypes import to_dtype
-
         if got.shape != expected.shape:
             raise AssertionError(f"{self.id}, {name}: expected shape {list(expected.shape)}, got {list(got.shape)}")
-        dtype = to_dtype(got.dtype)
+        dtype = layerport.parameters.frameworks.torch_dtypes.to_dtype(got.dtype)
         tolerance = self.layer_case.tolerances.get(dtype.value, Tolerance(0.0, 0.0))
         values, wanted = got.detach().to(expected.device, torch.float64), expected.to(torch.float64)
         allowed = tolerance.absolute + tolerance.relative * wanted.abs()
@@ -205,10 +203,10 @@ class Case:
 def _as_tensor(value: Any) -> torch.Tensor:
     import torch
 
-    from layerport.parameters.conversion import from_standard, to_standard
-
     if isinstance(value, torch.Tensor):
         return value
-    tensor = from_standard(to_standard(value).array, "torch")
+    tensor = layerport.parameters.conversion.from_standard(
+        layerport.parameters.conversion.to_standard(value).array, "torch"
+    )
     assert isinstance(tensor, torch.Tensor)
     return tensor

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import layerport.layers
+import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.kernels.declaration import CudaSource
 from layerport.layers.layer import Layer
+from layerport.parameters.conversion import from_standard
 
 if TYPE_CHECKING:
     from layerport.layers.derivation import Derivation
@@ -24,9 +27,6 @@ def output_arrays(
     """Shapes and dtypes of the outputs, from the reference."""
     import torch
 
-    from layerport.parameters.conversion import from_standard
-    from layerport.parameters.frameworks.torch_dtypes import to_dtype
-
     values = {argument.name: None for argument in layer.signature.tensors} | {
         name: from_standard(array, "torch") for name, array in arrays.items()
     }
@@ -34,14 +34,13 @@ def output_arrays(
         answer = layer.reference(**values, **attributes)
     made = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
     return {
-        name: (tuple(tensor.shape), to_dtype(tensor.dtype))
+        name: (tuple(tensor.shape), layerport.parameters.frameworks.torch_dtypes.to_dtype(tensor.dtype))
         for name, tensor in zip(layer.signature.output_names, made, strict=True)
     }
 
 
 def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> Derivation | None:
     """The output rules where a size depends on data, which shows in a kernel that takes more than the outputs."""
-    from layerport.layers.derivation import TensorShape, derive
 
     known = {argument.name for argument in layer.signature.arguments}
     outputs = len(layer.signature.output_names)
@@ -51,11 +50,16 @@ def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mappin
         if isinstance(kernel.source, CudaSource)
     ):
         return None
-    shapes: dict[str, TensorShape | None] = {argument.name: None for argument in layer.signature.tensors}
-    shapes |= {
-        name: TensorShape(DType.from_numpy(one.dtype), tuple(map(int, one.shape))) for name, one in arrays.items()
+    shapes: dict[str, layerport.layers.derivation.TensorShape | None] = {
+        argument.name: None for argument in layer.signature.tensors
     }
-    return derive(layer.reference, shapes, attributes, layer=layer.name, rule=layer.shapes_override)
+    shapes |= {
+        name: layerport.layers.derivation.TensorShape(DType.from_numpy(one.dtype), tuple(map(int, one.shape)))
+        for name, one in arrays.items()
+    }
+    return layerport.layers.derivation.derive(
+        layer.reference, shapes, attributes, layer=layer.name, rule=layer.shapes_override
+    )
 
 
 def greatest_sizes(layer: Layer, derivation: Derivation) -> dict[str, int]:

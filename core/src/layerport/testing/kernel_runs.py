@@ -18,6 +18,8 @@ from layerport.harness.execution import Outputs, execute, fits, make_job
 from layerport.kernels.declaration import CudaSource, Kernel, TensorArg
 from layerport.kernels.tracing import trace, trace_predicate
 from layerport.layers.layer import Layer
+from layerport.packs.conversions import installed_packs
+from layerport.packs.host import load
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.signature import MISSING, Kind
 from layerport.parameters.standard_form import Parameters
@@ -189,8 +191,6 @@ def _converted(
 
 def _packs_of(layer: Layer, pack: object) -> Packs | None:
     """Packs among which one provides this very layer; None where nobody does, so that nothing is converted."""
-    from layerport.packs.conversions import installed_packs
-    from layerport.packs.host import load
 
     if pack is not None:
         return load(pack)

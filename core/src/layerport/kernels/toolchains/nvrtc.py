@@ -1,6 +1,6 @@
 """CUDA C++ to cubins with NVRTC: no GPU, no driver, in processes that can be ended.
 
-Misses of the disk cache are dealt to child processes (`nvrtc_child.py`), one per core: NVRTC holds a lock of
+Misses of the disk cache are dealt to child processes (`nvrtc_child`), one per core: NVRTC holds a lock of
 its own, so threads gain nothing.  What reaches the compiler is made independent of where the source lies, so
 that equal inputs give equal bytes.  `compilation` uses it; it knows nothing of layers, and errors carry the
 label that a job came with.

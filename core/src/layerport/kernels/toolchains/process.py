@@ -1,6 +1,6 @@
 """Compiler processes: they read jobs, answer one after the other, and can be ended.
 
-What `nvrtc` and `triton_compiler` share.  A compiler runs in a process of its own because native code cannot be
+What `nvrtc` and `triton` share.  A compiler runs in a process of its own because native code cannot be
 interrupted, and because a crash in it must not take this process along.
 
 In:  a JSON list of jobs; each has "limit", seconds.

@@ -2,7 +2,7 @@
 
 Two steps.  Here, the author's Python becomes Triton's own IR, a text that holds everything the kernel depends on
 (helpers, globals, constexprs, types) and no path; its digest is the key of the disk cache.  In a child process
-(`triton_child.py`) the IR becomes a cubin.  `compilation` uses it; errors carry the label that a job came with.
+(`triton_child`) the IR becomes a cubin.  `compilation` uses it; errors carry the label that a job came with.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Triton compiler process: brings kernels in Triton's IR to cubins, and nothing else.
 
-Run as a file by `triton_compiler.py`, never imported by it; how it is spoken to stands in `compiler_process`.  It gets
+Run as a file by `triton`, never imported by it; how it is spoken to stands in `process`.  It gets
 IR, not the author's Python: so it imports no pack, and what it is given is all that decides what it makes.  It imports
 no layerport module.
 

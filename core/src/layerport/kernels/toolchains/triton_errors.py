@@ -1,6 +1,6 @@
 """Errors of Triton's front end as ours: the author's file and line, and what stands there.
 
-Used by `triton_compiler` only.
+Used by `triton` only.
 """
 
 from __future__ import annotations

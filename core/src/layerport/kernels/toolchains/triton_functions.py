@@ -1,6 +1,6 @@
 """Finding an author's Triton function, and saying where it is, so that another process finds it too.
 
-The one place that imports what a pack's `lp.triton` names.  `triton_compiler` and `testing.triton_interpreter` use it.
+The one place that imports what a pack's `lp.triton` names.  `triton` and `testing.triton_interpreter` use it.
 """
 
 from __future__ import annotations

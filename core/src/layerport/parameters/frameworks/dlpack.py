@@ -8,15 +8,12 @@ import numpy as np
 
 from layerport.errors import UsageError
 from layerport.parameters.conversion import Hop
-from layerport.parameters.frameworks.cuda import DeviceArray
 
 _ON_HOST = frozenset({1, 3, 11})  # kDLCPU, kDLCUDAHost, kDLROCMHost
 
 
 def from_dlpack(value: Any) -> Hop:
-    """NumPy's view where it takes one; a copy of what a session left on a GPU; else by way of Torch."""
-    if isinstance(value, DeviceArray):
-        return Hop(value.numpy(), "copy")
+    """NumPy's view where it takes one, else by way of Torch."""
     device, _ = value.__dlpack_device__()
     on_host = int(device) in _ON_HOST
     if on_host:
@@ -32,3 +29,8 @@ def from_dlpack(value: Any) -> Hop:
             "copy it to a NumPy array first, or install torch",
         ) from None
     return Hop(torch.utils.dlpack.from_dlpack(value), "view")
+
+
+def from_device_array(value: Any) -> Hop:
+    """A copy of what a session left on a GPU (`engine.device_arrays.DeviceArray`)."""
+    return Hop(value.numpy(), "copy")

@@ -12,6 +12,7 @@ from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters import conversion, transforms
 from layerport.parameters.conversion import Hop
+from layerport.parameters.frameworks.tensorrt import field_to_plain
 from layerport.parameters.signature import Attribute, show_value
 from layerport.parameters.standard_form import Array, describe
 
@@ -46,8 +47,6 @@ def to_plain(value: Any, type_name: str = "") -> Attribute:
         if isinstance(value, kind):
             return kind(value)  # drops the subclass: numpy.float64 is a float, IntEnum an int
     if type(value).__qualname__ == "PluginField" and type(value).__module__.startswith("tensorrt"):
-        from layerport.parameters.frameworks.tensorrt import field_to_plain
-
         return field_to_plain(value, type_name)
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
         return tuple(value)

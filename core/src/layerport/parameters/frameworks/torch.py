@@ -1,6 +1,6 @@
 """Conversion rules for Torch tensors, and the fast casts that Torch has where NumPy is slow.
 
-Only `conversion`, `transforms` (once Torch is loaded) and the Torch-side adapters import it.
+Only `conversion`, `transforms` (once Torch is loaded) and the Torch side of a layer import it.
 """
 
 from __future__ import annotations
