@@ -96,7 +96,7 @@ def test_no_room_imports_a_higher_one_not_even_for_its_types() -> None:
 
 
 def test_the_picture_on_the_page_is_what_the_imports_say() -> None:
-    drawn = re.search(r"```text rooms\n(.*?)```", PAGE.read_text(), re.S)
+    drawn = re.search(r"## The rooms\n.*?```text\n(.*?)```", PAGE.read_text(), re.S)
     assert drawn is not None and drawn[1].strip() == picture().strip(), f"write this:\n{picture()}"
 
 

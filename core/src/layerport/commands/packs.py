@@ -12,7 +12,6 @@ import layerport.packs
 from layerport.commands.tables import print_table, say
 from layerport.errors import PackError
 from layerport.packs.discovery import STRICT_VARIABLE, PackInfo, disable_faults, discover, raise_for_faults, switched_on
-from layerport.packs.named import info_of_name
 from layerport.packs.trials import try_packs
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def packs_report(
             "warnings": warnings,
         }
 
-    named = [info_of_name(given, infos) for given in explicit]
+    named = [layerport.packs.named.info_of_name(given, infos) for given in explicit]
     trials = try_packs(sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits)
     conflicts = _conflicts_of(trials, named)
     faults = [f"pack {one.info.label}: {one.failure}" for one in trials if one.status == "failed" and one.info in named]
