@@ -62,6 +62,12 @@ def test_infinities_and_nan_in_the_same_place_agree() -> None:
         assert not check.passed and check.max_abs == float("inf")
 
 
+def test_a_signalling_nan_is_a_nan_and_no_warning() -> None:
+    want = np.array([0x7FA00000, 0x3F800000], np.uint32).view(np.float32)
+    assert compare("y", want.copy(), want).passed
+    assert not compare("y", np.ones(2, np.float32), want).passed
+
+
 def test_wrong_type_shape_and_nothing() -> None:
     want = array(1, 2)
     assert compare("y", None, want).fault == "expected float32[2], got nothing"

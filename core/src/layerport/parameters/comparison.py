@@ -96,7 +96,8 @@ def compare(
         return refused(name, want, f"expected {dtype}{list(shape)}, got {found}")
     if want.dtype.kind in "biu":
         return _compare_exactly(name, got, want)
-    left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
     nan, infinite = np.isnan(right), np.isinf(right)
     same = (left == right) | (np.isnan(left) & nan)
     finite = ~(nan | infinite)
@@ -188,7 +189,8 @@ def _compare_exactly(name: str, got: np.ndarray[Any, Any], want: np.ndarray[Any,
     import numpy as np
 
     different = (got != want).ravel()
-    left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
     # In float64 neighbours beyond 2**53 are equal, so a difference counts as at least 1.
     difference = np.where(different, np.maximum(np.abs(left - right), 1.0), 0.0)
     ratio = difference / np.maximum(np.abs(right), 1.0)
