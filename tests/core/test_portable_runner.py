@@ -13,10 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 import layerport as lp
-from layerport.bundle.bundle import Bundle
-from layerport.errors import UsageError
+from fuzz.subjects import Ground
+from layerport.bundle.bundle import MODEL, Bundle
+from layerport.errors import BuildError, UsageError
 from layerport.session import onnxruntime as onnxruntime_session
 from layerport.session.session import Session
+from small_setup import Built
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +99,13 @@ def test_a_quantised_model_is_verified_as_it_is_written(tmp_path: Path) -> None:
         with Session(Bundle.open(tmp_path / "a.lp"), exact=exact) as session:
             error = np.abs(session.run(inputs)["y"] - wanted["y"]).max()
         assert bool(error < 1e-5) is exact, error
+
+
+def test_a_dim_whose_name_is_no_text_is_refused(engine_bundle: Built, tmp_path: Path) -> None:
+    ground = Ground(engine_bundle.path, tmp_path / "b.lp")
+    data = ground.sound[MODEL]
+    assert data.count(b"rows") > 1
+    ground.put(MODEL, data.replace(b"rows", b"\xf2ows"))
+    with pytest.raises(BuildError) as caught:
+        lp.load(ground.folder, device="cpu")
+    assert "which is no UTF-8 text" in str(caught.value)

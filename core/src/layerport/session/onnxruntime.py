@@ -72,6 +72,13 @@ def port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -
 
     An output of another type would be read as what it is not; float32 for bfloat16 is what a float32 twin gives.
     """
+    try:
+        return _port_faults(session, inputs, outputs)
+    except UnicodeDecodeError as error:  # ONNX Runtime hands names out as they stand in the file
+        return [f"the model has a name or dim {error.object[:40]!r}, which is no UTF-8 text"]
+
+
+def _port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -> list[str]:
     faults = []
     for kind, found, stated in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
         ports = {port.name: port for port in stated}
