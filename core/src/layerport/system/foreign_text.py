@@ -1,13 +1,15 @@
 """What objects of other people's making say about themselves, as text that can neither fail nor steer a terminal.
 
 A pack's exception or answer may raise in its own `__str__`, `__repr__`, `__class__` or `__name__`; whoever writes a
-message about one asks this file.  Imports nothing; anyone may import it.
+message about one asks this file.  Anyone may import it.
 """
 
 from __future__ import annotations
 
 from types import FrameType
 from typing import Any, cast
+
+from layerport.errors import escaped
 
 LONGEST = 400
 
@@ -49,7 +51,7 @@ def shown(text: str, longest: int = LONGEST) -> str:
     """Text in one line, short enough for a table, without characters that a terminal acts on."""
     # A subclass of str answers as it likes; what str itself makes of it does not.
     flat = " ".join(str.__str__(text)[: longest * 8].split())
-    clean = "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in flat)
+    clean = escaped(flat)
     return clean if len(clean) <= longest else f"{clean[: longest - 3]}..."
 
 
