@@ -15,7 +15,8 @@ from importlib import metadata
 from typing import Any
 
 from layerport.commands.tables import print_table, say
-from layerport.packs.discovery import canonical, disable_faults, discover
+from layerport.packs.discovery import disable_faults, discover
+from layerport.packs.metadata import canonical
 from layerport.system import processes
 
 _BUILD = "pip install 'layerport[build]'"

@@ -12,7 +12,8 @@ from layerport.bundle.bundle import Bundle
 from layerport.engine.flavours import FLAVOURS, version_of
 from layerport.engine.runner import fitting_architecture
 from layerport.errors import BuildError
-from layerport.packs.discovery import canonical, discover
+from layerport.packs.discovery import discover
+from layerport.packs.metadata import canonical
 
 
 @dataclass(frozen=True)

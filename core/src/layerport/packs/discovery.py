@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from layerport.errors import PackError
-from layerport.packs.metadata import GROUP, Described, Entry, describe_distribution, editable_source
+from layerport.packs.metadata import GROUP, Described, Entry, canonical, describe_distribution, editable_source
 from layerport.system.foreign_text import shown
 
 DISABLE_VARIABLE = "LAYERPORT_DISABLE_PACKS"
@@ -114,11 +114,6 @@ def switched_on(variable: str, environ: Mapping[str, str] | None = None) -> bool
     """Whether an environment switch is set; empty, 0, false, no and off are not."""
     value = (os.environ if environ is None else environ).get(variable, "")
     return value.strip().lower() not in ("", "0", "false", "no", "off")
-
-
-def canonical(name: str) -> str:
-    """A name in the form in which pip compares names."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:

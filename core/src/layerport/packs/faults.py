@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerport.errors import LayerportError, PackError
-from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, canonical
+from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo
 from layerport.packs.loading import Pack
+from layerport.packs.metadata import canonical
 from layerport.system.foreign_text import frames, reason
 
 

@@ -118,7 +118,7 @@ def _identity(
         faults.append("its METADATA has no Name")
     elif not _DISTRIBUTION.fullmatch(name):
         faults.append(f"its METADATA has the Name '{name}', which no installer takes")
-    elif called and _canonical(called) != _canonical(name):
+    elif called and canonical(called) != canonical(name):
         faults.append(f"its METADATA has the Name '{name}', but its folder is called '{shown(called)}'")
     if version is None:
         faults.append("its METADATA has no Version")
@@ -127,7 +127,8 @@ def _identity(
     return name or called or None, version, faults
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """A name in the form in which pip compares names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from layerport.errors import PackError, UsageError
-from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, canonical, suggest
+from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, suggest
 from layerport.packs.loading import Pack, load_pack
+from layerport.packs.metadata import canonical
 from layerport.system.foreign_text import type_name
 
 

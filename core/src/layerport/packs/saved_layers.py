@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import layerport.layers
 from layerport.errors import UsageError
-from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, canonical, discover
+from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, discover
 from layerport.packs.loading import load_pack
+from layerport.packs.metadata import canonical
 from layerport.system.python_files import import_file, is_file_module
 
 if TYPE_CHECKING:
