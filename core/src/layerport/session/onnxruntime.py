@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.session.onnxruntime_library import onnxruntime
 from layerport.sizes.dims import Port
+from layerport.system.plain_files import mentions
 
 _SIMPLE = frozenset(
     ["float32", "float64", "float16", "bool"]
@@ -63,8 +63,8 @@ def open_twin(model: Path, *, exact: bool = False) -> tuple[Any, str] | None:
 
 def _is_quantised(model: Path) -> bool:
     # The name of an operator stands in the file as it is; whoever finds it elsewhere only loses speed.
-    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b"QuantizeLinear") >= 0 or content.find(b"DequantizeLinear") >= 0
+    with model.open("rb") as file:
+        return mentions(file, b"QuantizeLinear") or mentions(file, b"DequantizeLinear")
 
 
 def port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -> list[str]:
