@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ import layerport.parameters
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters.signature import Attribute, count
-from layerport.system.strict_json import read_json
+from layerport.system.strict_json import is_whole, read_json
 
 Array: TypeAlias = NDArray[Any]
 
@@ -64,9 +63,6 @@ def standard_fault(array: Any) -> str | None:
     return None
 
 
-_LONE = re.compile("[\ud800-\udfff]")  # half a pair, which no file can hold
-
-
 def canonical_bytes(array: Array) -> memoryview:
     """The bytes that stand for an array: its memory, but for 4-bit types, whose upper halves mean nothing."""
     if DType.from_numpy(array.dtype).bits == 4:
@@ -88,7 +84,7 @@ class Parameters(Mapping[str, Array]):
     ) -> None:
         arrays, faults = dict(arrays or {}), []
         for name, array in arrays.items():
-            if not isinstance(name, str) or not name or name == "__metadata__" or _LONE.search(name):
+            if not isinstance(name, str) or not name or name == "__metadata__" or not is_whole(name):
                 faults.append(f"{name!r} cannot be the name of a parameter")
             elif (fault := standard_fault(array)) is not None:
                 faults.append(f"{name}: {fault}")

@@ -45,6 +45,15 @@ def read_json(data: bytes | bytearray, *, infinite: bool = False) -> Any:
     return value
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -80,7 +89,7 @@ def _check(value: Any, *, surrogates: bool) -> None:
             raise ValueError(f"it is more than {_DEEPEST} levels deep")
         inner: list[Any] = []
         for one in level:
-            if surrogates and not all(map(_sound, _texts(one))):
+            if surrogates and not all(map(is_whole, _texts(one))):
                 raise ValueError("a text has half of a surrogate pair")
             if isinstance(one, dict):
                 inner += one.values()
@@ -93,11 +102,3 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, dict):
         return list(value)
     return [value] if isinstance(value, str) else []
-
-
-def _sound(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
