@@ -99,9 +99,8 @@ class HostLaunchDriver(LaunchDriver):
         }
         offset = max((address % 16 for address in pointers.values()), default=0)
         launched = LaunchRule(rule.grid, rule.block, rule.shared, tuple(args))
-        job = CudaJob(
-            compile_for_host(source, entry, label=entry), launched, geometry, "forward", offset, entry, RUN_LIMIT
-        )
+        program = compile_for_host(source, entry, label=entry)
+        job = CudaJob(launched, geometry, "forward", offset, entry, RUN_LIMIT, program=program)
         # All are outputs: who may write where is run_kernel's to check.
         for name, result in job.run({}, buffers).items():
             if result.size:

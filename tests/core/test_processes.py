@@ -158,7 +158,7 @@ from layerport.sizes.expressions import Const
 from layerport.harness.cuda_runs import CudaJob
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
 rule = LaunchRule((Const(1),) * 3, (Const(1),) * 3, Const(0), (PointerArg("x"),))
-CudaJob(made, rule, rule.resolve({}), "forward", 0, "endless", 60.0).run({}, {"x": np.zeros(4, "int64")})
+CudaJob(rule, rule.resolve({}), "forward", 0, "endless", 60.0, program=made).run({}, {"x": np.zeros(4, "int64")})
 """,
     ),
 }

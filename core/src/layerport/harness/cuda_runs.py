@@ -11,14 +11,14 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from layerport.errors import PackError, UsageError
-from layerport.harness import GARBAGE, PATIENCE, Offset, offset_of, time_up
+from layerport.errors import PackError
+from layerport.harness import GARBAGE, PATIENCE, offset_of, time_up
 from layerport.harness.compiler import HostProgram, source_line
-from layerport.kernels.launch_rules import Geometry, LaunchRule, PointerArg, ScalarArg
+from layerport.harness.cpu_job import Array, CpuJob
+from layerport.kernels.launch_rules import PointerArg, ScalarArg
 from layerport.system import processes
 from layerport.system.trust import own_temporary_folder
 
@@ -27,32 +27,20 @@ _RANDOM = 2
 _OPPOSITE: dict[str | int, str] = {"backward": "forward"}
 _TIME_UP = 4
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
+@dataclass(frozen=True, kw_only=True)
+class CudaJob(CpuJob):
+    """A run of a compiled program.  order: of the threads of a block, and of the blocks.
 
-@dataclass(frozen=True)
-class CudaJob:
-    """One run.  order: of the threads of a block, and of the blocks.  offset: bytes off an allocation's alignment.
-
-    strict: threads that have returned do not count as being at a barrier.  time_limit: seconds.
+    strict: threads that have returned do not count as being at a barrier.
     """
 
     program: HostProgram
-    rule: LaunchRule
-    geometry: Geometry
-    order: str | int
-    offset: Offset
-    label: str
-    time_limit: float
-    strict: bool = True
 
     def run(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = GARBAGE[0]
     ) -> dict[str, Array]:
-        """The outputs that the kernel writes.  Raises PackError for what it must not do, or TimeUp.
-
-        garbage: the byte of memory that nothing has written.
-        """
+        """See `CpuJob.run`.  garbage: the byte of memory that nothing has written."""
         with own_temporary_folder("layerport-host-") as folder:
             program, request, answer = (Path(folder, name) for name in ("program", "request", "answer"))
             program.write_bytes(self.program.image)
@@ -73,9 +61,8 @@ class CudaJob:
         return replace(self, order=_OPPOSITE.get(self.order, "backward"))
 
     def _request(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], garbage: int) -> bytes:
+        self.require_order()
         order = _ORDERS.get(str(self.order), _RANDOM)
-        if order == _RANDOM and not isinstance(self.order, int):
-            raise UsageError(f"order {self.order!r} is unknown", 'use "forward", "backward" or a whole number as seed')
         seed = self.order if isinstance(self.order, int) else 0
         geometry, program = self.geometry, self.program
         parts = [_text("layerport host request 2")]

@@ -18,6 +18,7 @@ from layerport.dtypes import DType
 from layerport.errors import PackError
 from layerport.harness import GARBAGE, OUTPUT_GARBAGE, Offset
 from layerport.harness.compiler import compile_for_host
+from layerport.harness.cpu_job import Array, CpuJob
 from layerport.harness.cuda_runs import CudaJob
 from layerport.harness.triton_interpreter import TritonJob
 from layerport.kernels.declaration import CudaSource, Kernel, TensorArg
@@ -26,8 +27,6 @@ from layerport.kernels.tracing import specialise
 from layerport.layers.layer import Layer
 from layerport.parameters.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.sizes.expressions import Expr
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def make_job(
     sanitize: bool = False,
     strict: bool = True,
     time_limit: float | None = None,
-) -> CudaJob | TritonJob:
+) -> CpuJob:
     """A run of a kernel that is ready to go, compiled where it is CUDA C++.
 
     tensors: every tensor argument and output by the layer's names; known sizes where it is a Triton kernel.
@@ -105,9 +104,9 @@ def make_job(
         match = next(one for one in kernel.combinations(layer.signature) if fits(one, present))
         entry = kernel.entry(layer.signature, match, attributes)
         program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
-        return CudaJob(program, rule, geometry, order, offset, label, limit, strict)
+        return CudaJob(rule, geometry, order, offset, label, limit, strict, program=program)
     made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
-    return TritonJob(kernel.source, made, rule, geometry, order, offset, label, limit, strict)
+    return TritonJob(rule, geometry, order, offset, label, limit, strict, source=kernel.source, made=made)
 
 
 def fits(combination: Mapping[str, DType], dtypes: Mapping[str, DType]) -> bool:

@@ -29,7 +29,8 @@ import numpy as np
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
 from layerport.harness import GARBAGE, PATIENCE, Offset, offset_of, time_up
-from layerport.kernels.launch_rules import Geometry, LaunchRule, PointerArg
+from layerport.harness.cpu_job import Array, CpuJob
+from layerport.kernels.launch_rules import PointerArg
 from layerport.kernels.toolchains.triton_functions import place_of, require_triton
 from layerport.kernels.toolchains.triton_signature import triton_type
 from layerport.kernels.triton_source import Specialisation, TritonSource
@@ -39,30 +40,18 @@ _WORKER = Path(__file__).with_name("triton_worker.py")
 _ALIGNMENT = 256
 _CUT = ("TRITON_", "PYTHONWARNINGS")
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
-
-@dataclass(frozen=True)
-class TritonJob:
-    """One run of a kernel.  order: of the programs of the grid.  offset: bytes between an allocation and its tensor."""
+@dataclass(frozen=True, kw_only=True)
+class TritonJob(CpuJob):
+    """A run under the interpreter.  order: of the programs of the grid."""
 
     source: TritonSource
     made: Specialisation
-    rule: LaunchRule
-    geometry: Geometry
-    order: str | int
-    offset: Offset
-    label: str
-    time_limit: float
-    strict: bool = True
 
     def run(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = GARBAGE[0]
     ) -> dict[str, Array]:
-        """The outputs that the kernel writes.  Raises PackError for what it must not do, or TimeUp.
-
-        garbage: the byte of what a masked load leaves undefined.
-        """
+        """See `CpuJob.run`.  garbage: the byte of what a masked load leaves undefined."""
         offsets = self.offset.values() if isinstance(self.offset, Mapping) else (self.offset,)
         if any(offset % self.source.alignment for offset in offsets):
             raise UsageError(
@@ -76,13 +65,14 @@ class TritonJob:
         file = place.file or (None if isinstance(self.source.fn, str) else inspect.getsourcefile(self.source.fn.fn))
         if file is None and place.module is not None:
             file = getattr(_spec(place.module), "origin", None)
+        self.require_order()
         buffers = {**inputs, **outputs}
         memory, starts = _lay_out(buffers, self.offset)
         request = {
             "place": {"module": place.module, "file": place.file, "name": place.name},
             "source": file,
             "grid": self.geometry.grid,
-            "order": self._order(),
+            "order": self.order,
             "garbage": garbage,
             "inputs": list(inputs),
             "strict": self.strict,
@@ -110,11 +100,6 @@ class TritonJob:
             name: np.frombuffer(memory, array.dtype, array.size, starts[name]).reshape(array.shape).copy()
             for name, array in outputs.items()
         }
-
-    def _order(self) -> str | int:
-        if self.order in ("forward", "backward") or isinstance(self.order, int):
-            return self.order
-        raise UsageError(f"order {self.order!r} is unknown", 'use "forward", "backward" or a whole number as seed')
 
     def _args(self) -> list[list[Any]]:
         args: list[list[Any]] = []
