@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 import uuid
 from pathlib import Path
+
+from small_setup import TESTS
 
 VARIABLE = "LAYERPORT_TEST_MARK"
 
 
 def new_mark() -> str:
     return uuid.uuid4().hex
+
+
+def marked(mark: str, *, cache: Path, temporary: Path) -> dict[str, str]:
+    """The environment of a process with this mark, which finds the tests and has folders of its own."""
+    folders = {"LAYERPORT_CACHE_DIR": str(cache), "TMPDIR": str(temporary)}
+    return {**os.environ, VARIABLE: mark, "PYTHONPATH": str(TESTS), **folders}
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process that was started with pipes for its input and output, and close them."""
+    process.kill()
+    process.wait()
+    assert process.stdout is not None and process.stdin is not None
+    process.stdout.close()
+    process.stdin.close()
 
 
 def alive(mark: str) -> dict[int, str]:

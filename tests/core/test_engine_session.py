@@ -498,6 +498,22 @@ def test_close_gives_everything_back(engine_bundle: Built, opened: Callable[...,
     assert one.driver.live()["memory"] == 0 and one.driver.live()["contexts"] == 0
 
 
+def closed_while_inside(session: Any, inside: threading.Event, go: threading.Event) -> Any:
+    """The output of a call of another thread, during which the session is closed: that has to wait for it."""
+    results: list[Any] = []
+    caller = threading.Thread(target=lambda: results.append(session(x=sample(2))["output"]))
+    caller.start()
+    assert inside.wait(30)
+    closer = threading.Thread(target=session.close)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()
+    go.set()
+    closer.join(30)
+    caller.join(30)
+    return results[0]
+
+
 def test_close_waits_for_a_run_of_another_thread(opened: Callable[..., Opened]) -> None:
     inside, go = threading.Event(), threading.Event()
 
@@ -507,18 +523,7 @@ def test_close_waits_for_a_run_of_another_thread(opened: Callable[..., Opened]) 
         return {"output": arrays["x"]}
 
     one = opened(changes={"compute": slow})
-    results: list[Any] = []
-    runner = threading.Thread(target=lambda: results.append(one.session(x=sample(2))["output"]))
-    runner.start()
-    assert inside.wait(30)
-    closer = threading.Thread(target=one.session.close)
-    closer.start()
-    closer.join(0.2)
-    assert closer.is_alive()
-    go.set()
-    closer.join(30)
-    runner.join(30)
-    np.testing.assert_array_equal(results[0], sample(2).numpy())
+    np.testing.assert_array_equal(closed_while_inside(one.session, inside, go), sample(2).numpy())
 
 
 @pytest.mark.parametrize("step", ["read", "faults", "run"])
@@ -533,18 +538,7 @@ def test_close_waits_wherever_a_call_is(opened: Callable[..., Opened], step: str
         return real(*arguments)
 
     setattr(one.session.runner, step, slow)
-    results: list[Any] = []
-    caller = threading.Thread(target=lambda: results.append(one.session(x=sample(2))["output"]))
-    caller.start()
-    assert inside.wait(30)
-    closer = threading.Thread(target=one.session.close)
-    closer.start()
-    closer.join(0.2)
-    assert closer.is_alive()
-    go.set()
-    closer.join(30)
-    caller.join(30)
-    assert results[0].shape == (2, 16)
+    assert closed_while_inside(one.session, inside, go).shape == (2, 16)
     assert one.driver.live()["contexts"] == 0
 
 

@@ -14,8 +14,7 @@ import pytest
 
 from layerport.system import processes
 from layerport.system.processes import Program
-from process_table import VARIABLE, alive, left_after, new_mark, wait_for
-from small_setup import TESTS
+from process_table import VARIABLE, alive, kill, left_after, marked, new_mark, wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 # A program that starts another one, as compilers do.
@@ -29,22 +28,8 @@ def owner(mark: str, code: str, tmp_path: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            VARIABLE: mark,
-            "PYTHONPATH": str(TESTS),
-            "LAYERPORT_CACHE_DIR": str(tmp_path / "cache"),
-            "TMPDIR": str(tmp_path),
-        },
+        env=marked(mark, cache=tmp_path / "cache", temporary=tmp_path),
     )
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    assert process.stdout is not None and process.stdin is not None
-    process.stdout.close()
-    process.stdin.close()
 
 
 FROM_A_THREAD = f"""

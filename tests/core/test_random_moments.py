@@ -24,8 +24,8 @@ from layerport.bundle import staging
 from layerport.bundle.bundle import Bundle
 from layerport.checks.verification import verify
 from layerport.kernels.cache import KernelCache
-from process_table import VARIABLE, alive, left_after, new_mark
-from small_setup import ENGINE, MODELS, SMALL, TESTS
+from process_table import VARIABLE, alive, left_after, marked, new_mark
+from small_setup import ENGINE, MODELS, SMALL
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -61,13 +61,7 @@ def start(folder: Path, mark: str) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            VARIABLE: mark,
-            "PYTHONPATH": str(TESTS),
-            "LAYERPORT_CACHE_DIR": str(folder / "cache"),
-            "TMPDIR": str(folder / "temporary"),
-        },
+        env=marked(mark, cache=folder / "cache", temporary=folder / "temporary"),
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from layerport.bundle import staging
 from layerport.bundle.bundle import MANIFEST, writing
 from layerport.errors import BuildError
+from process_table import kill
 
 HOLDS = """
 import sys
@@ -35,14 +36,6 @@ def build(out: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def stop(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    assert process.stdout is not None and process.stdin is not None
-    process.stdout.close()
-    process.stdin.close()
-
-
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -55,7 +48,7 @@ def write(out: Path) -> None:
 def test_the_next_build_clears_what_a_killed_one_left(tmp_path: Path) -> None:
     process, folder = build(tmp_path / "a.lp")
     assert folder.is_relative_to(tmp_path)
-    stop(process)
+    kill(process)
     assert folder.is_dir()
     write(tmp_path / "b.lp")
     assert left(tmp_path) == ["b.lp"]
@@ -69,7 +62,7 @@ def test_a_build_at_work_keeps_its_folder(tmp_path: Path) -> None:
         write(tmp_path / "b.lp")
         assert (folder / "model.onnx").read_text() == "half"
     finally:
-        stop(process)
+        kill(process)
     write(tmp_path / "b.lp")
     assert left(tmp_path) == ["a.lp", "b.lp"]
 
@@ -84,7 +77,7 @@ def test_two_builds_of_one_process_keep_their_folders(tmp_path: Path) -> None:
 def test_another_machines_folder_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "_machine", lambda: "0123abcd")
     process, folder = build(tmp_path / "a.lp")
-    stop(process)
+    kill(process)
     write(tmp_path / "b.lp")
     assert folder.is_dir()
 
@@ -119,7 +112,7 @@ def test_a_lock_that_is_a_fifo_or_a_link_does_not_stop_a_build(tmp_path: Path) -
 def test_what_a_killed_replacement_left_goes_but_for_what_no_manifest_lists(tmp_path: Path) -> None:
     for name in ("a", "b"):
         process, folder = build(tmp_path / f"{name}.lp")
-        stop(process)
+        kill(process)
         (folder / MANIFEST).write_text('{"layerport": "0.1", "format": 1, "files": {"model.onnx": {}}}')
     (folder / "mine.txt").write_text("put there in the moment before")
     staging.clear(tmp_path)
@@ -154,7 +147,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(staging.errno.ENOLCK, "no locks available")
 
     process, folder = build(tmp_path / "a.lp")
-    stop(process)
+    kill(process)
     monkeypatch.setattr(fcntl, "flock", none)
     write(tmp_path / "b.lp")
     assert (tmp_path / "b.lp").is_dir() and folder.is_dir()  # nobody can say whether it is at work
