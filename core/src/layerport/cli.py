@@ -193,7 +193,6 @@ def verify(
     as_json: bool,
 ) -> int:
     """Compare BUNDLE with Torch on its samples, and its plugins' kernels with their references."""
-
     result = layerport.checks.verification.verify(
         bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs
     )
@@ -214,7 +213,6 @@ def verify(
 @exits
 def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, force: bool, as_json: bool) -> int:
     """Run BUNDLE on inputs from files."""
-
     with _telling_what_was_written(out):
         result = layerport.commands.running.run_bundle(bundle, inputs, out, device=device, force=force)
     if as_json:
@@ -234,7 +232,6 @@ def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, forc
 @exits
 def bench(bundle: str, as_json: bool, **options: Any) -> int:
     """Measure latency and throughput of BUNDLE on its samples."""
-
     report = layerport.commands.benching.bench(bundle, **options)
     if as_json:
         _print_json(report)
@@ -249,7 +246,6 @@ def bench(bundle: str, as_json: bool, **options: Any) -> int:
 @exits
 def inspect(bundle: str, as_json: bool) -> int:
     """Show what is in BUNDLE."""
-
     summary = layerport.commands.reports.inspect_bundle(bundle)
     if as_json:
         _print_json(summary)
@@ -279,7 +275,6 @@ def explain(
     as_json: bool,
 ) -> int:
     """Show which modules of SOURCE are claimed by which layer, why others are not, and the parameters' paths."""
-
     result = layerport.commands.explaining.explain(source, layer, inputs=inputs, ranges=ranges, packs=packs)
     if as_json:
         _print_json(result)
@@ -295,7 +290,6 @@ def explain(
 @exits
 def packs(load: bool, packs: tuple[str, ...], as_json: bool) -> int:
     """List the installed layer packs."""
-
     return _listed(
         layerport.commands.packs.packs_report(explicit=packs, load=load), layerport.commands.packs.render_packs, as_json
     )
@@ -307,7 +301,6 @@ def packs(load: bool, packs: tuple[str, ...], as_json: bool) -> int:
 @exits
 def layers(packs: tuple[str, ...], as_json: bool) -> int:
     """List every layer of every pack."""
-
     return _listed(
         layerport.commands.packs.layers_report(explicit=packs), layerport.commands.packs.render_layers, as_json
     )
@@ -318,7 +311,6 @@ def layers(packs: tuple[str, ...], as_json: bool) -> int:
 @exits
 def doctor(as_json: bool) -> int:
     """Show what works on this machine and what to install."""
-
     return _listed(layerport.commands.doctor.doctor_report(), layerport.commands.doctor.render_doctor, as_json)
 
 

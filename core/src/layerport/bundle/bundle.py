@@ -312,7 +312,6 @@ class Bundle:
 
     def samples(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The example inputs and Torch's outputs for them, by name, as NumPy arrays."""
-
         stored = layerport.parameters.standard_form.Parameters.from_bytes(
             self.read(SAMPLES), where=str(self.folder / SAMPLES)
         )

@@ -76,7 +76,6 @@ def bench(
     source: the model it was built from, for Torch's figures.  seconds: how long each side is measured.
     Raises as `layerport.load` does, and UsageError for a bundle without samples.
     """
-
     if not 0 < seconds <= 3600:
         raise UsageError(f"--seconds {seconds:g} cannot be measured", "give more than 0, and at most 3600")
     with load(bundle, device=device, cuda_graph=cuda_graph, contexts=1) as session:
@@ -117,7 +116,6 @@ def measure(call: Call, seconds: float, clock: Callable[[], float] = time.perf_c
 
 def print_bench(report: Mapping[str, Any]) -> None:
     """Print a `bench`."""
-
     say(f"{report['bundle']} on {', '.join(f'{name} {kind}' for name, kind in report['inputs'].items())}")
     say(report["device"])
     print_table(
@@ -163,7 +161,6 @@ def _gpu_sides(
 @contextmanager
 def decomposed(bundle: Bundle, engine: EngineRunner, cuda_graph: bool) -> Iterator[EngineRunner]:
     """The bundle's model as an engine without plugins: every layer from its body.  Built now, from the bundle alone."""
-
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="layerport-bench-")))
         data = build_decomposed(bundle, engine.plan.file, folder).read_bytes()
@@ -180,7 +177,6 @@ def build_decomposed(bundle: Bundle, file: str, folder: Path) -> Path:
 
     Raises BuildError with what TensorRT said.
     """
-
     (entry,) = (one for one in bundle.manifest["targets"] if one["file"] == file)
     (folder / "plugins").write_bytes(to_bytes(PluginSet({}, {})))
     with BuildProcess(entry["flavour"]) as process:

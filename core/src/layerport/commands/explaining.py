@@ -26,7 +26,6 @@ def explain(
 
     layer: only the claims that involve it.  Raises as `layerport.build` does, up to the export.
     """
-
     with pack_host.importing_torch():
         claim_layers, open_source = layerport.front.claims.claim_layers, layerport.front.sources.open_source
 

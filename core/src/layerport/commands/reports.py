@@ -50,7 +50,6 @@ def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
 
 def _kernel_answers(report: BuildReport) -> dict[str, str] | None:
     """What is known of the kernels of each plugin node, None before anything was checked."""
-
     if report.verification is None:
         return None
     by_node: dict[str, list[KernelCheck]] = {}
@@ -101,7 +100,6 @@ def _print_kernels(checks: Sequence[KernelCheck]) -> None:
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """What is in a bundle, every file checked against the manifest."""
-
     bundle = Bundle.open(path)
     for name in bundle.manifest["files"]:
         bundle.file(name)

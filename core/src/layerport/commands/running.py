@@ -26,7 +26,6 @@ def run_bundle(
     inputs: NAME=FILE.npy; none at all takes the bundle's samples.  Nothing runs unless every output can be a file, and
     nothing is written unless everything ran.
     """
-
     opened = Bundle.open(bundle)
     files, folder = {}, None
     if out is not None:
@@ -45,7 +44,6 @@ def run_bundle(
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print a `run_bundle`."""
-
     print_table(
         ["output", "type", "min", "max", "mean", "file"],
         [

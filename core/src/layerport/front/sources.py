@@ -92,7 +92,6 @@ def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[st
     Floats are normal, whole numbers 0..9, bools both.  A name in DIMS takes its usual size from ranges
     ("batch=1..4..8").  Raises UsageError with all faults.
     """
-
     sizes = parse_ranges(ranges)
     generator = torch.Generator().manual_seed(0)
     values: dict[str, torch.Tensor] = {}

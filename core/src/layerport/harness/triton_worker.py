@@ -147,7 +147,6 @@ def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
 
 def explain(error: BaseException, file: str | None) -> dict[str, Any]:
     """What went wrong and where in the author's file."""
-
     root = error
     while root.__cause__ is not None:
         root = root.__cause__

@@ -130,7 +130,6 @@ def _triton_kernels(
     compilations: Sequence[Compilation], cache: KernelCache | None
 ) -> list[triton_compiler.TritonKernel]:
     """The kernels, from a prepared cache or, where there is no Triton, from any cache that has them."""
-
     store = default_cache() if cache is None else cache
     specialised = [_specialised(one) for one in compilations]
     files = [_triton_files(one, made, rule) for one, (made, rule) in zip(compilations, specialised, strict=True)]
@@ -163,7 +162,6 @@ def _specialised(one: Compilation) -> tuple[Specialisation, LaunchRule]:
 
 def _triton_files(one: Compilation, made: Specialisation, rule: LaunchRule) -> dict[str, object] | None:
     """Everything that decides what is made of a kernel, told without Triton."""
-
     source = one.kernel.source
     assert isinstance(source, TritonSource) and one.tensors is not None
     try:

@@ -141,7 +141,6 @@ class TensorArg:
     @classmethod
     def symbolic(cls, name: str, dtype: DType, rank: int) -> TensorArg:
         """A tensor of which only the rank is known; its sizes are the symbols "name.0", "name.1", ..."""
-
         return cls(name, dtype, tuple(Symbol(f"{name}.{axis}") for axis in range(rank)))
 
     @property

@@ -174,7 +174,6 @@ class Layer:
         none.  Written with differentiable Torch operations, it can itself be differentiated.
         `layerport.testing.check_backward` compares it with the reference.  Raises UsageError for other parameters.
         """
-
         self._backward = layerport.layers.autograd.WrittenBackward(self, function)
         return function
 
@@ -184,7 +183,6 @@ class Layer:
         values: every `Param` (any framework type) and every attribute without default, by name.
         Raises UsageError that lists all faults, each with its path.
         """
-
         parameters, steps = layerport.parameters.conversion.convert_arguments(self.signature, values, path=self.name)
         return BoundLayer(self, parameters, {name: values.get(name) for name in parameters}, tuple(steps))
 
@@ -193,7 +191,6 @@ class Layer:
 
         values: as in `bind`.  A tensor that is in standard form already is shared, not copied.
         """
-
         return layerport.layers.module.LayerModule(self.bind(**values))
 
 

@@ -25,5 +25,4 @@ class CorePlugin:
     @hookimpl
     def layerport_create_plugin(self, layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:
         """The plugin made from the layer's kernels."""
-
         return plugin_from_kernels(layer, bound, target)

@@ -382,7 +382,6 @@ def _without_twin(pack: Pack, others: Sequence[Pack]) -> Pack:
 
 def _core_pack() -> Pack:
     """The core's own answers: an ordinary plugin, and the last one to be asked."""
-
     info = PackInfo(CORE_NAME, CORE_NAME, __version__, "layerport.packs.core_plugin:CorePlugin")
     pack = load_pack(info, plugin=core_plugin.CorePlugin())
     if pack.failure is not None:

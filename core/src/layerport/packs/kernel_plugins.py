@@ -56,7 +56,6 @@ def choose_kernels(bound: BoundLayer, target: Target) -> Choice:
 
     One after the first that takes every shape is there only where the target's build may measure it as the faster one.
     """
-
     layer = bound.layer
     tensors = tensor_arguments(bound)
     present = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
@@ -116,7 +115,6 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
 
     Raises PackError for a launch rule and BuildError for a kernel that is at fault.
     """
-
     assert bound.place is not None
     choice = choose_kernels(bound, target)
     if not choice.kernels:

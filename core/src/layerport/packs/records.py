@@ -67,25 +67,21 @@ def is_rewrite(value: object) -> TypeGuard[Rewrite]:
 
 def is_layer(value: object) -> TypeGuard[Layer]:
     """Whether `value` is a layer."""
-
     return type(value) is Layer
 
 
 def is_bound_layer(value: object) -> TypeGuard[BoundLayer]:
     """Whether `value` is what `layer.bind(...)` returns."""
-
     return type(value) is BoundLayer
 
 
 def is_parameters(value: object) -> TypeGuard[Parameters]:
     """Whether `value` is a set of parameters in the standard form."""
-
     return type(value) is layerport.parameters.standard_form.Parameters
 
 
 def is_plugin_spec(value: object) -> TypeGuard[PluginSpec]:
     """Whether `value` describes a plugin."""
-
     return type(value) is PluginSpec
 
 

@@ -42,7 +42,6 @@ class _Running:
 
 def judge(info: PackInfo) -> dict[str, Any]:
     """Load a pack in this process: what `trials` wants to know of it."""
-
     pack = load_pack(info)
     if pack.failure is not None:
         return {"failure": pack.failure, "warnings": pack.warnings}

@@ -316,7 +316,6 @@ def to_plain(value: Any, type_name: str = "") -> Attribute:
     type_name: the attribute's type, which tells a list of one from a scalar where the value itself cannot.
     Raises UsageError whose fault describes the value.
     """
-
     return layerport.parameters.frameworks.python.to_plain(value, type_name)
 
 

@@ -184,7 +184,6 @@ class Signature:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
         """The signature of a reference, from its annotations.  Raises UsageError with all faults at once."""
-
         return layerport.parameters.annotations.read_signature(function)
 
 

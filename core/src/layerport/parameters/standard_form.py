@@ -146,7 +146,6 @@ class Parameters(Mapping[str, Array]):
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; the same content gives the same bytes."""
-
         layerport.parameters.safetensors.write_file(path, self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
@@ -155,7 +154,6 @@ class Parameters(Mapping[str, Array]):
 
         Raises UsageError for a file that is not sound.
         """
-
         return cls._from_file(*layerport.parameters.safetensors.read_file(path), str(path))
 
     def to_bytes(self) -> bytes:
@@ -164,7 +162,6 @@ class Parameters(Mapping[str, Array]):
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """What `save` writes, piece by piece: the memory of the arrays as it is."""
-
         return layerport.parameters.safetensors.write(self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
@@ -173,7 +170,6 @@ class Parameters(Mapping[str, Array]):
 
         where: what an error calls it.
         """
-
         return cls._from_file(*layerport.parameters.safetensors.read(data, where), where)
 
     def _metadata(self) -> str:

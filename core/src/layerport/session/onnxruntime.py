@@ -50,7 +50,6 @@ def open_session(model: Path, *, exact: bool = False) -> tuple[Any, str | None]:
 
 def open_twin(model: Path, *, exact: bool = False) -> tuple[Any, str] | None:
     """A session of the float32 twin of a bfloat16 model, and what it does not show; None where there is none."""
-
     with tempfile.TemporaryDirectory() as folder:
         try:
             twin = layerport.session.onnx_widening.write_widened(model, Path(folder))

@@ -37,7 +37,6 @@ class PortableRunner:
 
     def read(self, name: str, value: Any) -> np.ndarray[Any, Any]:
         """A value of any framework as a NumPy array."""
-
         return layerport.parameters.conversion.to_standard(value, path=name).array
 
     def faults(self, tensors: Mapping[str, Any]) -> list[str]:
@@ -46,7 +45,6 @@ class PortableRunner:
 
     def run(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name."""
-
         try:
             outputs = layerport.session.onnxruntime.run_session(self._session, tensors, self._bundle.outputs)
         except UsageError:

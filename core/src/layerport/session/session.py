@@ -163,7 +163,6 @@ class Session:
 
 def _runner(bundle: Bundle, device: str, cuda_graph: bool, contexts: int, exact: bool) -> Runner:
     """What runs the bundle here."""
-
     if device == "cpu":
         return PortableRunner(bundle, "device cpu was asked for", exact=exact)
     numbered = _NUMBERED.fullmatch(device)

@@ -296,7 +296,6 @@ def as_expr(value: ExprLike) -> Expr:
 
 def parse(text: str) -> Expr:
     """The expression of a text, the inverse of `str`; UsageError says where the text is wrong."""
-
     return layerport.sizes.text.parse(text)
 
 

@@ -41,7 +41,6 @@ def output_arrays(
 
 def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> Derivation | None:
     """The output rules where a size depends on data, which shows in a kernel that takes more than the outputs."""
-
     known = {argument.name for argument in layer.signature.arguments}
     outputs = len(layer.signature.output_names)
     if not any(

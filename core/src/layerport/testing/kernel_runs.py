@@ -191,7 +191,6 @@ def _converted(
 
 def _packs_of(layer: Layer, pack: object) -> Packs | None:
     """Packs among which one provides this very layer; None where nobody does, so that nothing is converted."""
-
     if pack is not None:
         return load(pack)
     home = sys.modules.get(layer.reference.__module__)
