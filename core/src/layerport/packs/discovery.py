@@ -46,6 +46,11 @@ class PackInfo(NamedTuple):
             return f"{self.name} ({self.entry_point_value})"
         return f"{self.name} ({self.distribution} {self.version})"
 
+    @property
+    def package(self) -> str:
+        """The top-level package, or the module, of its entry point."""
+        return self.entry_point_value.partition(":")[0].partition(".")[0].strip()
+
 
 def discover(*, environ: Mapping[str, str] | None = None) -> tuple[PackInfo, ...]:
     """Every pack that is installed, sorted by name, with its metadata's faults; imports no pack.

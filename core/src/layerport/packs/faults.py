@@ -49,12 +49,11 @@ def missing_line(pack: Pack) -> str:
 
 def may_provide(info: PackInfo, identity: str) -> bool:
     """Whether a pack that cannot be asked has a layer: its code defined it, or it is called like the namespace."""
-    module = info.entry_point_value.partition(":")[0].partition(".")[0].strip()
     operators = sys.modules.get("layerport.layers.operator")
     layer = operators.registered_layer(identity) if operators is not None else None
-    if layer is not None and layer.reference.__module__.partition(".")[0] == module:
+    if layer is not None and layer.reference.__module__.partition(".")[0] == info.package:
         return True
-    names = (info.name, info.distribution or "", module)
+    names = (info.name, info.distribution or "", info.package)
     return canonical(identity.partition("::")[0]) in {canonical(name) for name in names}
 
 
@@ -86,7 +85,7 @@ def _places(pack: Pack) -> list[str]:
     """The files and folders of a pack's code."""
     if pack.info.distribution is None:
         return [pack.info.entry_point_value]
-    module = sys.modules.get(pack.info.entry_point_value.partition(":")[0].partition(".")[0].strip())
+    module = sys.modules.get(pack.info.package)
     folders = [str(place) for place in getattr(module, "__path__", ())]
     file = getattr(module, "__file__", None)
     return folders or ([str(Path(file))] if file else [])

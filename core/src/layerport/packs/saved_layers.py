@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import layerport.layers
 from layerport.errors import UsageError
-from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, discover
+from layerport.packs.discovery import PackInfo, discover
+from layerport.packs.faults import missing_line
 from layerport.packs.loading import load_pack
 from layerport.packs.metadata import canonical
 from layerport.system.python_files import import_file, is_file_module
@@ -29,7 +30,7 @@ def reduce_layer(layer: Layer) -> tuple[Callable[..., Layer], tuple[Any, ...]]:
     module = layer.__module__
     package = module.partition(".")[0]
     for info in discover():
-        if info.entry_point_value.partition(":")[0].partition(".")[0].strip() == package:
+        if info.package == package:
             return installed_layer, (layer.name, layer.version, info.distribution, info.version)
     file = os.path.abspath(inspect.unwrap(layer.reference).__code__.co_filename)
     return local_layer, (layer.name, layer.version, module, file)
@@ -87,10 +88,8 @@ def _registered(name: str) -> Layer | None:
 
 def _load(info: PackInfo) -> str | None:
     """Import a pack; why it cannot be had."""
-    if info.disabled:
-        return f"pack {info.label} is disabled by {DISABLE_VARIABLE}"
-    failure = load_pack(info).failure
-    return None if failure is None else f"pack {info.label} is not loaded: {failure}"
+    pack = load_pack(info)
+    return None if pack.status == "loaded" else missing_line(pack)
 
 
 def _of_version(layer: Layer, version: int, source: str, repair: str) -> Layer:
