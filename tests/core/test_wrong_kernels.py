@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from torch import Tensor
 
 import layerport as lp
+from layerport.harness import compiler
 from layerport.testing import run_kernel
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
@@ -462,6 +464,21 @@ def test_the_fault_is_named(name: str) -> None:
     with pytest.raises(lp.LayerportError) as caught:
         run_kernel(layer, values(one.count), **one.options)
     assert one.said in str(caught.value)
+
+
+def test_a_program_that_another_copy_of_layerport_left_in_the_cache_names_the_same_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path / "cache"))
+    other = shutil.copytree(compiler._HARNESS, tmp_path / "other" / "cuda_host")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(compiler, "_HARNESS", other)
+        compiler._runtime.cache_clear()
+        test_the_fault_is_named("a copy of bytes past the end")
+    kept = {path.name for path in (tmp_path / "cache" / "host").iterdir()}
+    compiler._runtime.cache_clear()
+    test_the_fault_is_named("a copy of bytes past the end")
+    assert {path.name for path in (tmp_path / "cache" / "host").iterdir()} == kept
 
 
 @pytest.mark.parametrize("name", BY_NAME)

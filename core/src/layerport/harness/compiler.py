@@ -25,6 +25,8 @@ from layerport.system import processes
 from layerport.system.trust import own_temporary_folder
 
 _HARNESS = Path(__file__).with_name("cuda_host")
+# Programs are cached, so their line tables name headers that are not the author's without where these lie here.
+_NOT_THE_AUTHORS = "/layerport"
 # Kernels pun types through pointers, which the device compilers allow.
 _FLAGS = (
     "-O1",
@@ -94,7 +96,7 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
     headers = local_headers(text, folder, include)
     key = cache_key(
         {
-            "format": 3,
+            "format": 4,
             "program": program,
             "flags": flags,
             "headers": headers,
@@ -167,7 +169,7 @@ def _tools() -> tuple[str, ...]:
 def _runtime(sanitize: bool) -> bytes:
     """The object code of the runtime, which is the same for every kernel."""
     flags = (*_FLAGS, "-O2", *(_SANITIZER_FLAGS if sanitize else ()), "-std=gnu++17")
-    key = cache_key({"format": 1, "runtime": flags, "tools": _tools()})
+    key = cache_key({"format": 2, "runtime": flags, "tools": _tools()})
     store = default_cache("host")
     if (found := store.get(key)) is not None:
         return found[1]
@@ -189,11 +191,15 @@ def _runtime(sanitize: bool) -> bytes:
 
 def source_line(program: Path, address: int) -> str | None:
     """`file:line` of an address of a program, measured from the program's anchor; None where no source is known."""
-    return host_symbols.source_line(program, address, (_HARNESS, *toolchain().include), _environment())
+    return host_symbols.source_line(program, address, _NOT_THE_AUTHORS, _environment())
 
 
 def _folders(include: tuple[str, ...]) -> list[str]:
-    return [f"-I{path}" for path in (_HARNESS, _HARNESS / "unsupported", *include, *toolchain().include)]
+    cuda = toolchain().include
+    return [
+        *(f"-I{path}" for path in (_HARNESS, _HARNESS / "unsupported", *include, *cuda)),
+        *(f"-ffile-prefix-map={path}={_NOT_THE_AUTHORS}" for path in (_HARNESS, *cuda)),
+    ]
 
 
 def _call_compiler(arguments: list[str], label: str, folder: Path) -> subprocess.CompletedProcess[str]:

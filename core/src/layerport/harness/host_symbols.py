@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from layerport.errors import UsageError
@@ -66,14 +66,13 @@ def shared_variables(
     )
 
 
-def source_line(
-    binary: Path, address: int, foreign: Sequence[str | Path], environment: Mapping[str, str]
-) -> str | None:
+def source_line(binary: Path, address: int, foreign: str, environment: Mapping[str, str]) -> str | None:
     """`file:line` of an address in the author's source; None where it is in none.
 
-    foreign: folders of headers that are not the author's.  A call that the compiler took in is followed outwards.
+    foreign: how names of headers that are not the author's begin.  A call that the compiler took in is followed
+    outwards.
     """
-    passed = ("/usr/", "??", *(os.path.normpath(folder) for folder in foreign))
+    passed = ("/usr/", "??", foreign)
     try:
         lines = _read("addr2line", "-i", "-e", str(binary), hex(address), environment=environment)
     except (UsageError, subprocess.CalledProcessError):  # the fault itself is what has to be told
