@@ -140,3 +140,9 @@ def test_the_journeys_name_what_is_there() -> None:
         text = modules()[module].read_text()
         for name in filter(None, (kind, member, last)):
             assert re.search(rf"^\s*(?:class|def) {name}\b", text, re.M), f"{path}: {name}"
+
+
+def test_tests_lie_in_folders_named_as_the_rooms() -> None:
+    rooms = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    folders = {path.parent.name for path in (ROOT / "tests" / "core").glob("*/test_*.py")}
+    assert folders == {room for room in rooms if any((SOURCE / room).glob("[!_]*.py"))}

@@ -175,7 +175,7 @@ def class_faults(one: foreign_names.Derived, described: Any) -> list[str]:
 
 PLUGIN = """
 import sys
-from test_plugin_spec import spec
+from plugin_specs import spec
 from layerport.engine import flavours, plugin
 from layerport.engine.plan_fields import read_field
 trt = flavours.load(sys.argv[1])

@@ -10,12 +10,12 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from test_plugin_spec import FIRST, IMAGES, SECOND, spec
 
 from layerport.bundle.plugin_spec import PluginSet, dump, to_bytes
 from layerport.engine import plan_fields
 from layerport.engine.plan_fields import MAGIC, Search, read_field, read_plan, write_field
 from layerport.errors import BuildError
+from plugin_specs import FIRST, IMAGES, SECOND, spec
 
 WHOLE = write_field(spec(), IMAGES)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_plugin_spec import N, spec
 
 from layerport.engine.runner import KernelRunner, environment, fitting_architecture
 from layerport.errors import BuildError, UsageError
+from plugin_specs import N, spec
 
 
 class Recorder:

@@ -67,7 +67,7 @@ def test_the_environment_is_the_users_again(tmp_path: Path, places: dict[str, st
 
 
 def test_it_is_imported_in_one_place() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     found = [
         path.name
         for source in ("core/src", "builtin_layers/src")

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_plugin_spec import FIRST, IMAGES, spec
 from test_runner import Recorder
 
 from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import plugin as plugins
 from layerport.engine.plan_fields import read_field
 from layerport.errors import BuildError
+from plugin_specs import FIRST, IMAGES, spec
 
 Type = enum.Enum("Type", "FLOAT HALF BF16 INT64 INT32 INT8 BOOL CHAR")
 Format = enum.Enum("Format", "LINEAR CHW32")

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_plugin_spec import FIRST, IMAGES, SECOND, spec
 
 import layerport as lp
 from gpu_doubles import FakeEngine, HostDriver, tensorrt_double
@@ -18,6 +17,7 @@ from layerport.engine import flavours, images, plugin, runner
 from layerport.engine.plan_fields import read_field, write_field
 from layerport.errors import BuildError
 from plan_reading import fields_in
+from plugin_specs import FIRST, IMAGES, SECOND, spec
 from small_models import sample
 from small_setup import Built
 

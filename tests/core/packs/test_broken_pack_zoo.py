@@ -21,7 +21,7 @@ GOOD = BrokenPack("zoo_good", PLAIN, "NAMESPACE::plain", status="loaded")
 DEADLY = ",".join(pack.name for pack in PACKS if pack.ends)
 SECONDS = 6
 MEMORY = 1 << 30
-BUILDS = Path(__file__).parents[1] / "packs/zoo_builds.py"
+BUILDS = Path(__file__).parents[2] / "packs/zoo_builds.py"
 BUILT = [pack for pack in PACKS if not pack.ends and not pack.in_the_way]
 names = [pack.name for pack in PACKS]
 

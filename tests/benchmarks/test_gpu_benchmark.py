@@ -1,6 +1,6 @@
 """The logic of `benchmarks/gpu`, without a GPU: what it gathers, what it catches, what it prints.
 
-The kernels run on the CPU behind the stand-ins of `test_torch_cuda`, whose launches compute (by the host harness) or do
+The kernels run on the CPU behind the stand-ins of `host_cuda`, whose launches compute (by the host harness) or do
 nothing; `Nothing` stands in for a whole GPU that computes nothing.  No figure of a GPU comes out of this.
 """
 
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_torch_cuda import HostCuda, cuda, scaled  # noqa: F401
 
 import layerport as lp
 from gpu_doubles import FakeEngine, HostDriver, tensorrt_double
+from host_cuda import HostCuda, cuda_fixture, scaled  # noqa: F401
 from launch_doubles import SilentDriver
 from layerport.bundle.bundle import Bundle
 from layerport.engine import flavours
@@ -130,7 +130,7 @@ def test_a_layer_without_a_case_is_named(gpu: Any) -> None:
 
 def test_a_right_kernel_is_right_in_each_variant(
     gpu: Any,
-    cuda: HostCuda,  # noqa: F811
+    cuda: HostCuda,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = records(gpu, cuda, scaled("right"), monkeypatch)
@@ -139,7 +139,7 @@ def test_a_right_kernel_is_right_in_each_variant(
     assert {one["case"] for one in found} == {"right-a_tail-float32"}  # no kernel takes the others
 
 
-def test_a_wrong_kernel_is_caught(gpu: Any, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_wrong_kernel_is_caught(gpu: Any, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = scaled("wrong")
 
     @layer.kernel(
@@ -181,7 +181,7 @@ def large_case(layer: lp.Layer) -> LayerCase:
 
 def test_the_control_passes_where_something_computes(
     gpu: Any,
-    cuda: HostCuda,  # noqa: F811
+    cuda: HostCuda,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = computing(gpu, cuda, monkeypatch)
@@ -263,7 +263,7 @@ def test_a_cache_is_prepared_without_a_gpu(
 
 def test_a_prepared_cache_frees_the_other_machine_of_compilers(
     gpu: Any,
-    cuda: HostCuda,  # noqa: F811
+    cuda: HostCuda,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -358,7 +358,7 @@ def test_a_machine_without_nvidia_smi(gpu: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_step_that_raises_ends_nothing_else(
     gpu: Any,
-    cuda: HostCuda,  # noqa: F811
+    cuda: HostCuda,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -480,7 +480,7 @@ def probed(gpu: Any, place: Any, *layers: lp.Layer, **options: Any) -> dict[str,
 
 def test_a_probe_shows_each_layer_once_and_its_control(
     gpu: Any,
-    cuda: HostCuda,  # noqa: F811
+    cuda: HostCuda,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer = scaled("probed")
@@ -503,7 +503,7 @@ def test_a_probe_fails_where_nothing_computes(gpu: Any) -> None:
     assert gpu.run.failed({**result(gpu, None), "layers": {}, "probe": found})
 
 
-def test_a_probe_ends_in_time(gpu: Any, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_probe_ends_in_time(gpu: Any, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 100_000, 50))
     place = computing(gpu, cuda, monkeypatch)
     found = probed(gpu, place, scaled("first"), scaled("second"), clock=lambda: float(next(ticks)))
@@ -514,7 +514,7 @@ def test_a_probe_ends_in_time(gpu: Any, cuda: HostCuda, monkeypatch: pytest.Monk
 
 def test_a_layer_that_raises_does_not_end_a_probe(
     gpu: Any,
-    cuda: HostCuda,  # noqa: F811
+    cuda: HostCuda,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken, whole = case_of(scaled("cannot")), case_of(scaled("can"))

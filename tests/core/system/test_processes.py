@@ -153,7 +153,9 @@ CudaJob(rule, rule.resolve({}), "forward", 0, "endless", 60.0, program=made).run
 def test_what_layerport_starts_ends_when_it_is_killed(name: str, tmp_path: Path) -> None:
     part, code = WORK[name]
     mark = new_mark()
-    process = owner(mark, f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n{code}", tmp_path)
+    process = owner(
+        mark, f"import sys; sys.path.append({str(Path(__file__).parents[1] / 'kernels')!r})\n{code}", tmp_path
+    )
     wait_for(mark, part)
     time.sleep(0.2)
     kill(process)

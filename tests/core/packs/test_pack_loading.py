@@ -192,14 +192,14 @@ def test_a_broken_pack_says_why_and_stops_nobody_else(site: Site, case: str) -> 
 
 
 def test_one_layer_instead_of_a_tuple_is_told_to_write_a_tuple(site: Site) -> None:
-    site.install((Path(__file__).parents[1] / "packs/good.py").read_text().replace("(swish, double)", "swish"))
+    site.install((Path(__file__).parents[2] / "packs/good.py").read_text().replace("(swish, double)", "swish"))
     (failed,) = load(environ={}).failed
     assert failed.failure == "layerport_layers returned one layer, expected a tuple of layers"
     assert "return (swish,)" in str(failed.error)
 
 
 def test_a_layer_returned_twice_is_a_fault(site: Site) -> None:
-    text = (Path(__file__).parents[1] / "packs/good.py").read_text()
+    text = (Path(__file__).parents[2] / "packs/good.py").read_text()
     namespace = site.install(text.replace("(swish, double)", "(double, double)"))
     (failed,) = load(environ={}).failed
     assert failed.failure == f"layerport_layers returned {namespace}::double more than once"

@@ -289,7 +289,7 @@ def test_an_unknown_hook_cannot_be_called(site: Site) -> None:
 
 def test_a_file_is_a_pack_and_is_imported_once(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "loose.py"
-    file.write_text((Path(__file__).parents[1] / "packs/good.py").read_text().replace("NAMESPACE", "loose_file"))
+    file.write_text((Path(__file__).parents[2] / "packs/good.py").read_text().replace("NAMESPACE", "loose_file"))
     packs = load(str(file), environ={})
     assert packs.owner("loose_file::double").info.label == f"loose ({file})"
     assert load(file, environ={}).layers == packs.layers

@@ -20,7 +20,7 @@ from layerport.bundle.bundle import Bundle
 from layerport.errors import BuildError, UsageError
 from layerport.system.python_files import import_file
 
-BRANCHING = str(Path(__file__).parent.parent / "packs" / "branching.py")
+BRANCHING = str(Path(__file__).parents[2] / "packs" / "branching.py")
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from layerport.checks.verification import verify
 from layerport.commands.reports import inspect_bundle
 from layerport.engine.plan_fields import MAGIC, Search, read_plan
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 BUNDLES = sorted((TESTS / "formats").glob("bundle_*"))
 PAGE = TESTS.parent / "docs" / "formats.md"
 

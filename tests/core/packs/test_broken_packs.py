@@ -100,7 +100,7 @@ def test_a_pack_that_fails_is_left_out_of_a_build_that_does_not_need_it(site: Si
 def test_the_other_packs_are_asked_all_the_same(site: Site, tmp_path: Path) -> None:
     site.install("temper", name="a")
     good = site.install(
-        (Path(__file__).parents[1] / "packs/temper.py").read_text().replace("module.deed", "''"), name="b"
+        (Path(__file__).parents[2] / "packs/temper.py").read_text().replace("module.deed", "''"), name="b"
     )
     report = build(tmp_path, Net("", "raise"))
     assert [claim["layers"] for claim in report.claims] == [[f"{good}::plain"]] * 2

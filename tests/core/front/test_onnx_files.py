@@ -20,7 +20,7 @@ from layerport.front import onnx_files
 from layerport.packs.host import Packs
 from small_bundles import external, place
 
-BRANCHING = str(Path(__file__).parent.parent / "packs" / "branching.py")
+BRANCHING = str(Path(__file__).parents[2] / "packs" / "branching.py")
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])

@@ -21,7 +21,7 @@ import torch
 import layerport
 
 SOURCE = Path(layerport.__file__).parent
-FILES = [*sorted(SOURCE.rglob("*.py")), *sorted((Path(__file__).parents[2] / "benchmarks" / "gpu").glob("*.py"))]
+FILES = [*sorted(SOURCE.rglob("*.py")), *sorted((Path(__file__).parents[3] / "benchmarks" / "gpu").glob("*.py"))]
 NAME = re.compile(r"cu[A-Z]\w+")
 # Where names stand: the expression before the dot, and the module.
 OWNERS = {

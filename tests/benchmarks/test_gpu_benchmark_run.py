@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 from test_gpu_benchmark import FOLDER, large_case
-from test_torch_cuda import HostCuda, cuda, scaled  # noqa: F401
 from torch.overrides import TorchFunctionMode
 
+from host_cuda import HostCuda, cuda_fixture, scaled  # noqa: F401
 from host_driver import HostLaunchDriver
 
 
@@ -78,7 +78,7 @@ class Driver(HostLaunchDriver):
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch, cuda: HostCuda) -> Iterator[HostCuda]:  # noqa: F811
+def stand_in(monkeypatch: pytest.MonkeyPatch, cuda: HostCuda) -> Iterator[HostCuda]:
     """`torch.cuda` and the rest of a CUDA build, as far as the benchmark uses them."""
     import torch._dynamo  # what it takes from torch.cuda must be the real thing
 

@@ -1,0 +1,38 @@
+"""A plugin spec with each kind of field, for tests of who writes, reads and runs one."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from layerport.bundle.plugin_spec import KernelCode, OutputSlot, PluginSpec, SizeSlot, Slot
+from layerport.dtypes import DType
+from layerport.kernels.launch_rules import LaunchRule, PointerArg, ScalarArg
+from layerport.sizes.expressions import Const, Symbol, cdiv
+
+IMAGES = {hashlib.sha256(data).hexdigest(): data for data in (b"\x7fELF first", b"\x7fELF second")}
+FIRST, SECOND = IMAGES
+N = Symbol("x.0") * Symbol("x.1")
+RULE = LaunchRule(
+    (cdiv(N, 256), Const(1), Const(1)),
+    (Const(256), Const(1), Const(1)),
+    Const(0),
+    (PointerArg("x"), PointerArg(None), ScalarArg("int", N), ScalarArg("float", 0.5), ScalarArg("bool", True)),
+)
+
+
+def spec(**changes: Any) -> PluginSpec:
+    values: dict[str, Any] = {
+        "layer": "pack::layer",
+        "version": 2,
+        "inputs": (Slot("x", DType.FLOAT16, 2), Slot("w", DType.BFLOAT16, 1, True)),
+        "outputs": (OutputSlot("y", DType.FLOAT32, (Symbol("x.0"), Symbol("x.1") // 2)),),
+        "sizes": (SizeSlot("u0", N),),
+        "attributes": {"eps": 1e-6, "mode": "add", "axes": [1, 2], "on": True, "none": None},
+        "kernels": (
+            KernelCode("fast", "_Z4fastv", RULE, {"sm_89": FIRST, "sm_120": SECOND}, N >= 1),
+            KernelCode("slow", "slow", RULE, {"sm_89": FIRST}),
+        ),
+        "images": IMAGES,
+    }
+    return PluginSpec(**{**values, **changes})
