@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from layerport.bundle.plugin_spec import KernelCode, OutputSlot, PluginSpec, SizeSlot, Slot
+from layerport.bundle.plugin_spec import KernelCode, PluginSpec
 from layerport.dtypes import DType
 from layerport.kernels.launch_rules import LaunchRule, PointerArg, ScalarArg
 from layerport.sizes.expressions import Const, Symbol, cdiv
+from layerport.sizes.output_rules import SizeSymbol
+from layerport.sizes.tensors import TensorType
 
 IMAGES = {hashlib.sha256(data).hexdigest(): data for data in (b"\x7fELF first", b"\x7fELF second")}
 FIRST, SECOND = IMAGES
@@ -25,9 +27,10 @@ def spec(**changes: Any) -> PluginSpec:
     values: dict[str, Any] = {
         "layer": "pack::layer",
         "version": 2,
-        "inputs": (Slot("x", DType.FLOAT16, 2), Slot("w", DType.BFLOAT16, 1, True)),
-        "outputs": (OutputSlot("y", DType.FLOAT32, (Symbol("x.0"), Symbol("x.1") // 2)),),
-        "sizes": (SizeSlot("u0", N),),
+        "inputs": (TensorType.symbolic("x", DType.FLOAT16, 2), TensorType.symbolic("w", DType.BFLOAT16, 1)),
+        "outputs": (TensorType("y", DType.FLOAT32, (Symbol("x.0"), Symbol("x.1") // 2)),),
+        "parameters": frozenset({"w"}),
+        "sizes": (SizeSymbol("u0", N),),
         "attributes": {"eps": 1e-6, "mode": "add", "axes": [1, 2], "on": True, "none": None},
         "kernels": (
             KernelCode("fast", "_Z4fastv", RULE, {"sm_89": FIRST, "sm_120": SECOND}, N >= 1),

@@ -14,9 +14,10 @@ from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError
 from layerport.kernels.cache import KernelCache
 from layerport.kernels.compilation import BuiltKernel, Compilation, build_kernels
-from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.declaration import Kernel
 from layerport.parameters.signature import Signature
 from layerport.sizes.expressions import Symbol
+from layerport.sizes.tensors import TensorType
 from small_setup import TESTS
 
 PACK = TESTS / "packs" / "triton_pack.py"
@@ -41,22 +42,22 @@ def kernel(
     """A kernel of one input and one output."""
     options.setdefault("constexprs", {"BLOCK": BLOCK})
 
-    def usual(x: TensorArg, y: TensorArg) -> lp.Launch:
+    def usual(x: TensorType, y: TensorType) -> lp.Launch:
         return lp.Launch(grid=lp.cdiv(x.numel(), BLOCK), args=(x, y, x.numel()))
 
     return Kernel(name, lp.triton(f"{file}:{name}", **options), ("float32",), launch or usual)
 
 
-def tensors(*shape: Any, dtype: DType = DType.FLOAT32) -> dict[str, TensorArg | None]:
+def tensors(*shape: Any, dtype: DType = DType.FLOAT32) -> dict[str, TensorType | None]:
     known = tuple(Symbol(size) if isinstance(size, str) else size for size in shape or (1000,))
-    return {"x": TensorArg("x", dtype, known), "output": TensorArg("output", dtype, known)}
+    return {"x": TensorType("x", dtype, known), "output": TensorType("output", dtype, known)}
 
 
 def build(
     made: Kernel,
     store: KernelCache,
     *architectures: str,
-    of: Mapping[str, TensorArg | None] | None = None,
+    of: Mapping[str, TensorType | None] | None = None,
     signature: Signature = SIGNATURE,
     attributes: Mapping[str, Any] | None = None,
 ) -> tuple[BuiltKernel, ...]:
@@ -85,7 +86,9 @@ def many(x: Tensor, bias: Tensor | None, flag: bool = True, factor: float = 2.0,
 MANY = Signature.of(many)
 
 
-def launch_many(x: TensorArg, bias: TensorArg | None, y: TensorArg, flag: bool, factor: float, wide: int) -> lp.Launch:
+def launch_many(
+    x: TensorType, bias: TensorType | None, y: TensorType, flag: bool, factor: float, wide: int
+) -> lp.Launch:
     return lp.Launch(grid=lp.cdiv(x.numel(), 64), args=(x, bias, y, x.numel(), wide, flag, factor))
 
 
@@ -95,7 +98,7 @@ def shift_kernel() -> Kernel:
 
 
 def passing(*args: Any) -> Callable[..., lp.Launch]:
-    def launch(x: TensorArg, y: TensorArg) -> lp.Launch:
+    def launch(x: TensorType, y: TensorType) -> lp.Launch:
         objects = {"x": x, "y": y}
         return lp.Launch(grid=1, args=tuple(objects.get(arg, arg) if isinstance(arg, str) else arg for arg in args))
 

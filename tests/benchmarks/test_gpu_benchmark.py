@@ -560,7 +560,7 @@ def test_the_engine_of_a_probe(
 
     def open_session(path: Path, **options: Any) -> Any:
         bundle = Bundle.open(path)
-        shapes = {port.name: port.shape({}) for port in bundle.inputs}
+        shapes = {port.name: port.resolve({}) for port in bundle.inputs}
         kinds = [{port.name: np.dtype(port.dtype) for port in ports} for ports in (bundle.inputs, bundle.outputs)]
         (output,) = bundle.outputs
 
@@ -576,7 +576,7 @@ def test_the_engine_of_a_probe(
                 outputs=kinds[1],
                 profiles=[{name: [shape] * 3 for name, shape in shapes.items()}],
                 compute=compute,
-                shapes=lambda _: {output.name: output.shape({})},
+                shapes=lambda _: {output.name: output.resolve({})},
             ),
             own_graphs=own_graphs,
         )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.dtypes import DType
-from layerport.kernels.declaration import TensorArg
-from layerport.layers.derivation import TensorShape, derive
+from layerport.layers.derivation import derive
+from layerport.sizes.dims import port
+from layerport.sizes.tensors import TensorType
 from layerport.testing import Case, LayerCase, check_backward, kernel_for, run_kernel
 from layerport_builtin_layers.rms_norm import reference, rms_norm
 from layerport_builtin_layers.rms_norm.case import CASE as RMS_NORM
@@ -156,7 +156,7 @@ def test_rms_norm_blocks_go_on_to_further_rows(entry: str, width: int) -> None:
     layer = lp.layer(f"builtin_tests::few_blocks_{width}")(few_blocks)
 
     @layer.kernel(lp.cuda(str(Path(reference.__file__).with_name("kernel.cu")), entry), dtypes=("float32",))
-    def launch(x: TensorArg, weight: TensorArg, y: TensorArg, eps: float) -> lp.Launch:
+    def launch(x: TensorType, weight: TensorType, y: TensorType, eps: float) -> lp.Launch:
         block = (8, 32) if width == 64 else 160
         return lp.Launch(grid=2, block=block, args=(x, weight, y, x.shape[0], x.shape[1], eps))
 
@@ -240,13 +240,13 @@ def test_silu_mul_refuses_two_dtypes() -> None:
 
 def test_output_rules_follow_from_anonymous_dims() -> None:
     """Also where nothing says beforehand that gate and up have the same dims."""
-    free = TensorShape(DType.BFLOAT16, (None, None, None))
-    derivation = derive(silu_mul.reference, {"gate": free, "up": free}, {}, layer=silu_mul.name)
-    assert [str(rule) for rule in derivation.outputs] == ["bfloat16[gate.0, gate.1, gate.2]"]
+    free = {name: port(name, "bfloat16", (None, None, None)) for name in ("gate", "up")}
+    derivation = derive(silu_mul.reference, free, {}, layer=silu_mul.name)
+    assert [rule.form for rule in derivation.outputs] == ["bfloat16[gate.0, gate.1, gate.2]"]
     assert derivation.fixed == {}
-    tensors = {"x": TensorShape(DType.FLOAT16, (None, None, 64)), "weight": TensorShape(DType.FLOAT16, (64,))}
+    tensors = {"x": port("x", "float16", (None, None, 64)), "weight": port("weight", "float16", (64,))}
     derivation = derive(rms_norm.reference, tensors, {"eps": 1e-6}, layer=rms_norm.name)
-    assert [str(rule) for rule in derivation.outputs] == ["float16[x.0, x.1, 64]"]
+    assert [rule.form for rule in derivation.outputs] == ["float16[x.0, x.1, 64]"]
     assert (derivation.fixed, derivation.constraints) == ({}, ())
 
 

@@ -98,7 +98,7 @@ def test_an_output_size_that_depends_on_the_data(tmp_path: Path, small: ModuleTy
     assert report.verification is not None and report.verification.passed
     (spec,) = from_bytes((tmp_path / "a.lp" / "plugins.safetensors").read_bytes()).specs.values()
     assert [str(dim) for dim in spec.outputs[0].dims] == ["u0", "2"]
-    assert [(size.name, str(size.bound)) for size in spec.sizes] == [("u0", f"{WIDTH}*x.0")]
+    assert [(size.name, str(size.upper_bound)) for size in spec.sizes] == [("u0", f"{WIDTH}*x.0")]
     with lp.load(tmp_path / "a.lp") as session:
         for rows in (1, 6):
             x = sample(rows, seed=rows)

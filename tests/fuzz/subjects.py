@@ -129,7 +129,7 @@ def _read_specs(data: bytes) -> None:
         key: dump(spec.to_json()) for key, spec in plugins.specs.items()
     }
     for spec in plugins.specs.values():
-        sizes = {f"{slot.name}.{axis}": 3 for slot in spec.inputs for axis in range(min(slot.rank, 8))}
+        sizes = {f"{slot.name}.{axis}": 3 for slot in spec.inputs for axis in range(min(slot.ndim, 8))}
         for output in spec.outputs:
             for dim in output.dims:
                 _evaluate(dim, sizes)

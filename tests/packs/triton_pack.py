@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.kernels.declaration import TensorArg
+from layerport.sizes.tensors import TensorType
 
 
 @lp.layer("triton_tests::rms_norm")
@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: lp.Param, eps: float = 1e-6) -> Tensor:
     dtypes=("float32", "float16", "bfloat16"),
     name="rows",
 )
-def launch(x: TensorArg, weight: TensorArg, y: TensorArg, eps: float) -> lp.Launch:
+def launch(x: TensorType, weight: TensorType, y: TensorType, eps: float) -> lp.Launch:
     columns = weight.shape[0]
     return lp.Launch(grid=x.numel() // columns, args=(x, weight, y, columns, eps))
 

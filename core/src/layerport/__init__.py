@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from layerport.parameters.signature import Param
     from layerport.parameters.standard_form import Parameters
     from layerport.session.session import Session, load
-    from layerport.sizes.expressions import cdiv, maximum, minimum, next_power_of_2, where
+    from layerport.sizes.expressions import Expr, cdiv, maximum, minimum, next_power_of_2, where
     from layerport.sizes.output_rules import SizeSymbol
+    from layerport.sizes.tensors import TensorType
     from layerport.targets import Target
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "BuildReport": "building",
     "Bundle": "bundle.bundle",
     "Dispatch": "layers.dispatch",
+    "Expr": "sizes.expressions",
     "Launch": "kernels.declaration",
     "Layer": "layers.layer",
     "LayerportError": "errors",
@@ -44,6 +46,7 @@ _HOMES = {
     "Session": "session.session",
     "SizeSymbol": "sizes.output_rules",
     "Target": "targets",
+    "TensorType": "sizes.tensors",
     "UsageError": "errors",
     "VerifyError": "errors",
     "build": "building",
@@ -70,6 +73,7 @@ __all__ = [
     "BuildReport",
     "Bundle",
     "Dispatch",
+    "Expr",
     "Launch",
     "Layer",
     "LayerportError",
@@ -80,6 +84,7 @@ __all__ = [
     "Session",
     "SizeSymbol",
     "Target",
+    "TensorType",
     "UsageError",
     "VerifyError",
     "build",

@@ -1,7 +1,6 @@
 """Conversions of framework types, as packs use them: the public names of `parameters.conversion`."""
 
 from layerport.parameters.conversion import (
-    ArrayType,
     ConversionTable,
     Converted,
     Hop,
@@ -15,7 +14,6 @@ from layerport.parameters.conversion import (
 )
 
 __all__ = [
-    "ArrayType",
     "ConversionTable",
     "Converted",
     "Hop",

@@ -9,21 +9,23 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from layerport.bundle.plugin_spec import KernelCode, OutputSlot, PluginSet, PluginSpec, SizeSlot, Slot
+from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec
 from layerport.dtypes import DType
 from layerport.engine.bound_model import bind_model
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.sizes.expressions import Const, Symbol
+from layerport.sizes.output_rules import SizeSymbol
+from layerport.sizes.tensors import TensorType
 
 
 def spec(*, inputs: int = 2, sizes: int = 0) -> PluginSpec:
-    slots = (Slot("x", DType.FLOAT32, 1), Slot("w", DType.FLOAT32, 1, True))[:inputs]
+    slots = tuple(TensorType.symbolic(name, DType.FLOAT32, 1) for name in "xw")[:inputs]
     return PluginSpec(
         "pack::layer",
         1,
         slots,
-        (OutputSlot("y", DType.FLOAT32, (Symbol("x.0"),)),),
-        tuple(SizeSlot(f"u{place}", Symbol("x.0")) for place in range(sizes)),
+        (TensorType("y", DType.FLOAT32, (Symbol("x.0"),)),),
+        tuple(SizeSymbol(f"u{place}", Symbol("x.0")) for place in range(sizes)),
     )
 
 

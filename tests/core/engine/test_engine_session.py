@@ -29,7 +29,7 @@ from layerport.engine.gpu import Gpu
 from layerport.engine.plans import Plan
 from layerport.errors import BuildError, UsageError
 from layerport.session.portable_runner import PortableRunner
-from layerport.sizes.dims import Port
+from layerport.sizes.dims import port
 from small_models import sample
 from small_setup import Built
 
@@ -140,7 +140,7 @@ def test_dtypes_that_the_array_interface_cannot_name_go_round(
         )
     )
     bundle = SimpleNamespace(
-        inputs=(Port("x", name, ("rows", 16)),), outputs=(Port("output", name, ("rows", 16)),), folder="small.lp"
+        inputs=(port("x", name, ("rows", 16)),), outputs=(port("output", name, ("rows", 16)),), folder="small.lp"
     )
     plan = Plan("rtx-sm_89.plan", "rtx", ("sm_89",), "1", ())
     runner = EngineRunner(bundle, plan, b"plan", Gpu(driver), trt=trt)  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ def built(pack: str, folder: Path) -> lp.BuildReport:
 def test_what_fits_is_held_and_what_does_not_has_its_reason(tmp_path: Path) -> None:
     reasons = (
         "twice_0 takes float16, here are float32",
-        "twice_1: its predicate is false for these shapes",
+        "twice_1: its predicate is false for x [x.0, 16], output [x.0, 16]",
         "twice_4: twice_3 takes every shape before it, and no GPU compares them",
     )
     (layer,) = built(PACK, tmp_path).layers

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from layerport.engine.runner import KernelRunner, environment, fitting_architecture
+from layerport.engine.runner import KernelRunner, fitting_architecture
 from layerport.errors import BuildError, UsageError
+from layerport.sizes.tensors import sizes_of
 from plugin_specs import N, spec
 
 
@@ -86,4 +87,4 @@ def test_shapes_that_no_kernel_takes() -> None:
 
 
 def test_the_names_of_the_sizes() -> None:
-    assert environment({"x": (2, 3), "scalar": ()}) == {"x.0": 2, "x.1": 3}
+    assert sizes_of({"x": (2, 3), "scalar": ()}) == {"x.0": 2, "x.1": 3}

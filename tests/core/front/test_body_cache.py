@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.dtypes import DType
 from layerport.front import bodies, body_cache
-from layerport.layers.derivation import TensorShape, derive
+from layerport.layers.derivation import derive
+from layerport.sizes.dims import port
+from layerport.sizes.tensors import TensorType
 from small_models import net
 from small_setup import SMALL
 
@@ -52,9 +53,9 @@ def test_a_second_build_finds_its_bodies_and_makes_the_same_bytes(tmp_path: Path
 
 
 def key(
-    reference: Any, shapes: dict[str, TensorShape | None] | None = None, name: str = "lp_bodies::layer"
+    reference: Any, shapes: dict[str, TensorType | None] | None = None, name: str = "lp_bodies::layer"
 ) -> str | None:
-    given = shapes or {"x": TensorShape(DType.FLOAT32, ("rows", 4))}
+    given = shapes or {"x": port("x", "float32", ("rows", 4))}
     layer: Any = SimpleNamespace(name=name, signature=SimpleNamespace(output_names=("output",)))
     node: Any = SimpleNamespace(layer=layer, tensors=given)
     return body_cache.body_key(node, derive(reference, given, {}, layer=name))
@@ -89,10 +90,10 @@ def test_whatever_changes_a_body_changes_its_key(monkeypatch: pytest.MonkeyPatch
     table += 1
     keys += [key(with_table)]
     keys += [
-        key(one, {"x": TensorShape(DType.FLOAT16, ("rows", 4))}),
-        key(one, {"x": TensorShape(DType.FLOAT32, ("rows", 5))}),
-        key(one, {"x": TensorShape(DType.FLOAT32, (3, 4))}),
-        key(one, {"x": TensorShape(DType.FLOAT32, ("rows", "width"))}),
+        key(one, {"x": port("x", "float16", ("rows", 4))}),
+        key(one, {"x": port("x", "float32", ("rows", 5))}),
+        key(one, {"x": port("x", "float32", (3, 4))}),
+        key(one, {"x": port("x", "float32", ("rows", "width"))}),
         key(one, name="lp_bodies::other"),
         key(lambda x: x + 2.0),
         key(lambda x: (x * 2.0).to(torch.float16)),

@@ -115,7 +115,7 @@ def test_sizes_that_depend_on_data(tmp_path: Path) -> None:
         ["x: float32[u0, 4]", "y: float32[size0, 4]"],
         [*(f"output_{place}: int64[?, 2]" for place in range(4)), "output_4: float32[2*u0, 4]"],
     )
-    assert Bundle.open(tmp_path / "found.lp").outputs[0].dims == (None, 2)
+    assert Bundle.open(tmp_path / "found.lp").outputs[0].shape == (None, 2)
     model = onnx.load(str(tmp_path / "found.lp" / "model.onnx"))
     first, second, again, both, _ = [one.type.tensor_type.shape.dim[0].dim_param for one in model.graph.output]
     assert first == again and len({first, second, both, "u0", "size0", "u1"}) == 6 and both

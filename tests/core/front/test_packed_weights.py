@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import layerport as lp
-from layerport.bundle.plugin_spec import OutputSlot, PluginSet, PluginSpec, Slot, from_bytes
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec, from_bytes
 from layerport.dtypes import DType
 from layerport.engine.bound_model import bind_model
 from layerport.sizes.expressions import Symbol
+from layerport.sizes.tensors import TensorType
 from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
 from layerport.transforms import dequantize_groups, pack_int4, quantize_groups
@@ -100,7 +101,7 @@ def test_the_bound_model_carries_the_same_bytes_as_int8(packed_bundle: Built) ->
     for node in bound.graph.node:
         if node.domain == "lp_packed":
             spec = plugins.specs[plugins.nodes[node.name]]
-            assert (spec.inputs[1].dtype, spec.inputs[1].carrier) == (DType.UINT8, DType.INT8)
+            assert (spec.inputs[1].dtype, spec.carrier(spec.inputs[1])) == (DType.UINT8, DType.INT8)
             weight = numpy_helper.to_array(constants[node.input[1]])
             assert weight.dtype == np.int8
             np.testing.assert_array_equal(weight.view(np.uint8), expected[node.op_type])
@@ -126,8 +127,11 @@ def test_the_kernel_reads_packed_weights() -> None:
 
 
 def spec(*, parameter: bool = True) -> PluginSpec:
-    slots = (Slot("x", DType.FLOAT32, 1), Slot("w", DType.UINT8, 1, parameter))
-    return PluginSpec("pack::layer", 1, slots, (OutputSlot("y", DType.FLOAT32, (Symbol("x.0"),)),))
+    inputs = (TensorType.symbolic("x", DType.FLOAT32, 1), TensorType.symbolic("w", DType.UINT8, 1))
+    parameters = frozenset({"w"} if parameter else ())
+    return PluginSpec(
+        "pack::layer", 1, inputs, (TensorType("y", DType.FLOAT32, (Symbol("x.0"),)),), parameters=parameters
+    )
 
 
 def model(weight: onnx.TensorProto | None, before: list[Any] | None = None, *, also: bool = False) -> onnx.ModelProto:

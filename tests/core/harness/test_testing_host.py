@@ -16,7 +16,7 @@ from torch import Tensor
 
 import layerport as lp
 from layerport.errors import PackError
-from layerport.kernels.declaration import TensorArg
+from layerport.sizes.tensors import TensorType
 from layerport.testing import run_kernel
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
@@ -30,7 +30,7 @@ def layer_of(
     code: str,
     reference: Callable[..., Any] | None = None,
     *,
-    grid: Callable[[TensorArg], Any] = lambda x: lp.cdiv(x.numel(), THREADS),
+    grid: Callable[[TensorType], Any] = lambda x: lp.cdiv(x.numel(), THREADS),
     block: Any = THREADS,
     shared: int = 0,
     dtypes: tuple[str, ...] = ("float32",),
@@ -48,7 +48,7 @@ def layer_of(
     layer = lp.layer(f"host_tests::layer_{next(_numbers)}")(wrapped)
 
     @layer.kernel(lp.cuda("\n" + code, entry, options=options), dtypes=dtypes, name="run")
-    def launch(x: TensorArg, y: TensorArg) -> lp.Launch:
+    def launch(x: TensorType, y: TensorType) -> lp.Launch:
         return lp.Launch(grid=grid(x), block=block, args=(x, y, x.numel()), shared=shared)
 
     return layer
@@ -409,7 +409,7 @@ def test_wrong_use_is_refused() -> None:
     assert "argument x is missing" in fault_of_call(lambda: run_kernel(layer))
     assert "takes 1 arguments, got 2" in fault_of_call(lambda: run_kernel(layer, values(4), 3))
     assert "order 'sideways' is unknown" in fault_of(layer, values(4), order="sideways")
-    assert "run does not take x: float64" in fault_of(layer, values(4).astype(np.float64))
+    assert "run takes float32, here are float64" in fault_of(layer, values(4).astype(np.float64))
     assert "has no kernel missing" in fault_of(layer, values(4), kernel="missing")
 
 

@@ -10,9 +10,10 @@ import pytest
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels.compilation import Compilation, compile_all, compile_for
-from layerport.kernels.declaration import CudaSource, Kernel, Launch, TensorArg, cuda
+from layerport.kernels.declaration import CudaSource, Kernel, Launch, cuda
 from layerport.parameters.signature import Argument, Kind, Signature
 from layerport.sizes.expressions import Symbol, cdiv
+from layerport.sizes.tensors import TensorType
 
 SIGNATURE = Signature(
     (
@@ -195,13 +196,13 @@ def test_an_entry_that_cannot_be_made(template: str, message: str) -> None:
 
 
 def test_a_tensor_has_symbols_or_numbers() -> None:
-    tensor = TensorArg.symbolic("x", DType.BFLOAT16, 3)
+    tensor = TensorType.symbolic("x", DType.BFLOAT16, 3)
     assert tensor.ndim == 3
     assert tensor.itemsize == 2
     assert [str(size) for size in tensor.shape] == ["x.0", "x.1", "x.2"]
     assert str(tensor.numel()) == "x.0*x.1*x.2"
-    assert TensorArg("x", DType.FLOAT32, (2, 3)).numel() == 6
-    assert TensorArg("x", DType.FLOAT32, ()).numel() == 1
+    assert TensorType("x", DType.FLOAT32, (2, 3)).numel() == 6
+    assert TensorType("x", DType.FLOAT32, ()).numel() == 1
 
 
 def test_a_launch_fills_up_to_three_dims() -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.kernels.declaration import Kernel, Launch, TensorArg, cuda
+from layerport.kernels.declaration import Kernel, Launch, cuda
 from layerport.kernels.launch_rules import LaunchRule, ScalarArg
 from layerport.kernels.tracing import trace, trace_predicate
 from layerport.parameters.signature import Argument, Kind, Signature
 from layerport.sizes.expressions import Const, Symbol, cdiv, minimum, where
+from layerport.sizes.tensors import TensorType
 
 SIGNATURE = Signature(
     (
@@ -35,10 +36,10 @@ def made(launch: Callable[..., Any], when: Callable[..., Any] | None = None) -> 
     return Kernel("l_0", cuda("l.cu", "l"), ("float32",), launch, when)
 
 
-def tensors(**changes: Any) -> dict[str, TensorArg | None]:
-    x = TensorArg.symbolic("x", DType.FLOAT16, 2)
-    bias = TensorArg.symbolic("bias", DType.FLOAT32, 1)
-    return {"x": x, "bias": bias, "output": TensorArg("output", DType.FLOAT16, x.shape)} | changes
+def tensors(**changes: Any) -> dict[str, TensorType | None]:
+    x = TensorType.symbolic("x", DType.FLOAT16, 2)
+    bias = TensorType.symbolic("bias", DType.FLOAT32, 1)
+    return {"x": x, "bias": bias, "output": TensorType("output", DType.FLOAT16, x.shape)} | changes
 
 
 def test_a_rule_becomes_expressions() -> None:
@@ -87,14 +88,14 @@ def test_sizes_that_a_kernel_writes_follow_the_outputs() -> None:
     def launch(x: Any, y: Any, count: Any) -> Launch:
         return Launch(cdiv(x.numel(), 64), 64, (x, y, count))
 
-    assert traced(launch, u0=TensorArg("u0", DType.INT64, ())).pointers == ("x", "output", "u0")
+    assert traced(launch, u0=TensorType("u0", DType.INT64, ())).pointers == ("x", "output", "u0")
 
 
 def test_static_sizes_give_numbers() -> None:
     def launch(x: Any, y: Any) -> Launch:
         return Launch(cdiv(x.numel(), 4), 4, (x, y, x.shape[0] if x.shape[0] > 2 else 0))
 
-    rule = traced(launch, x=TensorArg("x", DType.FLOAT16, (3, 5)))
+    rule = traced(launch, x=TensorType("x", DType.FLOAT16, (3, 5)))
     assert rule.to_json()["grid"] == ["4", "1", "1"]
     assert rule.to_json()["args"][2] == ["int", "3"]
 
@@ -103,7 +104,7 @@ def test_a_static_empty_tensor_may_have_a_grid_of_nothing() -> None:
     def launch(x: Any, y: Any) -> Launch:
         return Launch(cdiv(x.numel(), 4), 4, (x, y))
 
-    rule = traced(launch, x=TensorArg("x", DType.FLOAT16, (0, 5)))
+    rule = traced(launch, x=TensorType("x", DType.FLOAT16, (0, 5)))
     assert rule.resolve({}) is None
     assert LaunchRule.from_json(rule.to_json()) == rule
 
@@ -161,7 +162,7 @@ def test_a_python_error_shows_the_line_and_is_chained() -> None:
         return Launch(x.stride(0), 1, (x, y))
 
     text = fault_of(launch, "x.stride(0)")
-    assert "AttributeError: 'TensorArg' object has no attribute 'stride'" in text
+    assert "AttributeError: 'TensorType' object has no attribute 'stride'" in text
     assert "a rule may use .shape, .ndim, .numel(), .dtype and .itemsize of tensors" in text
 
 
@@ -187,7 +188,7 @@ def test_a_rule_must_return_a_launch() -> None:
 
 
 def test_a_tensor_from_elsewhere() -> None:
-    stranger = TensorArg.symbolic("x", DType.FLOAT16, 2)
+    stranger = TensorType.symbolic("x", DType.FLOAT16, 2)
 
     def launch(x: Any, y: Any) -> Launch:
         return Launch(1, 1, (x, stranger, y))
@@ -261,7 +262,7 @@ def test_a_predicate_becomes_an_expression() -> None:
 )
 def test_roots_and_quotients_of_known_sizes(size: Any, value: object) -> None:
     """Also of an output's size, which is an expression where it is derived."""
-    known = {name: TensorArg(name, DType.FLOAT16, (Symbol("x.0"), Const(64))) for name in ("x", "output")}
+    known = {name: TensorType(name, DType.FLOAT16, (Symbol("x.0"), Const(64))) for name in ("x", "output")}
     rule = traced(lambda x, output: Launch(1, 1, (size(x.shape[-1]), size(output.shape[-1]))), **known)
     for arg in rule.args:
         assert isinstance(arg, ScalarArg) and (str(arg.value) if isinstance(value, str) else arg.value) == value
@@ -276,8 +277,8 @@ def test_a_root_of_a_size_that_is_not_known_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("place", ["grid", "args", "shared", "when"])
 def test_a_size_that_depends_on_data_is_refused(place: str) -> None:
-    found = TensorArg("output", DType.INT64, (Symbol("u0"), 2))
-    sizes = {"output": found, "u0": TensorArg("u0", DType.INT64, ())}
+    found = TensorType("output", DType.INT64, (Symbol("u0"), 2))
+    sizes = {"output": found, "u0": TensorType("u0", DType.INT64, ())}
 
     def launch(x: Any, y: Any, count: Any) -> Launch:
         n = y.shape[0]

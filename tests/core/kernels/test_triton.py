@@ -20,13 +20,13 @@ import triton
 from torch import Tensor
 
 import layerport as lp
-from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec, Slot, from_bytes, to_bytes
+from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
 from layerport.dtypes import DType
 from layerport.engine.runner import KernelRunner
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels.cache import KernelCache
 from layerport.kernels.compilation import Compilation, build_kernels, compile_all
-from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
 from layerport.kernels.launcher import Launcher
 from layerport.kernels.toolchains import triton as triton_compiler
@@ -34,6 +34,7 @@ from layerport.kernels.toolchains.triton_functions import find_function
 from layerport.kernels.toolchains.triton_signature import multiple_of
 from layerport.kernels.tracing import specialise, trace
 from layerport.sizes.expressions import Const, Symbol
+from layerport.sizes.tensors import TensorType
 from layerport.system.python_files import import_file
 from plan_reading import fields_in
 from small_setup import TESTS, python
@@ -115,12 +116,12 @@ import sys
 sys.modules["triton"] = None
 from layerport.packs.host import load
 from layerport.commands.packs import _describe_layer
+from layerport.sizes.tensors import TensorType
 from layerport.kernels.compilation import Compilation, compile_all
-from layerport.kernels.declaration import TensorArg
 from layerport.dtypes import DType
 layer = load(sys.argv[1]).layer("triton_tests::rms_norm")
 assert _describe_layer(layer)["toolchains"] == ["triton"]
-shapes = {"x": TensorArg("x", DType.FLOAT32, (4, 8)), "weight": TensorArg("weight", DType.FLOAT32, (8,))}
+shapes = {"x": TensorType("x", DType.FLOAT32, (4, 8)), "weight": TensorType("weight", DType.FLOAT32, (8,))}
 shapes["output"] = shapes["x"]
 try:
     compile_all([Compilation(layer.kernels[0], layer.signature, {}, {"eps": 1e-6}, "sm_89", layer.name, shapes)])
@@ -146,7 +147,7 @@ def test_nothing_of_the_core_imports_triton_until_a_kernel_is_used() -> None:
 # --- what it is compiled with --------------------------------------------------------------------------------------
 
 
-def specialised(of: Mapping[str, TensorArg | None] | None = None, **options: Any) -> Any:
+def specialised(of: Mapping[str, TensorType | None] | None = None, **options: Any) -> Any:
     return specialise(kernel("copy", **options), SIGNATURE, of or tensors(6, 1000), {}, layer="p::one")
 
 
@@ -223,7 +224,7 @@ def test_next_power_of_2() -> None:
 
 
 def test_a_launch_rule_may_take_the_constexprs() -> None:
-    def launch(x: TensorArg, y: TensorArg, BLOCK: int) -> lp.Launch:
+    def launch(x: TensorType, y: TensorType, BLOCK: int) -> lp.Launch:
         return lp.Launch(grid=lp.cdiv(x.numel(), BLOCK), args=(x, y, x.numel()))
 
     rule = trace(kernel("copy", launch, num_warps=8), SIGNATURE, tensors("x.0"), {})
@@ -267,8 +268,8 @@ def test_cubins_for_every_architecture_with_their_launch_rules(store: KernelCach
 
 def test_shared_memory_comes_from_the_compiled_kernel(store: KernelCache, pack: Any) -> None:
     (rows,) = pack.rms_norm.kernels
-    x = TensorArg("x", DType.FLOAT16, (Symbol("x.0"), 3000))
-    of = {"x": x, "weight": TensorArg("weight", DType.FLOAT16, (3000,)), "output": x}
+    x = TensorType("x", DType.FLOAT16, (Symbol("x.0"), 3000))
+    of = {"x": x, "weight": TensorType("weight", DType.FLOAT16, (3000,)), "output": x}
     options = {"signature": pack.rms_norm.signature, "attributes": {"eps": 1e-6}}
     (one,) = build(rows, store, "sm_89", of=of, **options)
     assert [str(size) for size in one.rule.block] == ["256", "1", "1"]
@@ -302,7 +303,7 @@ def test_equal_input_gives_equal_bytes_wherever_it_lies(tmp_path: Path) -> None:
     assert len(images) == 1
 
 
-def rows(x: TensorArg, y: TensorArg) -> lp.Launch:
+def rows(x: TensorType, y: TensorType) -> lp.Launch:
     return lp.Launch(grid=x.shape[0], args=(x, x, y, x.shape[1], 1e-5))
 
 
@@ -363,7 +364,7 @@ def test_an_entry_of_another_kind_is_compiled_again(store: KernelCache) -> None:
 @pytest.mark.parametrize("wide", [3, 1 << 40])
 @pytest.mark.parametrize("absent", [True, False])
 def test_types_follow_annotations_values_and_what_is_absent(store: KernelCache, wide: int, absent: bool) -> None:
-    x = TensorArg("x", DType.FLOAT32, (Symbol("x.0"),))
+    x = TensorType("x", DType.FLOAT32, (Symbol("x.0"),))
     of = {"x": x, "bias": None if absent else x, "output": x}
     options = {"signature": MANY, "attributes": {"flag": True, "factor": 2.0, "wide": wide}}
     (one,) = build(shift_kernel(), store, of=of, **options)
@@ -636,7 +637,7 @@ def test_one_kernel_may_launch_differently_on_two_architectures(store: KernelCac
         KernelCode(code.name, code.symbol, code.launch, {name: one.cubin.digest})
         for code, name, one in zip(codes, ("sm_89", "sm_120"), both, strict=True)
     )
-    spec = PluginSpec("p::one", 1, (Slot("x", DType.FLOAT32, 1),), (), kernels=codes, images=images)
+    spec = PluginSpec("p::one", 1, (TensorType.symbolic("x", DType.FLOAT32, 1),), (), kernels=codes, images=images)
     again = from_bytes(to_bytes(PluginSet({spec.key: spec}, {}))).specs[spec.key]
     assert again.architectures == ("sm_89", "sm_120")
     loaded: list[tuple[bytes, str]] = []

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
-from layerport.layers.derivation import TensorShape, derive
+from layerport.layers.derivation import derive
+from layerport.sizes.dims import port
 
-X = TensorShape(DType.FLOAT32, (None, 8))
+X = port("x", "float32", (None, 8))
 
 
 def derived(reference: Any, **attributes: Any) -> Any:
@@ -44,7 +44,7 @@ def test_a_reference_that_draws_random_numbers(reference: Any) -> None:
     ],
 )
 def test_one_that_only_could(reference: Any) -> None:
-    assert [str(output) for output in derived(reference).outputs] == ["float32[x.0, 8]"]
+    assert [output.form for output in derived(reference).outputs] == ["float32[x.0, 8]"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_one_that_changes_a_copy() -> None:
     def reference(x: Tensor) -> Tensor:
         return x.clone().add_(1)
 
-    assert [str(output) for output in derived(reference).outputs] == ["float32[x.0, 8]"]
+    assert [output.form for output in derived(reference).outputs] == ["float32[x.0, 8]"]
 
 
 def test_a_list_of_the_wrong_length_is_named() -> None:
@@ -70,7 +70,7 @@ def test_a_list_of_the_wrong_length_is_named() -> None:
         first, second = sizes
         return x.reshape(-1, first, second)
 
-    assert [str(output) for output in derived(reference, sizes=(2, 4)).outputs] == ["float32[x.0, 2, 4]"]
+    assert [output.form for output in derived(reference, sizes=(2, 4)).outputs] == ["float32[x.0, 2, 4]"]
     with pytest.raises(BuildError) as caught:
         derived(reference, sizes=(2, 2, 2))
     assert "with sizes=[2, 2, 2] (is that as many values as it takes?)" in caught.value.fault

@@ -16,20 +16,22 @@ from torch import Tensor
 
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
-from layerport.layers.derivation import Derivation, SizeSymbol, TensorShape, derive, from_rule
+from layerport.layers.derivation import Derivation, SizeSymbol, derive, from_rule
 from layerport.parameters.frameworks.torch_dtypes import from_dtype, to_dtype
+from layerport.sizes.dims import port
 from layerport.sizes.expressions import Expr, Symbol, cdiv, maximum
+from layerport.sizes.tensors import TensorType
 
 F32 = DType.FLOAT32
 LAYER = "tests::layer"
 
 
-def shape(*dims: int | str | None, dtype: DType = F32) -> TensorShape:
-    return TensorShape(dtype, dims)
+def shape(name: str, *dims: int | str | None, dtype: DType = F32) -> TensorType:
+    return port(name, dtype, dims)
 
 
 def rules(derivation: Derivation) -> list[str]:
-    return [str(rule) for rule in derivation.outputs]
+    return [rule.form for rule in derivation.outputs]
 
 
 CASES: dict[str, tuple[Callable[..., Any], list[tuple[int | str | None, ...]], list[str]]] = {
@@ -108,13 +110,13 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int | str | None, ...]], l
 }
 
 
-def real_sizes(shapes: list[TensorShape]) -> list[dict[str, int]]:
+def real_sizes(shapes: list[TensorType]) -> list[dict[str, int]]:
     """Every choice of a few small sizes for the dynamic dims."""
     keys: dict[str, list[str]] = {}
     for name, one in zip("xyw", shapes, strict=False):
-        for axis, dim in enumerate(one.dims):
+        for axis, dim in enumerate(one.shape):
             if not isinstance(dim, int):
-                keys.setdefault(dim or f"{name}.{axis}", []).append(f"{name}.{axis}")
+                keys.setdefault(f"{name}.{axis}" if dim is None else str(dim), []).append(f"{name}.{axis}")
     pool = (1, 2, 3, 7, 8, 16, 29) if len(keys) < 3 else (1, 4, 5, 16)
     return [
         {place: size for places, size in zip(keys.values(), sizes, strict=True) for place in places}
@@ -122,10 +124,10 @@ def real_sizes(shapes: list[TensorShape]) -> list[dict[str, int]]:
     ]
 
 
-def run(reference: Callable[..., Any], shapes: list[TensorShape], sizes: dict[str, int], names: str) -> list[Tensor]:
+def run(reference: Callable[..., Any], shapes: list[TensorType], sizes: dict[str, int], names: str) -> list[Tensor]:
     inputs = {
         name: torch.ones(
-            [dim if isinstance(dim, int) else sizes[f"{name}.{axis}"] for axis, dim in enumerate(one.dims)],
+            [dim if isinstance(dim, int) else sizes[f"{name}.{axis}"] for axis, dim in enumerate(one.shape)],
             dtype=from_dtype(one.dtype),
         )
         for name, one in zip(names, shapes, strict=True)
@@ -137,8 +139,8 @@ def run(reference: Callable[..., Any], shapes: list[TensorShape], sizes: dict[st
 @pytest.mark.parametrize("name", CASES)
 def test_rules_agree_with_real_runs(name: str) -> None:
     reference, dims, expected = CASES[name]
-    shapes = [TensorShape(F32, one) for one in dims]
     names = "".join(reference.__code__.co_varnames[: reference.__code__.co_argcount])
+    shapes = [shape(name, *one) for name, one in zip(names, dims, strict=True)]
     derivation = derive(reference, dict(zip(names, shapes, strict=True)), {}, layer=LAYER)
     assert rules(derivation) == expected
     compared = 0
@@ -157,7 +159,7 @@ def test_rules_agree_with_real_runs(name: str) -> None:
 
 
 def test_half_in_float_out() -> None:
-    derivation = derive(lambda x: x.float().cumsum(0), {"x": shape(None, dtype=DType.FLOAT16)}, {}, layer=LAYER)
+    derivation = derive(lambda x: x.float().cumsum(0), {"x": shape("x", None, dtype=DType.FLOAT16)}, {}, layer=LAYER)
     assert rules(derivation) == ["float32[x.0]"]
 
 
@@ -165,7 +167,7 @@ def test_attributes_and_absent_tensors_reach_the_reference() -> None:
     def reference(x: Tensor, bias: Tensor | None, times: int) -> Tensor:
         return x.repeat(times) if bias is None else x
 
-    tensors = {"x": shape(None), "bias": None}
+    tensors = {"x": shape("x", None), "bias": None}
     assert rules(derive(reference, tensors, {"times": 3}, layer=LAYER)) == ["float32[3*x.0]"]
 
 
@@ -187,7 +189,7 @@ def test_attributes_and_absent_tensors_reach_the_reference() -> None:
     ],
 )
 def test_sizes_that_depend_on_data(reference: Callable[..., Any], dims: list[str], bounds: list[str | None]) -> None:
-    derivation = derive(reference, {"x": shape(None, None)}, {}, layer=LAYER)
+    derivation = derive(reference, {"x": shape("x", None, None)}, {}, layer=LAYER)
     assert [str(dim) for dim in derivation.outputs[0].dims] == dims
     found = [None if size.upper_bound is None else str(size.upper_bound) for size in derivation.size_symbols]
     assert found == bounds
@@ -209,13 +211,13 @@ def test_a_checked_size_takes_its_bound_from_the_check() -> None:
         check(size <= x.shape[0] * 4)
         return x.new_zeros(size)
 
-    derivation = derive(reference, {"x": shape(None, None)}, {}, layer=LAYER)
+    derivation = derive(reference, {"x": shape("x", None, None)}, {}, layer=LAYER)
     assert [str(size.upper_bound) for size in derivation.size_symbols] == ["4*x.0"]
 
 
 def test_equal_example_sizes_are_not_equal_dims() -> None:
     derivation = derive(
-        lambda x: x.transpose(0, 1), {"x": shape(None, None)}, {}, layer=LAYER, hint={"x.0": 8, "x.1": 8}
+        lambda x: x.transpose(0, 1), {"x": shape("x", None, None)}, {}, layer=LAYER, hint={"x.0": 8, "x.1": 8}
     )
     assert rules(derivation) == ["float32[x.1, x.0]"]
     assert derivation.equalities == ()
@@ -227,14 +229,14 @@ def test_a_reference_without_tensors_has_constant_dims() -> None:
 
 
 def test_rejected_example_sizes_leave_no_noise(capfd: pytest.CaptureFixture[str]) -> None:
-    tensors = {"x": shape(None, None), "weight": shape(32, 48)}
+    tensors = {"x": shape("x", None, None), "weight": shape("weight", 32, 48)}
     derivation = derive(lambda x, weight: F.linear(x, weight), tensors, {}, layer=LAYER)
     assert (rules(derivation), derivation.fixed) == (["float32[x.0, 32]"], {"x.1": 48})
     assert capfd.readouterr() == ("", "")
 
 
 def test_dims_that_must_be_equal_are_reported() -> None:
-    tensors = {"gate": shape(None, None), "up": shape(None, None)}
+    tensors = {"gate": shape("gate", None, None), "up": shape("up", None, None)}
     derivation = derive(lambda gate, up: F.silu(gate) * up, tensors, {}, layer=LAYER)
     assert rules(derivation) == ["float32[gate.0, gate.1]"]
     assert derivation.equalities == (("gate.0", "up.0"), ("gate.1", "up.1"))
@@ -242,18 +244,18 @@ def test_dims_that_must_be_equal_are_reported() -> None:
 
 
 def test_a_dim_that_a_weight_fixes_is_reported() -> None:
-    tensors = {"x": shape("batch", None), "weight": shape(64)}
+    tensors = {"x": shape("x", "batch", None), "weight": shape("weight", 64)}
     derivation = derive(lambda x, weight: F.rms_norm(x, weight.shape, weight), tensors, {}, layer=LAYER)
     assert rules(derivation) == ["float32[x.0, 64]"]
     assert derivation.fixed == {"x.1": 64}
-    pinned = derive(lambda x: x.new_zeros(int(x.shape[0])), {"x": shape(None)}, {}, layer=LAYER, hint={"x.0": 17})
+    pinned = derive(lambda x: x.new_zeros(int(x.shape[0])), {"x": shape("x", None)}, {}, layer=LAYER, hint={"x.0": 17})
     assert (rules(pinned), pinned.fixed) == (["float32[17]"], {"x.0": 17})
 
 
 def test_a_dim_made_of_others_is_a_constraint() -> None:
     derivation = derive(
         lambda x, y: x.reshape(-1) + y,
-        {"x": shape(None, None), "y": shape(None)},
+        {"x": shape("x", None, None), "y": shape("y", None)},
         {},
         layer=LAYER,
         hint={"x.0": 4, "x.1": 6, "y.0": 24},
@@ -266,29 +268,29 @@ def test_a_branch_on_a_size_is_a_constraint_and_the_hint_chooses() -> None:
     def reference(x: Tensor) -> Tensor:
         return x if x.shape[0] > 8 else x[:2]
 
-    long = derive(reference, {"x": shape("n")}, {}, layer=LAYER)
+    long = derive(reference, {"x": shape("x", "n")}, {}, layer=LAYER)
     assert (rules(long), [str(one) for one in long.constraints]) == (["float32[x.0]"], ["8 < x.0"])
-    short = derive(reference, {"x": shape("n")}, {}, layer=LAYER, hint={"n": 4})
+    short = derive(reference, {"x": shape("x", "n")}, {}, layer=LAYER, hint={"n": 4})
     assert all(one.evaluate({"x.0": 8}) for one in short.constraints)
     assert not all(one.evaluate({"x.0": 9}) for one in short.constraints)
 
 
 def test_a_hint_of_one_does_not_fix_the_dim() -> None:
-    derivation = derive(lambda x: x + 1, {"x": shape("batch", 4)}, {}, layer=LAYER, hint={"batch": 1})
+    derivation = derive(lambda x: x + 1, {"x": shape("x", "batch", 4)}, {}, layer=LAYER, hint={"batch": 1})
     assert rules(derivation) == ["float32[x.0, 4]"]
     assert derivation.fixed == {}
 
 
 SAME_RULES = """
 import torch
-from layerport.layers.derivation import TensorShape, derive
-from layerport.dtypes import DType
+from layerport.layers.derivation import derive
+from layerport.sizes.dims import port
 
 def reference(b, a, z):
     return (*torch.cat((z, b, a)).chunk(3, 1), torch.cat((a[a > 0], z[z > 0])))
 
-one = TensorShape(DType.FLOAT32, (None, None))
-found = derive(reference, dict(b=one, a=one, z=one), {}, layer="t::l")
+tensors = {name: port(name, "float32", (None, None)) for name in "baz"}
+found = derive(reference, tensors, {}, layer="t::l")
 said = repr(([str(o) for o in found.outputs], found.equalities, [str(c) for c in found.constraints]))
 """
 
@@ -329,7 +331,7 @@ def test_what_has_no_rule_is_an_error(
     reference: Callable[..., Any], parts: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        derive(reference, {"x": shape(None)}, {}, layer=LAYER)
+        derive(reference, {"x": shape("x", None)}, {}, layer=LAYER)
     for part in parts:
         assert part in str(caught.value)
     assert capfd.readouterr().err == ""
@@ -340,7 +342,7 @@ def test_a_reference_that_never_runs_shows_each_try() -> None:
         raise ValueError("only for squares")
 
     with pytest.raises(BuildError) as caught:
-        derive(reference, {"x": shape(None, 3)}, {}, layer=LAYER)
+        derive(reference, {"x": shape("x", None, 3)}, {}, layer=LAYER)
     text = str(caught.value)
     assert text.startswith("tests::layer: the reference does not run on symbolic sizes")
     assert "x=float32[24, 3]: ValueError: only for squares" in text
@@ -350,7 +352,7 @@ def test_a_reference_that_never_runs_shows_each_try() -> None:
 
 def test_a_shape_of_a_wrong_dim_is_refused() -> None:
     with pytest.raises(UsageError, match="axis 1 of a tensor is -1"):
-        shape(3, -1)
+        shape("x", 3, -1)
 
 
 def test_a_written_rule_gives_outputs_and_sizes() -> None:
@@ -358,15 +360,15 @@ def test_a_written_rule_gives_outputs_and_sizes() -> None:
         kept = SizeSymbol("u0", x.shape[0] * keep)
         return (("float16", (kept, x.shape[1])), (x.dtype, (cdiv(x.shape[0], 2), 3, maximum(x.numel(), 8))))
 
-    tensors = {"x": shape("n", 5), "y": shape("n"), "mask": None}
+    tensors = {"x": shape("x", "n", 5), "y": shape("y", "n"), "mask": None}
     answer = from_rule(rule, tensors, {"keep": 2, "unused": 1.5}, LAYER)
-    assert [str(one) for one in answer.outputs] == [
+    assert [one.form for one in answer.outputs] == [
         "float16[u0, 5]",
         "float32[ceildiv(x.0, 2), 3, max(8, 5*x.0)]",
     ]
     assert [(one.name, str(one.upper_bound)) for one in answer.size_symbols] == [("u0", "2*x.0")]
     single = from_rule(lambda y: (y.dtype, y.shape), tensors, {}, LAYER)
-    assert [str(one) for one in single.outputs] == ["float32[x.0]"]
+    assert [one.form for one in single.outputs] == ["float32[x.0]"]
 
 
 @pytest.mark.parametrize(
@@ -384,14 +386,14 @@ def test_a_written_rule_gives_outputs_and_sizes() -> None:
 )
 def test_a_wrong_written_rule_is_an_error(rule: Callable[..., Any], part: str) -> None:
     with pytest.raises(UsageError) as caught:
-        from_rule(rule, {"x": shape(None)}, {}, LAYER)
+        from_rule(rule, {"x": shape("x", None)}, {}, LAYER)
     assert part in str(caught.value)
     assert LAYER in str(caught.value)
 
 
 def test_output_rules_compare_by_what_they_say() -> None:
-    one, same = (derive(lambda x: x, {"x": shape(None)}, {}, layer=LAYER).outputs[0] for _ in range(2))
-    other = derive(lambda x: x[:2], {"x": shape(None)}, {}, layer=LAYER).outputs[0]
+    one, same = (derive(lambda x: x, {"x": shape("x", None)}, {}, layer=LAYER).outputs[0] for _ in range(2))
+    other = derive(lambda x: x[:2], {"x": shape("x", None)}, {}, layer=LAYER).outputs[0]
     assert one == same
     assert hash(one) == hash(same)
     assert one != other

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from layerport.bundle.plugin_spec import Slot
 from layerport.dtypes import DType
-from layerport.layers.derivation import TensorShape, derive
+from layerport.layers.derivation import derive
 from layerport.layers.layer import BoundLayer, Place
 from layerport.packs import hookspecs
 from layerport.packs.host import Packs, load
 from layerport.packs.records import Rewrite
+from layerport.sizes.dims import port
+from layerport.sizes.tensors import TensorType
 from layerport.targets import Target
 from packs.installer import Site
 
@@ -115,7 +116,7 @@ def test_the_example_of_convert_parameters(example: tuple[Packs, Any]) -> None:
 @pytest.mark.parametrize("example", ["layerport_create_plugin"], indirect=True)
 def test_the_example_of_create_plugin(example: tuple[Packs, Any]) -> None:
     packs, module = example
-    tensors = {"x": TensorShape(DType.FLOAT16, ("batch", 8))}
+    tensors = {"x": port("x", "float16", ("batch", 8))}
     derivation = derive(module.halve.reference, tensors, {}, layer=module.halve.name)
     bound = dataclasses.replace(module.halve.bind(), place=Place(tensors, derivation, "model.halve"))
     spec = packs.create_plugin(module.halve, bound, RTX)
@@ -124,5 +125,5 @@ def test_the_example_of_create_plugin(example: tuple[Packs, Any]) -> None:
         "hook_create_example::halve",
         "halve_pack.engine_plugin:make_halve_plugin",
     )
-    assert spec.inputs == (Slot("x", DType.FLOAT16, 2),)
+    assert spec.inputs == (TensorType.symbolic("x", DType.FLOAT16, 2),)
     assert [(slot.dtype, [str(dim) for dim in slot.dims]) for slot in spec.outputs] == [(DType.FLOAT16, ["x.0", "8"])]

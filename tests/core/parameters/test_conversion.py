@@ -16,8 +16,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 
-from layerport.conversion import ArrayType, ConversionTable, Hop, Step, from_standard, to_standard
-from layerport.dtypes import DType
+from layerport.conversion import ConversionTable, Hop, Step, from_standard, to_standard
 from layerport.errors import PackError, UsageError
 from layerport.parameters import conversion
 from layerport.parameters.signature import Param, Signature
@@ -265,9 +264,8 @@ def norm(
 def test_convert_arguments() -> None:
     weight = torch.ones(4)
     parameters, steps = conversion.convert_arguments(
-        Signature.of(norm), {"weight": weight, "bias": None, "axes": np.array([1])}, path="m.norm",
-        expected={"weight": ArrayType(DType.FLOAT32, (None,))},
-    )  # fmt: skip
+        Signature.of(norm), {"weight": weight, "bias": None, "axes": np.array([1])}, path="m.norm"
+    )
     assert list(parameters) == ["weight"] and pointer(parameters["weight"]) == pointer(weight)
     assert dict(parameters.attributes) == {"eps": 1e-5, "axes": (1,)}
     assert [step.path for step in steps] == ["m.norm.weight"]
@@ -285,11 +283,9 @@ def test_convert_arguments_reports_all_faults_at_once() -> None:
                 "wieght": 1,
             },
             path="model.layers.3.norm",
-            expected={"weight": ArrayType(DType.FLOAT16, (768,))},
         )
     assert str(caught.value) == (
-        "model.layers.3.norm: 5 arguments at fault\n"
-        "  - model.layers.3.norm.weight: expected float16[768], got float32[1, 768]\n"
+        "model.layers.3.norm: 4 arguments at fault\n"
         "  - model.layers.3.norm.bias: a tensor on the meta device, which has no data: shape [2] "
         "(load the model's weights first)\n"
         "  - model.layers.3.norm.eps: expected float, got str 'small'\n"
@@ -303,11 +299,4 @@ def test_convert_arguments_that_are_missing() -> None:
     for values, got in [({}, "nothing"), ({"weight": None}, "None")]:
         with pytest.raises(UsageError) as caught:
             conversion.convert_arguments(Signature.of(norm), values, path="n")
-        assert caught.value.faults == (f"n.weight: expected any[...], got {got}",)
-
-
-def test_array_types() -> None:
-    array = np.ones((2, 3), np.float32)
-    assert str(ArrayType(DType.FLOAT16, (None, 3))) == "float16[*, 3]" and str(ArrayType()) == "any[...]"
-    assert ArrayType(shape=(None, 3)).admits(array) and ArrayType(DType.FLOAT32).admits(array)
-    assert not ArrayType(shape=(2,)).admits(array) and not ArrayType(DType.INT8).admits(array)
+        assert caught.value.faults == (f"n.weight: expected a tensor, got {got}",)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from layerport.errors import UsageError
-from layerport.sizes.dims import DimRange, Port, apply_ranges, parse_ranges, require_limits
+from layerport.sizes.dims import DimRange, apply_ranges, parse_ranges, port, port_json, require_limits
 
 
 def test_ranges_with_and_without_a_usual_size() -> None:
@@ -77,6 +77,6 @@ def test_the_usual_size_is_always_inside(a: int, b: int, stated: int) -> None:
 
 
 def test_texts_of_a_port() -> None:
-    port = Port("x", "float32", ("batch", 16))
-    assert str(port) == "x: float32[batch, 16]"
-    assert port.to_json() == {"name": "x", "dtype": "float32", "dims": ["batch", 16]}
+    x = port("x", "float32", ("batch", 16))
+    assert str(x) == "x: float32[batch, 16]" and x.form == "float32[batch, 16]"
+    assert port_json(x) == {"name": "x", "dtype": "float32", "dims": ["batch", 16]}

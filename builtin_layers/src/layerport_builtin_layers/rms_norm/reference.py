@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import layerport as lp
-
-if TYPE_CHECKING:
-    from layerport.kernels.declaration import TensorArg
-    from layerport.sizes.expressions import ExprLike
 
 _PACK_BYTES = 16  # of one load
 _NARROW_BYTES = 32 * 4 * _PACK_BYTES  # what the lanes of one warp hold, 4 packs each
@@ -66,7 +61,7 @@ def backward(x: Tensor, weight: Tensor | None, eps: float, grad_output: Tensor) 
     return (torch.addcmul(by_normal, normal, mean, value=-1) * scale).to(x.dtype), by_weight
 
 
-def _row_bytes(x: TensorArg) -> ExprLike:
+def _row_bytes(x: lp.TensorType) -> int | lp.Expr:
     return x.shape[-1] * x.itemsize
 
 
@@ -76,7 +71,7 @@ def _row_bytes(x: TensorArg) -> ExprLike:
     when=lambda x: _row_bytes(x) <= _NARROW_BYTES,
     name="rms_norm_narrow",
 )
-def launch_narrow(x: TensorArg, weight: TensorArg | None, y: TensorArg, eps: float) -> lp.Launch:
+def launch_narrow(x: lp.TensorType, weight: lp.TensorType | None, y: lp.TensorType, eps: float) -> lp.Launch:
     packs = lp.cdiv(_row_bytes(x), _PACK_BYTES)
     # 4 packs for each lane, but 8 neighbouring lanes read whole lines of 128 bytes first.
     lanes = lp.where(packs <= 32, 8, lp.where(packs <= 64, 16, 32))
@@ -96,17 +91,23 @@ def launch_narrow(x: TensorArg, weight: TensorArg | None, y: TensorArg, eps: flo
     when=lambda x: _row_bytes(x) <= _WIDE_BYTES,
     name="rms_norm_wide",
 )
-def launch_wide(x: TensorArg, weight: TensorArg | None, y: TensorArg, eps: float) -> lp.Launch:
+def launch_wide(x: lp.TensorType, weight: lp.TensorType | None, y: lp.TensorType, eps: float) -> lp.Launch:
     return _launch_blocks(x, weight, y, eps, packs_of_thread=4, most_threads=512)
 
 
 @rms_norm.kernel(lp.cuda("kernel.cu", "rms_norm_wide<{x}, {weight}, 8>"), dtypes=_DTYPES, name="rms_norm_widest")
-def launch_widest(x: TensorArg, weight: TensorArg | None, y: TensorArg, eps: float) -> lp.Launch:
+def launch_widest(x: lp.TensorType, weight: lp.TensorType | None, y: lp.TensorType, eps: float) -> lp.Launch:
     return _launch_blocks(x, weight, y, eps, packs_of_thread=8, most_threads=1024)
 
 
 def _launch_blocks(
-    x: TensorArg, weight: TensorArg | None, y: TensorArg, eps: float, *, packs_of_thread: int, most_threads: int
+    x: lp.TensorType,
+    weight: lp.TensorType | None,
+    y: lp.TensorType,
+    eps: float,
+    *,
+    packs_of_thread: int,
+    most_threads: int,
 ) -> lp.Launch:
     warps = lp.cdiv(_row_bytes(x), 32 * packs_of_thread * _PACK_BYTES)
     rows = math.prod(x.shape[:-1])

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 import layerport as lp
-
-if TYPE_CHECKING:
-    from layerport.kernels.declaration import TensorArg
 
 _THREADS = 256
 _BYTES_OF_BLOCK = _THREADS * 2 * 16  # as in kernel.cu: 2 packs of 16 bytes for each thread
@@ -46,6 +41,6 @@ def backward(gate: Tensor, up: Tensor, grad_output: Tensor) -> tuple[Tensor, Ten
 
 
 @silu_mul.kernel(lp.cuda("kernel.cu", "silu_mul<{gate}>"), dtypes=("float32", "float16", "bfloat16"), name="silu_mul")
-def launch(gate: TensorArg, up: TensorArg, y: TensorArg) -> lp.Launch:
+def launch(gate: lp.TensorType, up: lp.TensorType, y: lp.TensorType) -> lp.Launch:
     count = gate.numel()
     return lp.Launch(grid=lp.cdiv(count, _BYTES_OF_BLOCK // gate.itemsize), block=_THREADS, args=(gate, up, y, count))

@@ -22,7 +22,8 @@ from layerport.bundle.names import FORMAT, MANIFEST, MANIFEST_LIMIT, MODEL, MODE
 from layerport.bundle.replacing import is_whole, put_in_place, recover, require_replaceable, set_aside
 from layerport.errors import BuildError, UsageError
 from layerport.sizes.conditions import Condition
-from layerport.sizes.dims import DimRange, Port
+from layerport.sizes.dims import DimRange
+from layerport.sizes.tensors import TensorType
 from layerport.system.plain_files import NotPlainError, identity, mentions, open_plain
 
 _SIDE_BY_SIDE = 1 << 20
@@ -196,12 +197,12 @@ class Bundle:
         return cls(folder, read_manifest(data, str(path)))
 
     @cached_property
-    def inputs(self) -> tuple[Port, ...]:
+    def inputs(self) -> tuple[TensorType, ...]:
         """The inputs of the model."""
         return tuple(map(port_of, self.manifest["inputs"]))
 
     @cached_property
-    def outputs(self) -> tuple[Port, ...]:
+    def outputs(self) -> tuple[TensorType, ...]:
         """The outputs of the model."""
         return tuple(map(port_of, self.manifest["outputs"]))
 

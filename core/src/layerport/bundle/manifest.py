@@ -26,10 +26,11 @@ from typing import (
 )
 
 from layerport.bundle.names import FORMAT
-from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.sizes.conditions import LIMIT, Condition
-from layerport.sizes.dims import DimRange, Port, follows_from
+from layerport.sizes.dims import DimRange, follows_from
+from layerport.sizes.dims import port as make_port
+from layerport.sizes.tensors import TensorType
 from layerport.system.strict_json import read_json
 
 _MOST_FAULTS = 20
@@ -65,7 +66,7 @@ class FileEntry(TypedDict):
 
 
 class PortEntry(TypedDict):
-    """An input or output; `layerport.sizes.dims.Port`."""
+    """An input or output; `layerport.sizes.dims.port`."""
 
     name: str
     dtype: str
@@ -384,6 +385,6 @@ def dim_of(entry: DimEntry) -> DimRange:
     return DimRange(entry["name"], entry["min"], entry["opt"], entry["max"])
 
 
-def port_of(entry: PortEntry) -> Port:
+def port_of(entry: PortEntry) -> TensorType:
     """The port of an entry.  Raises UsageError where its name or dtype is none."""
-    return Port(entry["name"], DType.of(entry["dtype"]).value, tuple(entry["dims"]))
+    return make_port(entry["name"], entry["dtype"], entry["dims"])

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.sizes.expressions import Expr, parse
+from layerport.sizes.output_rules import SizeSymbol
+from layerport.sizes.tensors import TensorType
 from layerport.system.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -37,38 +39,6 @@ _CARRIED_AS_BYTES = frozenset({DType.UINT8, DType.FLOAT8_E5M2})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LAYER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}")
 _CLASS = re.compile(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One input of the plugin, in order: a run-time tensor or a parameter that comes in as a constant."""
-
-    name: str
-    dtype: DType
-    rank: int
-    parameter: bool = False
-
-    @property
-    def carrier(self) -> DType:
-        """The dtype under which TensorRT holds it, the same bytes: int8 for a parameter of a type that it lacks."""
-        return DType.INT8 if self.parameter and self.dtype in _CARRIED_AS_BYTES else self.dtype
-
-
-@dataclass(frozen=True)
-class OutputSlot:
-    """One output of the plugin: its dtype and its dims as expressions over the inputs' dims ("x.0")."""
-
-    name: str
-    dtype: DType
-    dims: tuple[Expr, ...]
-
-
-@dataclass(frozen=True)
-class SizeSlot:
-    """A data-dependent size (`u0`), which the kernel writes, with its greatest value."""
-
-    name: str
-    bound: Expr
 
 
 @dataclass(frozen=True)
@@ -91,14 +61,17 @@ class PluginSpec:
 
     plugin_class: `module:function` of the pack, called as `function(trt, spec)` with TensorRT's module, which makes the
     pack's own `IPluginV3` where a kernel cannot say it; then `kernels` is empty.
+    inputs: in order, each size the symbol of its place ("x.0").  outputs: their dims are expressions over those sizes
+    and over `sizes`, the data-dependent ones, which the kernel writes.  parameters: the inputs that are constants.
     images: cubins by SHA-256.
     """
 
     layer: str
     version: int
-    inputs: tuple[Slot, ...]
-    outputs: tuple[OutputSlot, ...]
-    sizes: tuple[SizeSlot, ...] = ()
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    sizes: tuple[SizeSymbol, ...] = ()
+    parameters: frozenset[str] = frozenset()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     kernels: tuple[KernelCode, ...] = ()
     images: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -120,28 +93,22 @@ class PluginSpec:
         layer, place = bound.layer, bound.place
         if place is None:
             raise UsageError(f"layer {layer.name} has no place in a model yet", "call this in layerport_create_plugin")
-        parameters = {argument.name for argument in layer.signature.params}
         inputs = []
-        for name, shape in place.tensors.items():
-            if shape is None:
+        for name, tensor in place.tensors.items():
+            if tensor is None:
                 continue
             array = bound.parameters.get(name)
-            dtype, rank = (
-                (shape.dtype, len(shape.dims)) if array is None else (DType.from_numpy(array.dtype), array.ndim)
-            )
-            inputs.append(Slot(name, dtype, rank, name in parameters))
+            dtype = tensor.dtype if array is None else DType.from_numpy(array.dtype)
+            inputs.append(TensorType.symbolic(name, dtype, tensor.ndim if array is None else array.ndim))
         outputs = zip(layer.signature.output_names, place.derivation.outputs, strict=True)
         attributes = bound.parameters.attributes
         return cls(
             layer=layer.name,
             version=layer.version,
             inputs=tuple(inputs),
-            outputs=tuple(OutputSlot(name, rule.dtype, rule.dims) for name, rule in outputs),
-            sizes=tuple(
-                SizeSlot(size.name, size.upper_bound)
-                for size in place.derivation.size_symbols
-                if size.upper_bound is not None
-            ),
+            outputs=tuple(replace(rule, name=name) for name, rule in outputs),
+            sizes=tuple(size for size in place.derivation.size_symbols if size.upper_bound is not None),
+            parameters=frozenset(argument.name for argument in layer.signature.params),
             attributes={key: list(value) if isinstance(value, tuple) else value for key, value in attributes.items()},
             kernels=kernels,
             images=images,
@@ -157,6 +124,11 @@ class PluginSpec:
     def short_name(self) -> str:
         """The plugin's name inside its namespace."""
         return self.layer.partition("::")[2]
+
+    def carrier(self, tensor: TensorType) -> DType:
+        """The dtype under which TensorRT holds an input, the same bytes: int8 for constants of a type that it lacks."""
+        constant = tensor.name in self.parameters
+        return DType.INT8 if constant and tensor.dtype in _CARRIED_AS_BYTES else tensor.dtype
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -182,9 +154,9 @@ class PluginSpec:
         return {
             "layer": self.layer,
             "version": self.version,
-            "inputs": [[slot.name, slot.dtype.value, slot.rank, slot.parameter] for slot in self.inputs],
-            "outputs": [[slot.name, slot.dtype.value, [str(dim) for dim in slot.dims]] for slot in self.outputs],
-            "sizes": [[slot.name, str(slot.bound)] for slot in self.sizes],
+            "inputs": [[one.name, one.dtype.value, one.ndim, one.name in self.parameters] for one in self.inputs],
+            "outputs": [[one.name, one.dtype.value, [str(dim) for dim in one.shape]] for one in self.outputs],
+            "sizes": [[size.name, str(size.upper_bound)] for size in self.sizes],
             "attributes": dict(self.attributes),
             "kernels": [
                 {
@@ -322,8 +294,8 @@ def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, com
         raise BuildError(f"layer {layer}: kernel image {missing[0][:12]} is not there", "build the bundle again")
     plugin_class = value["plugin_class"]
     inputs = tuple(
-        Slot(_match(_IDENTIFIER, name), DType(dtype), _whole(rank, below=_RANKS), bool(parameter))
-        for name, dtype, rank, parameter in value["inputs"]
+        TensorType.symbolic(_match(_IDENTIFIER, name), DType(dtype), _whole(rank, below=_RANKS))
+        for name, dtype, rank, _ in value["inputs"]
     )
     _check_sizes(layer, inputs, kernels)
     return PluginSpec(
@@ -331,10 +303,11 @@ def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, com
         version=_whole(value["version"]),
         inputs=inputs,
         outputs=tuple(
-            OutputSlot(_match(_IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in dims))
+            TensorType(_match(_IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in dims))
             for name, dtype, dims in value["outputs"]
         ),
-        sizes=tuple(SizeSlot(_match(_IDENTIFIER, name), parse(bound)) for name, bound in value["sizes"]),
+        sizes=tuple(SizeSymbol(_match(_IDENTIFIER, name), parse(bound)) for name, bound in value["sizes"]),
+        parameters=frozenset(one.name for one, (*_, is_one) in zip(inputs, value["inputs"], strict=True) if is_one),
         attributes=dict(value["attributes"]),
         kernels=kernels,
         images={digest: images[digest] for digest in sorted(wanted & set(images))},
@@ -347,9 +320,9 @@ def dump(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True).encode()
 
 
-def _check_sizes(layer: str, inputs: tuple[Slot, ...], kernels: tuple[KernelCode, ...]) -> None:
+def _check_sizes(layer: str, inputs: tuple[TensorType, ...], kernels: tuple[KernelCode, ...]) -> None:
     """A launch is computed from the inputs' sizes; others, such as those that depend on data, are not known then."""
-    known = {f"{slot.name}.{axis}" for slot in inputs for axis in range(slot.rank)}
+    known = {str(dim) for one in inputs for dim in one.shape}
     for kernel in kernels:
         used = kernel.launch.symbols() | (frozenset() if kernel.guard is None else kernel.guard.symbols())
         if unknown := sorted(used - known):

@@ -18,7 +18,7 @@ from layerport.engine.gpu_kernels import GpuJob, GpuKernels
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.harness import TimeUp
 from layerport.harness.execution import Outputs, execute, make_job
-from layerport.kernels.declaration import CudaSource, Kernel, TensorArg
+from layerport.kernels.declaration import CudaSource, Kernel
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
 from layerport.kernels.sources import source_digest
 from layerport.kernels.tracing import trace
@@ -26,6 +26,7 @@ from layerport.layers.layer import Layer
 from layerport.packs.host import Packs
 from layerport.parameters.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.parameters.conversion import from_standard, to_standard
+from layerport.sizes.tensors import TensorType, sizes_of
 
 if TYPE_CHECKING:
     from layerport.checks.onnx_values import NodeInput
@@ -159,10 +160,10 @@ class Runs:
         if left <= 0:
             raise _NotRun("the budget of all kernels of this bundle on the CPU is used up")
         arrays = {slot.name: np.ascontiguousarray(arrays[slot.name]) for slot in spec.inputs}
-        sizes = _environment(arrays)
+        sizes = sizes_of({name: array.shape for name, array in arrays.items()})
         outputs = Outputs(
-            {slot.name: (slot.dtype, slot.dims) for slot in spec.outputs},
-            {size.name: size.bound.evaluate(sizes) for size in spec.sizes},
+            spec.outputs,
+            {size.name: size.greatest.evaluate(sizes) for size in spec.sizes},
             sizes,
         )
         tensors = _tensors(layer, spec, arrays, outputs)
@@ -197,10 +198,6 @@ class Runs:
         return tuple(execute(job, arrays, outputs).values())
 
 
-def _environment(arrays: Mapping[str, Array]) -> dict[str, int]:
-    return {f"{name}.{axis}": int(size) for name, array in arrays.items() for axis, size in enumerate(array.shape)}
-
-
 def _sizes(
     spec: PluginSpec,
     shapes: Mapping[str, tuple[int, ...]],
@@ -208,26 +205,23 @@ def _sizes(
     converted: Mapping[str, Any],
 ) -> dict[str, int]:
     known = {name: array.shape for name, array in {**constants, **converted}.items()} | dict(shapes)
-    return {f"{slot.name}.{axis}": int(size) for slot in spec.inputs for axis, size in enumerate(known[slot.name])}
+    return sizes_of({tensor.name: known[tensor.name] for tensor in spec.inputs})
 
 
 def _elements(spec: PluginSpec, sizes: Mapping[str, int]) -> int:
     """Elements of all inputs and outputs of a plugin, data-dependent sizes at their greatest."""
-    env = {**sizes, **{size.name: size.bound.evaluate(sizes) for size in spec.sizes}}
-    shapes = [[sizes[f"{slot.name}.{axis}"] for axis in range(slot.rank)] for slot in spec.inputs]
-    shapes += [[dim.evaluate(env) for dim in slot.dims] for slot in spec.outputs]
+    env = {**sizes, **{size.name: size.greatest.evaluate(sizes) for size in spec.sizes}}
+    shapes = (tensor.resolve(env) for tensor in (*spec.inputs, *spec.outputs))
     return sum(int(np.prod(shape, dtype=np.float64)) for shape in shapes)
 
 
 def _tensors(
     layer: Layer, spec: PluginSpec, arrays: Mapping[str, Array], outputs: Outputs
-) -> dict[str, TensorArg | None]:
-    tensors: dict[str, TensorArg | None] = {argument.name: None for argument in layer.signature.tensors}
-    for slot in spec.inputs:
-        tensors[slot.name] = TensorArg(slot.name, slot.dtype, tuple(int(size) for size in arrays[slot.name].shape))
-    for name, (shape, dtype) in outputs.shapes().items():
-        tensors[name] = TensorArg(name, dtype, shape)
-    return tensors
+) -> dict[str, TensorType | None]:
+    tensors: dict[str, TensorType | None] = {argument.name: None for argument in layer.signature.tensors}
+    for one in spec.inputs:
+        tensors[one.name] = TensorType(one.name, one.dtype, tuple(int(size) for size in arrays[one.name].shape))
+    return tensors | outputs.largest()
 
 
 def _interpreted(written: LaunchRule, compiled: LaunchRule) -> LaunchRule:

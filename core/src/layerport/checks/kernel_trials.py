@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Recorded:
         self.dims = bundle.dims
         sizes = Sizes(bundle.dims)
         for port in bundle.inputs:
-            if port.name in self._inputs and self._inputs[port.name].ndim == len(port.dims):
+            if port.name in self._inputs and self._inputs[port.name].ndim == port.ndim:
                 sizes.add(port, self._inputs[port.name].shape, port.name)
         self.env: Env = {name: dim.opt for name, dim in bundle.dims.items()} | sizes.values()
         self._found = {_key(self.env): node_inputs(bundle.model(), self._inputs, self._nodes)}
@@ -68,7 +68,7 @@ class Recorded:
 
     def _run(self, env: Env) -> dict[str, tuple[NodeInput, ...] | None]:
         try:
-            shapes = {port.name: port.shape(env) for port in self._bundle.inputs if port.name in self._inputs}
+            shapes = {port.name: port.resolve(env) for port in self._bundle.inputs if port.name in self._inputs}
             most = max(_LARGEST_MODEL_INPUT, 4 * sum(array.size for array in self._inputs.values()))
             too_large = sum(math.prod(shape) for shape in shapes.values()) > most
             if too_large or first_faults(self._bundle.conditions, env):
@@ -176,7 +176,7 @@ def _actual(values: Mapping[str, NodeInput]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(int(size) for size in value.array.shape) for name, value in values.items()}
 
 
-def _resized(array: Array, shape: list[int]) -> Array:
+def _resized(array: Array, shape: Sequence[int]) -> Array:
     """The values at another size, cut or repeated along each axis."""
     for axis, size in enumerate(shape):
         if size != array.shape[axis]:

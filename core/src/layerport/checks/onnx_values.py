@@ -15,13 +15,14 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import load_external_data_for_tensor
 
+from layerport.dtypes import DType
 from layerport.errors import BuildError, LayerportError
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
 from layerport.session.onnx_widening import write_widened
 from layerport.session.onnxruntime import first_line, make_session, run_session
 from layerport.session.onnxruntime_library import onnxruntime
-from layerport.sizes.dims import Port
+from layerport.sizes.tensors import TensorType
 
 Array = np.ndarray[Any, Any]
 
@@ -134,13 +135,13 @@ def _outputs(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = make_session(part.SerializeToString(), options)
     ports = [
-        Port(one.name, str(to_dtype(types[one.name])) if one.name in types else _name_of(one.type), ())
+        TensorType(one.name, to_dtype(types[one.name]) if one.name in types else _dtype_of(one.type), ())
         for one in session.get_outputs()
     ]
     return run_session(session, inputs, ports)
 
 
-def _name_of(kind: str) -> str:
+def _dtype_of(kind: str) -> DType:
     """The dtype of ONNX Runtime's `tensor(float)`."""
     name = kind.removeprefix("tensor(").removesuffix(")")
-    return str(to_dtype(onnx.TensorProto.DataType.Value(name.upper())))
+    return to_dtype(onnx.TensorProto.DataType.Value(name.upper()))

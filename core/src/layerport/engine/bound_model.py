@@ -15,17 +15,18 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from layerport.bundle.plugin_spec import PluginSet, PluginSpec, Slot
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec
 from layerport.engine.plugin import KEY_FIELD, VERSION
 from layerport.errors import BuildError
 from layerport.parameters.frameworks.onnx_dtypes import from_dtype
+from layerport.sizes.tensors import TensorType
 
 
 def bind_model(model: onnx.ModelProto, plugins: PluginSet, *, all_keep: bool = False) -> onnx.ModelProto:
     """Rewrite the nodes that have a plugin spec and inline every other model-local function, in place.
 
     The first node that needs a kernel's image keeps it in the plan for all others, or with `all_keep` each its own.
-    A parameter of a type that TensorRT lacks comes in as the same bytes under another type: see `Slot.carrier`.
+    A parameter of a type that TensorRT lacks comes in as the same bytes under another type: see `PluginSpec.carrier`.
     Raises BuildError where such a one is no constant.
     """
     body_names: set[tuple[str, str, str]] = set()
@@ -98,22 +99,23 @@ class _Carriers:
                 found |= dict(zip(node.output, value, strict=False))
         return found
 
-    def of(self, name: str, slot: Slot, layer: str) -> str:
-        """The name of a constant's bytes under the slot's carrier."""
+    def of(self, name: str, spec: PluginSpec, tensor: TensorType) -> str:
+        """The name of a constant's bytes under the carrier of the input that it becomes."""
         if name not in self._made:
             if name not in self._constants:
                 raise BuildError(
-                    f"layer {layer}: parameter {slot.name} is {slot.dtype}, which TensorRT takes as a constant only, "
-                    f"and {name} is computed",
-                    f"give the layer its weight as it is, or build with --decompose {layer}",
+                    f"layer {spec.layer}: parameter {tensor.name} is {tensor.dtype}, which TensorRT takes as "
+                    f"a constant only, and {name} is computed",
+                    f"give the layer its weight as it is, or build with --decompose {spec.layer}",
                 )
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(self._constants[name])
-            if not tensor.external_data and not tensor.HasField("raw_data"):
-                tensor = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor))
-            tensor.name = self._made[name] = f"{name}.{slot.carrier}"
-            tensor.data_type = int(from_dtype(slot.carrier))
-            self._graph.initializer.append(tensor)
+            carrier = spec.carrier(tensor)
+            constant = onnx.TensorProto()
+            constant.CopyFrom(self._constants[name])
+            if not constant.external_data and not constant.HasField("raw_data"):
+                constant = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constant))
+            constant.name = self._made[name] = f"{name}.{carrier}"
+            constant.data_type = int(from_dtype(carrier))
+            self._graph.initializer.append(constant)
         return self._made[name]
 
     def drop_unused(self) -> None:
@@ -134,19 +136,19 @@ def _bind(
     carriers: _Carriers,
 ) -> None:
     """Give a node the inputs and outputs of its plugin, and take its attributes away."""
-    slots = {slot.name: slot for slot in spec.inputs}
+    tensors = {one.name: one for one in spec.inputs}
     for name, array in converted.items():
-        place = list(slots).index(name)
+        place = list(tensors).index(name)
         present = [index for index, text in enumerate(node.input) if text]
-        tensor = onnx.numpy_helper.from_array(array, f"{node.name}.{name}")
-        if slots[name].carrier is not slots[name].dtype:
-            tensor.data_type = int(from_dtype(slots[name].carrier))
-        graph.initializer.append(tensor)
-        node.input[present[place]] = tensor.name
+        constant = onnx.numpy_helper.from_array(array, f"{node.name}.{name}")
+        if (carrier := spec.carrier(tensors[name])) is not tensors[name].dtype:
+            constant.data_type = int(from_dtype(carrier))
+        graph.initializer.append(constant)
+        node.input[present[place]] = constant.name
     inputs = [name for name in node.input if name]
-    for place, (name, slot) in enumerate(zip(inputs, spec.inputs, strict=True)):
-        if slot.carrier is not slot.dtype and slot.name not in converted:
-            inputs[place] = carriers.of(name, slot, spec.layer)
+    for place, (name, one) in enumerate(zip(inputs, spec.inputs, strict=True)):
+        if spec.carrier(one) is not one.dtype and one.name not in converted:
+            inputs[place] = carriers.of(name, spec, one)
     del node.input[:]
     node.input.extend(inputs)
     node.output.extend(f"{node.name}.{size.name}" for size in spec.sizes)

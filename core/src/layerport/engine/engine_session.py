@@ -17,12 +17,13 @@ from layerport.bundle.bundle import Bundle
 from layerport.engine import creators, flavours, images
 from layerport.engine.device_arrays import DeviceArray, DeviceTensor, placement_faults, read_device_tensor
 from layerport.engine.gpu import Gpu
-from layerport.engine.lanes import Key, Lane, Parts, Pool, Result, Tensor
+from layerport.engine.lanes import Key, Lane, Parts, Pool, Result
 from layerport.engine.plans import Plan, plan_for
 from layerport.engine.runtime_cache import RuntimeCache
 from layerport.errors import BuildError, UsageError
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.tensorrt_dtypes import to_dtype
+from layerport.sizes.tensors import TensorType
 
 _LOG_LIMIT = 200
 _loggers: dict[str, Any] = {}
@@ -192,23 +193,25 @@ class EngineRunner:
         trt, engine = self._trt, self._engine
         ports = {port.name: ("input", port) for port in self._bundle.inputs}
         ports |= {port.name: ("output", port) for port in self._bundle.outputs}
-        found: dict[str, list[Tensor]] = {"INPUT": [], "OUTPUT": []}
+        found: dict[str, list[TensorType]] = {"INPUT": [], "OUTPUT": []}
+        on_host: list[str] = []
         faults = []
         for place in range(engine.num_io_tensors):
             name = engine.get_tensor_name(place)
             mode = engine.get_tensor_mode(name).name
             dtype = to_dtype(engine.get_tensor_dtype(name))
             kind, port = ports.get(name, ("", None))
-            if port is None or kind != mode.lower() or port.dtype != dtype.value:
+            if port is None or kind != mode.lower() or port.dtype is not dtype:
                 stated = f"{kind} {port}" if port else "nothing"
                 faults.append(f"the plan has the {mode.lower()} {name}: {dtype}, the manifest says {stated}")
             elif engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
                 faults.append(f"{name} is in the format {engine.get_tensor_format(name).name}, not LINEAR")
-            on_host = engine.get_tensor_location(name) == trt.TensorLocation.HOST
-            found[mode].append(Tensor(name, dtype.to_numpy(), on_host))
+            if engine.get_tensor_location(name) == trt.TensorLocation.HOST:
+                on_host.append(name)
+            found[mode].append(port or TensorType(name, dtype, ()))
         lacking = {port.name for port in self._bundle.outputs} - {one.name for one in found["OUTPUT"]}
         faults += [f"the plan has no output {name}" for name in sorted(lacking)]
-        faults += [f"output {one.name} is in host memory" for one in found["OUTPUT"] if one.on_host]
+        faults += [f"output {one.name} is in host memory" for one in found["OUTPUT"] if one.name in on_host]
         if faults:
             raise BuildError(
                 f"{self.plan.file} does not belong to the manifest of {self._bundle.folder}",
@@ -227,6 +230,7 @@ class EngineRunner:
             self.gpu,
             tuple(found["INPUT"]),
             tuple(found["OUTPUT"]),
+            tuple(on_host),
             lambda: self._context(own, captures),
             self._log.mark,
             self._failure,
@@ -281,17 +285,17 @@ class EngineRunner:
         )
         return f"{given}: no profile of the plan takes this ({taken})"
 
-    def _place(self, one: Tensor, shape: tuple[int, ...], like: DeviceTensor | None) -> Result:
+    def _place(self, one: TensorType, shape: tuple[int, ...], like: DeviceTensor | None) -> Result:
         if like is None:
-            array = np.empty(shape, one.dtype)
+            array = np.empty(shape, one.dtype.to_numpy())
             return Result(array, None, array.ctypes.data)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(like.keep, torch.Tensor):
-            value = like.keep.new_empty(shape, dtype=getattr(torch, one.dtype.name))
+            value = like.keep.new_empty(shape, dtype=getattr(torch, one.dtype.value))
             # Torch may hand out memory that its own stream is still reading.
             stream = int(torch.cuda.current_stream(value.device).cuda_stream)
             return Result(value, int(value.data_ptr()), None, stream)
-        made = DeviceArray(self.gpu, one.dtype, shape)
+        made = DeviceArray(self.gpu, one.dtype.to_numpy(), shape)
         return Result(made, made.address, None)
 
 

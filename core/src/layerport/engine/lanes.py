@@ -16,6 +16,7 @@ import numpy as np
 from layerport.engine.device_arrays import DeviceArray, DeviceTensor
 from layerport.engine.gpu import Gpu
 from layerport.errors import BuildError, UsageError
+from layerport.sizes.tensors import TensorType
 
 Key = tuple[int, tuple[tuple[int, ...], ...]]
 """A profile's number, and the shape of each input."""
@@ -25,27 +26,20 @@ MOST_GRAPHS = 4
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """An input or output of an engine.  on_host: TensorRT reads it from host memory, because it holds a shape."""
-
-    name: str
-    dtype: np.dtype[Any]
-    on_host: bool = False
-
-
-@dataclass(frozen=True)
 class Parts:
     """What all lanes of an engine share.
 
     failure: makes an error of what TensorRT said since the mark that `said` gives.
+    on_host: the inputs that TensorRT reads from host memory, because they hold a shape.
     stable: inputs and outputs keep their addresses, as a captured graph needs.  captures: the lane captures graphs.
     scratch: bytes of device memory that a context without its own must be given; 0 where it has its own.
     """
 
     trt: Any
     gpu: Gpu
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    on_host: tuple[str, ...]
     make_context: Callable[[], Any]
     said: Callable[[], int]
     failure: Callable[[str, int], BuildError]
@@ -59,6 +53,10 @@ class Result:
 
     def __init__(self, value: Any, device: int | None, host: int | None, stream: int | None = None) -> None:
         self.value, self.device, self.host, self.stream = value, device, host, stream
+
+
+Make = Callable[[TensorType, tuple[int, ...]], Result]
+"""Gives a place for an output of this shape."""
 
 
 class _Context:
@@ -92,9 +90,7 @@ class Lane:
         """Whether these shapes are set already, or in a graph."""
         return any(one.key == key for one in self._contexts)
 
-    def run(
-        self, key: Key, inputs: Mapping[str, Any], make: Callable[[Tensor, tuple[int, ...]], Result]
-    ) -> dict[str, Any]:
+    def run(self, key: Key, inputs: Mapping[str, Any], make: Make) -> dict[str, Any]:
         """The outputs by name.  inputs: DeviceTensor or NumPy array by name.  make: a place for an output.
 
         Everything has happened when it returns, also where it raises.
@@ -104,7 +100,7 @@ class Lane:
         with gpu.current():
             try:
                 # TensorRT reads these from host memory, so they must live until the run is over.
-                hosted = {one.name: self._on_host(inputs[one.name]) for one in self._parts.inputs if one.on_host}
+                hosted = {name: self._on_host(inputs[name]) for name in self._parts.on_host}
                 # What they hold becomes part of a graph: sizes of launches, not something that a replay reads again.
                 wanted = (key, tuple(array.tobytes() for array in hosted.values()))
                 one = self._context_for(wanted)
@@ -254,7 +250,7 @@ class Lane:
             one.context.set_output_allocator(name, self._allocators[name])
         self._allocators[name].offer(buffer, greatest)
 
-    def _open_result(self, one: Tensor, make: Callable[[Tensor, tuple[int, ...]], Result]) -> tuple[Result, int]:
+    def _open_result(self, one: TensorType, make: Make) -> tuple[Result, int]:
         result = make(one, self._allocators[one.name].shape)
         self._wait([result.stream])
         return result, self._buffers[one.name].address

@@ -49,11 +49,11 @@ def plugin_class(trt: Any) -> type[Any]:
             # Equal specs hold equal kernels, so what TensorRT measured of one holds for the other.
             self.timing_cache_id = spec.key
             self._names = (
-                tuple(slot.name for slot in spec.inputs),
-                (*(slot.name for slot in spec.outputs), *(size.name for size in spec.sizes)),
+                tuple(tensor.name for tensor in spec.inputs),
+                (*(tensor.name for tensor in spec.outputs), *(size.name for size in spec.sizes)),
             )
-            self._types = [from_dtype(slot.carrier, trt) for slot in spec.inputs]
-            self._types += [from_dtype(slot.dtype, trt) for slot in spec.outputs]
+            self._types = [from_dtype(spec.carrier(one), trt) for one in spec.inputs]
+            self._types += [from_dtype(tensor.dtype, trt) for tensor in spec.outputs]
             self._types += [trt.DataType.INT64] * len(spec.sizes)
             self._kernels = list(dict.fromkeys(kernel.name for kernel in spec.kernels))
             self._tactic = tactic
@@ -73,17 +73,17 @@ def plugin_class(trt: Any) -> type[Any]:
 
         def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> Any:
             env: dict[str, Any] = {
-                f"{slot.name}.{axis}": dims[axis]
-                for slot, dims in zip(self.spec.inputs, inputs, strict=True)
+                f"{tensor.name}.{axis}": dims[axis]
+                for tensor, dims in zip(self.spec.inputs, inputs, strict=True)
                 for axis in range(len(dims))
             }
             for place, size in enumerate(self.spec.sizes):
-                bound = lower(size.bound, builder, env)
+                bound = lower(size.greatest, builder, env)
                 env[size.name] = builder.declare_size_tensor(len(self.spec.outputs) + place, bound, bound)
             answers = []
-            for slot in self.spec.outputs:
-                dims = trt.DimsExprs(len(slot.dims))
-                for axis, dim in enumerate(slot.dims):
+            for tensor in self.spec.outputs:
+                dims = trt.DimsExprs(tensor.ndim)
+                for axis, dim in enumerate(tensor.dims):
                     dims[axis] = lower(dim, builder, env)
                 answers.append(dims)
             return answers + [trt.DimsExprs(0) for _ in self.spec.sizes]
@@ -139,7 +139,7 @@ def plugin_class(trt: Any) -> type[Any]:
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
             self.load().set_shapes(
-                {slot.name: tuple(one.dims) for slot, one in zip(self.spec.inputs, inputs, strict=True)}
+                {tensor.name: tuple(one.dims) for tensor, one in zip(self.spec.inputs, inputs, strict=True)}
             )
 
         def enqueue(

@@ -16,6 +16,7 @@ from layerport.bundle.plugin_spec import PluginSpec
 from layerport.errors import BuildError, UsageError
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.kernels.launcher import Launcher
+from layerport.sizes.tensors import sizes_of
 
 Launch = Callable[[Mapping[str, int], int], None]
 
@@ -91,7 +92,7 @@ class KernelRunner:
             self._choose(self._shapes)
 
     def _choose(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        sizes = environment(shapes)
+        sizes = sizes_of(shapes)
         for kernel, launcher in sorted(self._launchers, key=lambda one: one[0].name != self._preferred):
             if kernel.guard is None or kernel.guard.evaluate(sizes):
                 launcher.resolve(sizes)
@@ -110,8 +111,3 @@ class KernelRunner:
 
     def _unresolved(self, pointers: Mapping[str, int], stream: int) -> None:
         raise UsageError(f"layer {self.spec.layer} is launched before its shapes are set", "call set_shapes first")
-
-
-def environment(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The value of each dim symbol ("x.0") for given shapes."""
-    return {f"{name}.{axis}": int(size) for name, dims in shapes.items() for axis, size in enumerate(dims)}

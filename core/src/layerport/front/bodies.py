@@ -17,7 +17,7 @@ from layerport.front.export_errors import first_line, innermost
 from layerport.front.nodes import LayerNode
 from layerport.layers.derivation import Derivation, derive, export_together
 from layerport.sizes.dims import DimRange
-from layerport.sizes.expressions import parse
+from layerport.sizes.expressions import Expr
 
 
 class Bodies:
@@ -85,13 +85,13 @@ class Bodies:
 
 
 def sizes_of(node: LayerNode, env: Mapping[str, int]) -> dict[str, int]:
-    """The size of each named dim of a node's tensors, by its name, where it follows from the model's dims."""
+    """The size of each named dim of a node's tensors, by its text, where it follows from the model's dims."""
     sizes: dict[str, int] = {}
-    for shape in node.tensors.values():
-        for dim in shape.dims if shape is not None else ():
-            if isinstance(dim, str):
-                with contextlib.suppress(UsageError):  # a size that depends on data, or torch's own function names
-                    sizes[dim] = parse(dim).evaluate(env)
+    for tensor in node.tensors.values():
+        for dim in tensor.shape if tensor is not None else ():
+            if isinstance(dim, Expr):
+                with contextlib.suppress(UsageError):  # a size that depends on data
+                    sizes[dim.text] = dim.evaluate(env)
     return sizes
 
 

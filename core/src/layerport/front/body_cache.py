@@ -80,7 +80,7 @@ def _describe(derivation: Derivation) -> list[Any]:
     shapes, sizes = derivation.example
     held = {**program.state_dict, **program.constants}
     return [
-        [(name, shape.dtype.value, [str(dim) for dim in shape.dims]) for name, shape in shapes.items()],
+        [(name, one.dtype.value, [str(dim) for dim in one.shape]) for name, one in shapes.items()],
         dict(sizes),
         {str(symbol): str(limits) for symbol, limits in program.range_constraints.items()},
         [str(one) for one in derivation.constraints],

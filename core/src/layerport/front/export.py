@@ -27,7 +27,8 @@ from layerport.layers.layer import Layer
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
 from layerport.parameters.signature import Kind
 from layerport.sizes.conditions import Condition
-from layerport.sizes.dims import DimRange, Port, follows_from
+from layerport.sizes.dims import DimRange, follows_from, port
+from layerport.sizes.tensors import TensorType
 
 _ATTRIBUTE_TYPES = {
     "int": onnx.defs.OpSchema.AttrType.INT,
@@ -56,8 +57,8 @@ class ExportedModel:
     """
 
     model: ir.Model
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
     dims: Mapping[str, DimRange]
     guards: Guards | None = None
     conditions: tuple[Condition, ...] = ()
@@ -209,13 +210,13 @@ def _rename_inputs(graph: ir.Graph, program: torch.export.ExportedProgram) -> No
             value.name = name
 
 
-def port_of(value: ir.Value, dims: Mapping[str, DimRange]) -> Port:
+def port_of(value: ir.Value, dims: Mapping[str, DimRange]) -> TensorType:
     """An input or output of the graph; a size that does not follow from the dims is unknown (None)."""
     if value.dtype is None or value.shape is None or value.name is None:
         raise BuildError(f"the exported model does not say the type of {value.name}", "state it in the ONNX file")
     sizes = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
     known = (size if isinstance(size, int) or follows_from(size, dims) else None for size in sizes)
-    return Port(value.name, str(to_dtype(value.dtype)), tuple(known))
+    return port(value.name, to_dtype(value.dtype), known)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ from typing import Any
 import onnx_ir as ir
 
 from layerport.errors import BuildError, UsageError
-from layerport.layers.derivation import TensorShape
 from layerport.layers.layer import BoundLayer, Layer
 from layerport.packs.host import Packs
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
 from layerport.parameters.standard_form import Parameters
-from layerport.sizes.expressions import Expr, parse
+from layerport.sizes.expressions import Expr, Symbol, parse
+from layerport.sizes.tensors import Dim, TensorType
 
 _PLACE = re.compile(r"[A-Za-z_]\w*\.\d+")
 
@@ -32,7 +32,7 @@ class LayerNode:
 
     node: ir.Node
     layer: Layer
-    tensors: Mapping[str, TensorShape | None]
+    tensors: Mapping[str, TensorType | None]
     bound: BoundLayer
     module: str
 
@@ -83,8 +83,9 @@ def layer_node(node: ir.Node, packs: Packs) -> LayerNode:
 
 
 def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
-    tensors: dict[str, TensorShape | None] = {}
+    tensors: dict[str, TensorType | None] = {}
     constants: dict[str, Any] = {}
+    opaque: dict[str, Expr] = {}
     signature = layer.signature
     if len(node.inputs) > len(signature.tensors):
         raise BuildError(
@@ -97,7 +98,7 @@ def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
         if value is None:
             tensors[argument.name] = None
             continue
-        tensors[argument.name] = _shape(node, argument.name, value)
+        tensors[argument.name] = _tensor(node, argument.name, value, opaque)
         if argument.name in params and value.const_value is not None:
             constants[argument.name] = to_standard(value.const_value, path=f"{node.name}.{argument.name}").array
     attributes = {
@@ -108,15 +109,25 @@ def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
     return LayerNode(node, layer, tensors, bound, _module(node))
 
 
-def _shape(node: ir.Node, name: str, value: ir.Value) -> TensorShape:
+def _tensor(node: ir.Node, name: str, value: ir.Value, opaque: dict[str, Expr]) -> TensorType:
+    """opaque: dims that are no expressions, each the first place that has it, so that equal ones stay equal."""
     shape = value.shape if value.shape is not None else getattr(value.const_value, "shape", None)
     if value.dtype is None or shape is None:
         raise BuildError(
             f"node {node.name}: the model does not say dtype and rank of input {name}",
             "run onnx.shape_inference on the file first, with the layers' functions in it",
         )
-    dims = tuple(dim if isinstance(dim, int) else _dim_name(dim) for dim in shape)
-    return TensorShape(to_dtype(value.dtype), dims)
+    dims: list[Dim] = []
+    for axis, dim in enumerate(shape):
+        text = dim.value if isinstance(dim, ir.SymbolicDim) else dim
+        if isinstance(text, str):
+            try:
+                dims.append(parse(text))
+            except UsageError:
+                dims.append(opaque.setdefault(text, Symbol(f"{name}.{axis}")))
+        else:
+            dims.append(None if text is None else int(text))
+    return TensorType(name, to_dtype(value.dtype), tuple(dims))
 
 
 def in_model_dims(expression: Expr, node: LayerNode) -> Expr:
@@ -124,19 +135,14 @@ def in_model_dims(expression: Expr, node: LayerNode) -> Expr:
 
     def size(match: re.Match[str]) -> str:
         name, _, axis = match[0].rpartition(".")
-        shape = node.tensors.get(name)
-        dim = shape.dims[int(axis)] if shape is not None else None
+        tensor = node.tensors.get(name)
+        dim = tensor.shape[int(axis)] if tensor is not None else None
         return match[0] if dim is None else f"({dim})"
 
     try:
         return parse(_PLACE.sub(size, expression.text))
     except UsageError:  # two fractions of a size that together have no form
         return expression
-
-
-def _dim_name(dim: Any) -> str | None:
-    text = dim.value if isinstance(dim, ir.SymbolicDim) else dim
-    return None if text is None else str(text)
 
 
 def _attribute(node: ir.Node, name: str, kind: str, default: Any) -> Any:

@@ -13,7 +13,6 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from layerport.bundle.bundle import MANIFEST, MODEL, SAMPLES, Bundle
 from layerport.bundle.external_data import external_tensors, locations_of, tensors_of
-from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.front.bodies import Bodies
 from layerport.front.export import ExportedModel, port_of
@@ -24,8 +23,9 @@ from layerport.packs.host import Packs
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.onnx_dtypes import from_dtype
 from layerport.parameters.frameworks.torch_dtypes import from_dtype as torch_dtype
-from layerport.sizes.dims import DimRange, Port, Sizes, apply_ranges
+from layerport.sizes.dims import DimRange, Sizes, apply_ranges
 from layerport.sizes.expressions import Expr, parse
+from layerport.sizes.tensors import TensorType
 
 
 def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], packs: Packs) -> ExportedModel:
@@ -69,7 +69,7 @@ def bundle_of(path: Path) -> Bundle | None:
 
 
 def stored_samples(
-    path: Path, ports: Sequence[Port], dims: Mapping[str, DimRange]
+    path: Path, ports: Sequence[TensorType], dims: Mapping[str, DimRange]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None:
     """The samples of the bundle that a file belongs to, and whose outputs they are; None where none fit."""
     bundle = bundle_of(path)
@@ -79,7 +79,7 @@ def stored_samples(
     inputs, outputs = bundle.samples()
     sizes = Sizes(dims)
     for port in ports:
-        if port.name not in inputs or inputs[port.name].ndim != len(port.dims):
+        if port.name not in inputs or inputs[port.name].ndim != port.ndim:
             return None
         sizes.add(port, inputs[port.name].shape, port.name)
     sizes.values()
@@ -160,7 +160,7 @@ def _known(values: Iterable[ir.Value]) -> bool:
     )
 
 
-def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[str, Any]) -> dict[str, Any]:
+def example(ports: Iterable[TensorType], dims: Mapping[str, DimRange], given: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs for the samples: the given ones, seeded random ones for the others."""
     import torch
 
@@ -168,10 +168,10 @@ def example(ports: Iterable[Port], dims: Mapping[str, DimRange], given: Mapping[
     sizes = {name: dim.opt for name, dim in dims.items()}
     arrays = {}
     for port in ports:
-        shape = port.shape(sizes)
+        shape = port.resolve(sizes)
         value = given.get(port.name)
         if value is None:
-            value = random_tensor(shape, torch_dtype(DType(port.dtype)), generator)
+            value = random_tensor(shape, torch_dtype(port.dtype), generator)
         arrays[port.name] = to_standard(value, path=port.name).array
     return arrays
 

@@ -30,7 +30,7 @@ from layerport.front.sources import Source
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.sources import source_digest
 from layerport.packs.host import DroppedPack, Packs
-from layerport.sizes.dims import DimRange, apply_ranges, require_limits
+from layerport.sizes.dims import DimRange, apply_ranges, port_json, require_limits
 from layerport.targets import Target
 
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "nvidia-cuda-nvrtc")
@@ -135,8 +135,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         written[bundles.PLUGINS] = bundles.write_hashed(folder / bundles.PLUGINS, [to_bytes(plugins)])
     manifest = {
         "layerport": metadata.version("layerport"),
-        "inputs": [port.to_json() for port in exported.inputs],
-        "outputs": [port.to_json() for port in exported.outputs],
+        "inputs": [port_json(port) for port in exported.inputs],
+        "outputs": [port_json(port) for port in exported.outputs],
         "dims": [dim.to_json() for dim in dims.values()],
         "conditions": [one.to_json() for one in checked.conditions],
         "conditions_dropped": checked.notes,
@@ -263,4 +263,4 @@ def _profile(exported: ExportedModel, dims: Mapping[str, DimRange]) -> dict[str,
         {name: dim.opt for name, dim in dims.items()},
         {name: dim.opt if dim.max is None else dim.max for name, dim in dims.items()},
     ]
-    return {port.name: [port.shape(env) for env in sizes] for port in exported.inputs}
+    return {port.name: [list(port.resolve(env)) for env in sizes] for port in exported.inputs}

@@ -93,10 +93,10 @@ def realise(
 def _types_that_tensorrt_lacks(spec: PluginSpec, constants: Collection[str]) -> str | None:
     """Why TensorRT cannot hold the tensors of this plugin; constants may come in under another type."""
     held = [
-        (f"input {slot.name} is {slot.dtype}", slot.carrier if slot.name in constants else slot.dtype)
-        for slot in spec.inputs
+        (f"input {one.name} is {one.dtype}", spec.carrier(one) if one.name in constants else one.dtype)
+        for one in spec.inputs
     ]
-    held += [(f"output {slot.name} is {slot.dtype}", slot.dtype) for slot in spec.outputs]
+    held += [(f"output {one.name} is {one.dtype}", one.dtype) for one in spec.outputs]
     lacking = [text for text, dtype in held if not in_plugins(dtype)]
     return f"TensorRT has no such tensors for a plugin: {', '.join(lacking)}" if lacking else None
 

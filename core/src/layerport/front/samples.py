@@ -19,7 +19,7 @@ from layerport.packs.torch_state import preserved
 from layerport.packs.torch_writes import ReadOnly, named_tensors
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.standard_form import Parameters
-from layerport.sizes.dims import Port
+from layerport.sizes.tensors import TensorType
 
 
 def record_outputs(source: Source) -> Any:
@@ -68,7 +68,7 @@ def torch_samples(source: Source, exported: ExportedModel, outputs: Any) -> tupl
     return _named("input", given, exported.inputs), _named("output", gave, exported.outputs)
 
 
-def _named(kind: str, leaves: Sequence[Any], ports: Sequence[Port]) -> dict[str, Any]:
+def _named(kind: str, leaves: Sequence[Any], ports: Sequence[TensorType]) -> dict[str, Any]:
     if len(leaves) != len(ports):
         raise UsageError(
             f"the model has {len(leaves)} {kind} tensors in Torch and {len(ports)} in ONNX "

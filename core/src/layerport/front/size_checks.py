@@ -20,8 +20,9 @@ from layerport.layers.derivation import Derivation
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.sizes.conditions import Condition, readable
 from layerport.sizes.dims import DimRange
-from layerport.sizes.expressions import Expr, Symbol, parse
+from layerport.sizes.expressions import Expr, Symbol
 from layerport.sizes.proofs import Finding, prove
+from layerport.sizes.tensors import Dim
 
 # An example for a size that no dim tells.
 _ANY_SIZE = 3
@@ -146,8 +147,8 @@ def _at_size_one(node: LayerNode, who: str, tried: Try, dims: Mapping[str, DimRa
     found = []
     places = [
         f"{name}.{axis}"
-        for name, shape in node.tensors.items()
-        for axis, dim in enumerate(shape.dims if shape is not None else ())
+        for name, tensor in node.tensors.items()
+        for axis, dim in enumerate(tensor.shape if tensor is not None else ())
         if not isinstance(dim, int)
     ]
     for made in {one.text: one for one in (in_model_dims(Symbol(place) != 1, node) for place in places)}.values():
@@ -247,46 +248,46 @@ def _run_node(
     usual = {name: dim.opt for name, dim in dims.items()}
     places: dict[str, int] = {}
     inputs: list[torch.Tensor] = []
-    for name, shape in derivation.example[0].items():
+    for name, tensor in derivation.example[0].items():
         sizes = []
-        for axis, dim in enumerate(shape.dims):
+        for axis, dim in enumerate(tensor.shape):
             place = f"{name}.{axis}"
             made = as_size(dim, point.get(place), {**usual, **point})
             if made < 0:
                 return Outcome(AGREES, "there is no such size")
             sizes.append(made)
             places[place] = made
-        inputs.append(random_tensor(sizes, from_dtype(shape.dtype), len(inputs)))
+        inputs.append(random_tensor(sizes, from_dtype(tensor.dtype), len(inputs)))
     outcome = compare(lambda: derivation.body(*(one.clone() for one in inputs)), derivation.program, inputs)
     if outcome.verdict == AGREES and outcome.shapes:
         _check_rule(node, derivation, places, outcome, unfit)
     return outcome
 
 
-def as_size(dim: int | str | None, known: int | None, sizes: Mapping[str, int]) -> int:
+def as_size(dim: Dim, known: int | None, sizes: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
     if dim is None:
         return _ANY_SIZE if known is None else known
-    expression = parse(dim)
-    return expression.evaluate({**dict.fromkeys(expression.symbols(), _ANY_SIZE), **sizes})
+    return dim.evaluate({**dict.fromkeys(dim.symbols(), _ANY_SIZE), **sizes})
 
 
 def _check_rule(
     node: LayerNode, derivation: Derivation, places: Mapping[str, int], outcome: Outcome, unfit: list[str]
 ) -> None:
     for index, (rule, shape) in enumerate(zip(derivation.outputs, outcome.shapes, strict=False)):
-        known = [dim.symbols() <= places.keys() for dim in rule.dims]
         try:
-            stated = [dim.evaluate(places) if one else None for dim, one in zip(rule.dims, known, strict=True)]
+            stated: list[int | str | None] = [
+                dim.evaluate(places) if dim.symbols() <= places.keys() else None for dim in rule.dims
+            ]
         except UsageError as error:
-            stated = [error.fault]  # type: ignore[list-item]
+            stated = [error.fault]
         if len(stated) != len(shape) or any(
             one is not None and one != size for one, size in zip(stated, shape, strict=True)
         ):
             sizes = ", ".join(f"{place}={size}" for place, size in places.items())
             whose, name = ("derived", "write") if node.layer.shapes_override is None else ("own", "correct")
             unfit.append(
-                f"its {whose} output rule {rule} is wrong at {sizes} within the ranges, where output {index} is "
+                f"its {whose} output rule {rule.form} is wrong at {sizes} within the ranges, where output {index} is "
                 f"{list(shape)}; {name} the sizes with @{node.layer.short_name}.shape_rule"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -120,7 +120,7 @@ def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[st
     return values, shapes
 
 
-def random_tensor(shape: list[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+def random_tensor(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     """Normal floats, whole numbers 0..9, or both bools."""
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)

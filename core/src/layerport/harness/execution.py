@@ -21,38 +21,39 @@ from layerport.harness.compiler import compile_for_host
 from layerport.harness.cpu_job import Array, CpuJob
 from layerport.harness.cuda_runs import CudaJob
 from layerport.harness.triton_interpreter import TritonJob
-from layerport.kernels.declaration import CudaSource, Kernel, TensorArg
+from layerport.kernels.choice import dtypes_for
+from layerport.kernels.declaration import CudaSource, Kernel
 from layerport.kernels.launch_rules import Geometry, LaunchRule
 from layerport.kernels.tracing import specialise
 from layerport.layers.layer import Layer
 from layerport.parameters.comparison import KERNEL_TOLERANCES, errors_within
-from layerport.sizes.expressions import Expr
+from layerport.sizes.tensors import TensorType
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a kernel writes: dtype and dims of each output, the greatest value of each size that depends on data.
+    """What a kernel writes: its outputs, and the greatest value of each size that depends on data.
 
-    dims: expressions over `sizes` and the data-dependent sizes, which the kernel writes as int64 after the outputs.
+    tensors: their dims are over `sizes` and the data-dependent sizes, which the kernel writes as int64 after them.
     """
 
-    dims: Mapping[str, tuple[DType, Sequence[Expr | int]]]
+    tensors: Sequence[TensorType]
     most: Mapping[str, int]
     sizes: Mapping[str, int]
 
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], DType]]:
-        """Shape and dtype of all that is written, sizes that depend on data at their greatest."""
+    def largest(self) -> dict[str, TensorType]:
+        """All that is written, sizes that depend on data at their greatest."""
         env = {**self.sizes, **self.most}
-        shapes = {name: (_numbers(dims, env), dtype) for name, (dtype, dims) in self.dims.items()}
-        return shapes | dict.fromkeys(self.most, ((), DType.INT64))
+        made = [TensorType(one.name, one.dtype, one.resolve(env)) for one in self.tensors]
+        made += [TensorType(name, DType.INT64, ()) for name in self.most]
+        return {one.name: one for one in made}
 
     def empty(self, poison: int) -> dict[str, Array]:
         """Memory for all of them, every byte the poison."""
         made = {}
-        for name, (shape, dtype) in self.shapes().items():
-            array = np.empty(shape, dtype.to_numpy())
+        for name, tensor in self.largest().items():
+            made[name] = array = np.empty(tensor.resolve({}), tensor.dtype.to_numpy())
             array.reshape(-1).view(np.uint8)[...] = poison
-            made[name] = array
         return made
 
     def cut(self, written: Mapping[str, Array], label: str) -> dict[str, Array]:
@@ -71,9 +72,9 @@ class Outputs:
                 faults=wrong,
             )
         answer = {}
-        for name, (_, dims) in self.dims.items():
-            shape = _numbers(dims, {**self.sizes, **sizes})
-            answer[name] = written[name].reshape(-1)[: math.prod(shape)].reshape(shape)
+        for one in self.tensors:
+            shape = one.resolve({**self.sizes, **sizes})
+            answer[one.name] = written[one.name].reshape(-1)[: math.prod(shape)].reshape(shape)
         return answer
 
 
@@ -82,7 +83,7 @@ def make_job(
     kernel: Kernel,
     rule: LaunchRule,
     geometry: Geometry,
-    tensors: Mapping[str, TensorArg | None],
+    tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Any],
     *,
     order: str | int = "forward",
@@ -99,19 +100,13 @@ def make_job(
     label = f"layer {layer.name}, kernel {kernel.name}"
     limit = host.RUN_LIMIT if time_limit is None else time_limit
     if isinstance(kernel.source, CudaSource):
-        names = {*(argument.name for argument in layer.signature.tensors), *layer.signature.output_names}
-        present = {name: one.dtype for name, one in tensors.items() if one is not None and name in names}
-        match = next(one for one in kernel.combinations(layer.signature) if fits(one, present))
-        entry = kernel.entry(layer.signature, match, attributes)
+        dtypes = dtypes_for(kernel, layer.signature, tensors)
+        assert dtypes is not None, "the kernel was chosen for these tensors"
+        entry = kernel.entry(layer.signature, dtypes, attributes)
         program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
         return CudaJob(rule, geometry, order, offset, label, limit, strict, program=program)
     made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
     return TritonJob(rule, geometry, order, offset, label, limit, strict, source=kernel.source, made=made)
-
-
-def fits(combination: Mapping[str, DType], dtypes: Mapping[str, DType]) -> bool:
-    """Whether tensors of these dtypes are what a kernel's combination states."""
-    return all(combination.get(name) == dtype for name, dtype in dtypes.items())
 
 
 class Job(Protocol):
@@ -185,10 +180,6 @@ def _differences(first: Mapping[str, Array], second: Mapping[str, Array]) -> lis
                 f"{float(one[place]):.6g} and {float(two[place]):.6g}"
             )
     return faults
-
-
-def _numbers(dims: Sequence[Expr | int], env: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(dim.evaluate(env) if isinstance(dim, Expr) else dim for dim in dims)
 
 
 def _poisoned(array: Array, poison: int) -> np.ndarray[Any, np.dtype[np.bool_]]:

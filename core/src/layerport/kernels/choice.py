@@ -1,18 +1,33 @@
-"""Which kernel of a layer takes a call, known sizes and dtypes given, and why each other one does not.
+"""Which kernels of a layer take given tensors, and in words why each other one does not.
 
-The Torch CUDA operator asks it; `layers.dispatch` tells the answer to people.  Imports no framework.
+Builds ask it with sizes known later, the Torch CUDA operator and the tests of kernels with numbers;
+`layers.dispatch` tells the answer to people.  Imports no framework.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from layerport.dtypes import DType
-from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.tracing import trace_predicate
 from layerport.parameters.signature import Attribute, Signature
+from layerport.sizes.expressions import Const, Expr
+from layerport.sizes.tensors import TensorType
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A kernel with the dtypes that it has here.
+
+    guard: where it may run, an expression of value 0 or 1; None: wherever its layer does.
+    """
+
+    kernel: Kernel
+    dtypes: Mapping[str, DType]
+    guard: Expr | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,35 +52,63 @@ class HasKernels(Protocol):
     def signature(self) -> Signature: ...
 
 
+def candidates(
+    layer: HasKernels, tensors: Mapping[str, TensorType | None], attributes: Mapping[str, Attribute]
+) -> Iterator[Candidate | str]:
+    """Each kernel of the layer, in its order: as a candidate, or in words why it takes no such tensors.
+
+    tensors: every tensor argument and output by the layer's names, None for an absent one; a guard is over those sizes
+    that are no numbers.  Raises PackError for a predicate or dtype table that is at fault.
+    """
+    for kernel in layer.kernels:
+        dtypes = dtypes_for(kernel, layer.signature, tensors)
+        if dtypes is None:
+            stated = " | ".join(show_dtypes(one) for one in kernel.combinations(layer.signature))
+            yield f"{kernel.name} takes {stated}, here are {show_dtypes(_dtypes(layer.signature, tensors))}"
+            continue
+        guard = trace_predicate(kernel, layer.signature, tensors, attributes, layer=layer.name)
+        if isinstance(guard, Const) and not guard.value:
+            shapes = ", ".join(f"{one.name} [{', '.join(map(str, one.shape))}]" for one in tensors.values() if one)
+            yield f"{kernel.name}: its predicate is false for {shapes}"
+            continue
+        yield Candidate(kernel, dtypes, None if isinstance(guard, Const) else guard)
+
+
 def select(
     layer: HasKernels,
-    tensors: Mapping[str, TensorArg | None],
+    tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Attribute],
     *,
     only: str | None = None,
 ) -> Selection:
-    """The first kernel of the layer that takes these tensors.
+    """The first kernel of the layer that takes these tensors, all sizes of which are numbers.
 
-    tensors: every tensor argument and output by the layer's names, sizes as numbers, None for an absent one.
-    only: the name of the one kernel that may be chosen.
-    Raises PackError for a predicate or dtype table that is at fault.
+    only: the name of the one kernel that may be chosen.  Arguments and errors as in `candidates`.
     """
-    present = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
-    reasons = []
-    for kernel in (one for one in layer.kernels if only is None or one.name == only):
-        combinations = kernel.combinations(layer.signature)
-        match = next((one for one in combinations if all(one[name] == present[name] for name in present)), None)
-        if match is None:
-            stated = " | ".join(show_dtypes(one) for one in combinations)
-            reasons.append(f"{kernel.name} takes {stated}, here are {show_dtypes(present)}")
+    reasons: list[str] = []
+    for kernel, one in zip(layer.kernels, candidates(layer, tensors, attributes), strict=True):
+        if only is not None and kernel.name != only:
             continue
-        # The sizes are numbers, so the predicate is one as well.
-        guard = trace_predicate(kernel, layer.signature, tensors, attributes, layer=layer.name)
-        if guard is None or guard.evaluate({}):
-            return Selection(kernel, match, tuple(reasons))
-        shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in tensors.items() if one is not None)
-        reasons.append(f"{kernel.name}: its predicate is false for {shapes}")
+        if isinstance(one, Candidate):
+            return Selection(kernel, one.dtypes, tuple(reasons))
+        reasons.append(one)
+    present = _dtypes(layer.signature, tensors)
     return Selection(None, present, tuple(reasons) or ("the layer has no kernel",))
+
+
+def dtypes_for(
+    kernel: Kernel, signature: Signature, tensors: Mapping[str, TensorType | None]
+) -> Mapping[str, DType] | None:
+    """The combination of dtypes of a kernel that these tensors have; None where it has none."""
+    present = _dtypes(signature, tensors)
+    combinations = kernel.combinations(signature)
+    return next((one for one in combinations if all(one[name] is dtype for name, dtype in present.items())), None)
+
+
+def _dtypes(signature: Signature, tensors: Mapping[str, TensorType | None]) -> dict[str, DType]:
+    # Sizes that depend on data are always int64.
+    names = {*(argument.name for argument in signature.tensors), *signature.output_names}
+    return {name: one.dtype for name, one in tensors.items() if one is not None and name in names}
 
 
 def show_dtypes(dtypes: Mapping[str, DType]) -> str:

@@ -12,7 +12,7 @@ from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels import prepared as prepared_kernels
 from layerport.kernels.cache import default_cache
-from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import LaunchRule, check_fit
 from layerport.kernels.toolchains import triton as triton_compiler
 from layerport.kernels.toolchains.nvrtc import Job as CudaJob
@@ -24,6 +24,7 @@ from layerport.kernels.toolchains.triton_signature import TritonCall
 from layerport.kernels.tracing import specialise, trace
 from layerport.kernels.triton_source import Specialisation, TritonSource
 from layerport.parameters.signature import Attribute, Signature
+from layerport.sizes.tensors import TensorType
 
 if TYPE_CHECKING:
     from layerport.kernels.cache import KernelCache
@@ -46,7 +47,7 @@ class Compilation:
     attributes: Mapping[str, Attribute]
     architecture: str
     layer: str = ""
-    tensors: Mapping[str, TensorArg | None] | None = None
+    tensors: Mapping[str, TensorType | None] | None = None
 
     @property
     def label(self) -> str:
@@ -102,7 +103,7 @@ def compile_for(
     architectures: Iterable[str],
     *,
     layer: str = "",
-    tensors: Mapping[str, TensorArg | None] | None = None,
+    tensors: Mapping[str, TensorType | None] | None = None,
     cache: KernelCache | None = None,
 ) -> dict[str, Cubin]:
     """The cubins of one kernel by architecture; as `compile_all`."""

@@ -21,10 +21,11 @@ from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels.launch_rules import AXES, constant_faults
 from layerport.kernels.triton_source import TritonSource
 from layerport.parameters.signature import Attribute, Signature
-from layerport.sizes.expressions import Const, Expr, ExprLike, Symbol, as_expr
+from layerport.sizes.expressions import Expr, ExprLike, as_expr
+from layerport.sizes.tensors import TensorType
 
 Dims: TypeAlias = "ExprLike | Sequence[ExprLike]"
-LaunchValue: TypeAlias = "TensorArg | ExprLike | float | bool | None"
+LaunchValue: TypeAlias = "TensorType | ExprLike | float | bool | None"
 
 _CXX_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)*")
 _REFUSED_OPTIONS = {
@@ -125,41 +126,6 @@ def cuda(
     return CudaSource(source, entry, options, include, time_limit)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, eq=False)
-class TensorArg:
-    """A tensor as a launch rule sees it: its dtype and its sizes, ints or expressions."""
-
-    name: str
-    dtype: DType
-    shape: tuple[ExprLike, ...]
-
-    def __post_init__(self) -> None:
-        # A rule may take roots and quotients of sizes that are known.
-        sizes = tuple(int(size) if isinstance(size, Const) else size for size in self.shape)
-        object.__setattr__(self, "shape", sizes)
-
-    @classmethod
-    def symbolic(cls, name: str, dtype: DType, rank: int) -> TensorArg:
-        """A tensor of which only the rank is known; its sizes are the symbols "name.0", "name.1", ..."""
-        return cls(name, dtype, tuple(Symbol(f"{name}.{axis}") for axis in range(rank)))
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return self.dtype.itemsize
-
-    def numel(self) -> ExprLike:
-        """The number of elements."""
-        count: ExprLike = 1
-        for size in self.shape:
-            count = count * size
-        return count
-
-
 class Launch:
     """One launch of a kernel: what a launch rule returns.
 
@@ -185,7 +151,7 @@ class Launch:
             faults += [
                 f"args[{index}] is {_show(value)}"
                 for index, value in enumerate(self.args)
-                if value is not None and not isinstance(value, (TensorArg, Expr, int, float))
+                if value is not None and not isinstance(value, (TensorType, Expr, int, float))
             ]
         else:
             faults.append(f"args is {_show(args)}, not a tuple")

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.kernels.declaration import Kernel, Launch, LaunchValue, TensorArg, parameter_names
+from layerport.kernels.declaration import Kernel, Launch, LaunchValue, parameter_names
 from layerport.kernels.launch_rules import Arg, LaunchRule, PointerArg, ScalarArg
 from layerport.kernels.triton_source import Specialisation, TritonSource, is_constexpr, option_fault
 from layerport.parameters.signature import Attribute, Signature
 from layerport.sizes.expressions import Const, Expr, as_expr
+from layerport.sizes.tensors import TensorType
 
 _WARP = 32
 _STATIC_WAYS = (
@@ -30,7 +31,7 @@ _STATIC_WAYS = (
 def trace(
     kernel: Kernel,
     signature: Signature,
-    tensors: Mapping[str, TensorArg | None],
+    tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Attribute],
     *,
     layer: str = "",
@@ -61,7 +62,7 @@ def trace(
 def specialise(
     kernel: Kernel,
     signature: Signature,
-    tensors: Mapping[str, TensorArg | None],
+    tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Attribute],
     *,
     layer: str = "",
@@ -77,7 +78,7 @@ def specialise(
 def trace_predicate(
     kernel: Kernel,
     signature: Signature,
-    tensors: Mapping[str, TensorArg | None],
+    tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Attribute],
     *,
     layer: str = "",
@@ -104,7 +105,7 @@ class _Tracer:
         self,
         kernel: Kernel,
         signature: Signature,
-        tensors: Mapping[str, TensorArg | None],
+        tensors: Mapping[str, TensorType | None],
         attributes: Mapping[str, Attribute],
         layer: str,
     ) -> None:
@@ -179,7 +180,7 @@ class _Tracer:
             raise self.fault(function, what, f"{type(error).__name__}: {error}", repair, error) from error
 
     def argument(self, value: LaunchValue, index: int) -> Arg:
-        if isinstance(value, TensorArg):
+        if isinstance(value, TensorType):
             if not any(value is tensor for tensor in self.tensors):
                 raise PackError(
                     f"{self.label}: args[{index}] is a tensor {value.name} that is not one of the layer's",
@@ -195,9 +196,7 @@ class _Tracer:
         return ScalarArg("int", as_expr(value))
 
     def check_symbols(self, function: Callable[..., Any], what: str, used: frozenset[str]) -> None:
-        known: frozenset[str] = frozenset().union(
-            *(as_expr(size).symbols() for tensor in self.tensors for size in tensor.shape)
-        )
+        known: frozenset[str] = frozenset().union(*(dim.symbols() for tensor in self.tensors for dim in tensor.dims))
         # A size of an argument is "x.0"; one that depends on data has a name of its own.
         if late := sorted(name for name in used & known if "." not in name):
             raise self.fault(

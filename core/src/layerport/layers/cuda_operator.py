@@ -21,7 +21,7 @@ from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels.choice import Selection, select
 from layerport.kernels.compilation import BuiltKernel, Compilation, build_kernels
-from layerport.kernels.declaration import Kernel, TensorArg
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.launcher import Launcher, require_driver
 from layerport.kernels.tracing import trace
 from layerport.kernels.triton_source import TritonSource
@@ -31,6 +31,7 @@ from layerport.parameters.conversion import from_standard, to_standard
 from layerport.parameters.signature import MISSING, Attribute, Kind
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.expressions import NoNumberYetError
+from layerport.sizes.tensors import TensorType
 from layerport.targets import Target
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ class CudaOperator:
                     "call it once before with tensors of the same dtypes and shapes, then capture",
                 )
 
-    def _traced(self, kernel: Kernel, call: Call) -> Mapping[str, TensorArg | None]:
+    def _traced(self, kernel: Kernel, call: Call) -> Mapping[str, TensorType | None]:
         """What a launch rule is made of: it serves all sizes, unless it needs numbers.
 
         It does for Triton, where sizes decide the constants, and where it takes a root or a quotient of a size.
@@ -285,7 +286,7 @@ class CudaOperator:
             return call.tensors
         fixed = {name for _, name in self._params}
         symbolic = {
-            name: one if one is None or name in fixed else TensorArg.symbolic(name, one.dtype, one.ndim)
+            name: one if one is None or name in fixed else TensorType.symbolic(name, one.dtype, one.ndim)
             for name, one in call.tensors.items()
         }
         try:
@@ -303,7 +304,7 @@ class CudaOperator:
         dtypes: Mapping[str, DType],
         attributes: Mapping[str, Attribute],
         architecture: str,
-        tensors: Mapping[str, TensorArg | None],
+        tensors: Mapping[str, TensorType | None],
     ) -> BuiltKernel:
         (built,) = build_kernels(
             [Compilation(kernel, self.layer.signature, dtypes, attributes, architecture, self.layer.name, tensors)]

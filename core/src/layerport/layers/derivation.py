@@ -11,7 +11,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ from layerport.errors import BuildError, UsageError
 from layerport.layers.derivation_reading import Reading, check_deterministic, size_override
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.sizes.expressions import Expr
-from layerport.sizes.output_rules import OutputRule, RuleAnswer, SizeSymbol, TensorShape, from_rule
+from layerport.sizes.output_rules import RuleAnswer, SizeSymbol, from_rule
+from layerport.sizes.tensors import TensorType
 
-__all__ = ["Derivation", "OutputRule", "RuleAnswer", "SizeSymbol", "TensorShape", "derive", "from_rule"]
+__all__ = ["Derivation", "RuleAnswer", "SizeSymbol", "TensorType", "derive", "from_rule"]
 
 _QUIET = (
     "torch._subclasses.fake_tensor",
@@ -53,7 +54,7 @@ class Derivation:
     body: the reference as a module of these tensors.  example: the shapes and example sizes it was exported with.
     """
 
-    outputs: tuple[OutputRule, ...]
+    outputs: tuple[TensorType, ...]
     size_symbols: tuple[SizeSymbol, ...]
     equalities: tuple[tuple[str, str], ...]
     fixed: Mapping[str, int]
@@ -61,12 +62,12 @@ class Derivation:
     unread: tuple[str, ...]
     program: ExportedProgram
     body: torch.nn.Module
-    example: tuple[Mapping[str, TensorShape], Mapping[str, int]]
+    example: tuple[Mapping[str, TensorType], Mapping[str, int]]
 
 
 def derive(
     reference: Callable[..., Any],
-    tensors: Mapping[str, TensorShape | None],
+    tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Any],
     *,
     layer: str,
@@ -101,7 +102,7 @@ def derive(
                 f"write it without branches or sizes taken from data (torch.where), or {size_override(layer)}",
             ) from error
         except Exception as error:
-            shapes = ", ".join(f"{name}={_shape_text(name, shape, sizes)}" for name, shape in present.items())
+            shapes = ", ".join(f"{name}={_shape_text(shape, sizes)}" for name, shape in present.items())
             failures.append(f"{shapes}: {type(error).__name__}: {_first_line(error)}")
             last = error
         else:
@@ -134,11 +135,11 @@ def _with_lists(attributes: Mapping[str, Any]) -> str:
 
 def export_together(derivations: Sequence[Derivation]) -> ExportedProgram:
     """One program of several references side by side: the tensors of all as inputs, the outputs of all as outputs."""
-    tensors: dict[str, TensorShape] = {}
+    tensors: dict[str, TensorType] = {}
     sizes: dict[str, int] = {}
     for place, derivation in enumerate(derivations):
         shapes, example = derivation.example
-        tensors |= {f"b{place}_{name}": shape for name, shape in shapes.items()}
+        tensors |= {f"b{place}_{name}": replace(one, name=f"b{place}_{name}") for name, one in shapes.items()}
         sizes |= {f"b{place}_{name}": size for name, size in example.items()}
     return _export(_Together(derivations), tensors, sizes)
 
@@ -188,15 +189,14 @@ class _Wrapper(torch.nn.Module):
         return outputs
 
 
-def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorShape], sizes: Mapping[str, int]) -> ExportedProgram:
+def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorType], sizes: Mapping[str, int]) -> ExportedProgram:
     # Fake inputs hold no memory, whatever the sizes.
     with FakeTensorMode(shape_env=ShapeEnv()):
         examples = tuple(
-            torch.empty(_example_shape(name, shape, sizes), dtype=from_dtype(shape.dtype))
-            for name, shape in tensors.items()
+            torch.empty(_example_shape(tensor, sizes), dtype=from_dtype(tensor.dtype)) for tensor in tensors.values()
         )
     dynamic = tuple(
-        tuple(Dim.STATIC if isinstance(dim, int) else Dim.AUTO for dim in shape.dims) for shape in tensors.values()
+        tuple(Dim.STATIC if isinstance(dim, int) else Dim.AUTO for dim in tensor.shape) for tensor in tensors.values()
     )
     # No duck shapes: equal example sizes are not equal dims.  Oblivious: no rule is bent to "sizes are at least 2".
     with (
@@ -236,21 +236,21 @@ def quiet_export() -> Iterator[None]:
             logger.removeFilter(reject)
 
 
-def _example_sizes(tensors: Mapping[str, TensorShape], hint: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def _example_sizes(tensors: Mapping[str, TensorType], hint: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """Choices of example sizes by place, from the most general to the most alike; each at most once."""
     classes: dict[str, list[str]] = {}
     from_right: dict[str, int] = {}
     static: dict[int, int] = {}
-    for name, shape in tensors.items():
-        for axis, dim in enumerate(shape.dims):
+    for name, tensor in tensors.items():
+        for axis, dim in enumerate(tensor.shape):
             place = f"{name}.{axis}"
             if isinstance(dim, int):
                 if dim > 1:
-                    static.setdefault(len(shape.dims) - axis, dim)
+                    static.setdefault(tensor.ndim - axis, dim)
             else:
-                key = place if dim is None else dim
+                key = place if dim is None else dim.text
                 classes.setdefault(key, []).append(place)
-                from_right.setdefault(key, len(shape.dims) - axis)
+                from_right.setdefault(key, tensor.ndim - axis)
     choices: tuple[Callable[[int, str], int], ...] = (
         lambda index, key: 24 * _prime(index),
         lambda index, key: static.get(from_right[key], 24 * _prime(from_right[key] - 1)),
@@ -273,12 +273,12 @@ def _prime(index: int) -> int:
     return _PRIMES[index % len(_PRIMES)] + 60 * (index // len(_PRIMES))
 
 
-def _example_shape(name: str, shape: TensorShape, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(dim if isinstance(dim, int) else sizes[f"{name}.{axis}"] for axis, dim in enumerate(shape.dims))
+def _example_shape(tensor: TensorType, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tensor.by_place().resolve(sizes)
 
 
-def _shape_text(name: str, shape: TensorShape, sizes: Mapping[str, int]) -> str:
-    return f"{shape.dtype}{list(_example_shape(name, shape, sizes))}"
+def _shape_text(tensor: TensorType, sizes: Mapping[str, int]) -> str:
+    return f"{tensor.dtype}{list(_example_shape(tensor, sizes))}"
 
 
 def _first_line(error: Exception) -> str:

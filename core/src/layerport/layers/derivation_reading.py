@@ -18,7 +18,8 @@ from layerport.errors import UsageError
 from layerport.layers.sympy_sizes import from_sympy
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.sizes.expressions import Const, Expr, Symbol, as_expr, minimum
-from layerport.sizes.output_rules import OutputRule, SizeSymbol, TensorShape
+from layerport.sizes.output_rules import SizeSymbol, by_first_place, output_name
+from layerport.sizes.tensors import TensorType
 
 # Torch says "no limit" with numbers around 2**63.
 _NO_LIMIT = 2**62
@@ -38,7 +39,7 @@ class Reading:
     """
 
     def __init__(
-        self, program: ExportedProgram, tensors: Mapping[str, TensorShape], layer: str, *, strict: bool = True
+        self, program: ExportedProgram, tensors: Mapping[str, TensorType], layer: str, *, strict: bool = True
     ) -> None:
         self._program = program
         self._strict = strict
@@ -80,23 +81,23 @@ class Reading:
                 found[made.text] = made
         return tuple(sorted(found.values(), key=lambda made: made.sort_key))
 
-    def _name_inputs(self, tensors: Mapping[str, TensorShape]) -> None:
-        first_places: dict[str, str] = {}
+    def _name_inputs(self, tensors: Mapping[str, TensorType]) -> None:
         equalities: list[tuple[str, str]] = []
         compound: list[tuple[str, Any]] = []
-        for node_name, (name, shape) in zip(self._program.graph_signature.user_inputs, tensors.items(), strict=True):
+        seen = by_first_place(tensors)
+        for node_name, (name, tensor) in zip(self._program.graph_signature.user_inputs, seen.items(), strict=True):
             sizes = self._nodes[str(node_name)].meta["val"].shape
-            for axis, (dim, size) in enumerate(zip(shape.dims, sizes, strict=True)):
-                if isinstance(dim, int):
+            assert tensor is not None
+            for axis, (dim, size) in enumerate(zip(tensor.shape, sizes, strict=True)):
+                if not isinstance(dim, Symbol):
                     continue
-                place = f"{name}.{axis}"
-                chosen = first_places.setdefault(dim, place) if dim is not None else place
+                place, chosen = f"{name}.{axis}", dim.name
                 expr = _sympy_size(size)
                 if isinstance(expr, sympy.Integer):
                     self.fixed[place] = int(expr)
                 elif isinstance(expr, sympy.Symbol):
-                    known = self._names.setdefault(expr.name, Symbol(chosen))
-                    if not known.structurally_equals(Symbol(chosen)):
+                    known = self._names.setdefault(expr.name, dim)
+                    if not known.structurally_equals(dim):
                         equalities.append((str(known), place))
                 else:
                     compound.append((chosen, expr))
@@ -126,19 +127,18 @@ class Reading:
         if not isinstance(condition, Const):
             self._made[condition.text] = condition
 
-    def _read_outputs(self) -> tuple[OutputRule, ...]:
-        return tuple(
-            self._read_output(index, self._nodes[str(name)].meta["val"])
-            for index, name in enumerate(self._program.graph_signature.user_outputs)
-        )
+    def _read_outputs(self) -> tuple[TensorType, ...]:
+        names = self._program.graph_signature.user_outputs
+        values = (self._nodes[str(name)].meta["val"] for name in names)
+        return tuple(self._read_output(index, output_name(index, len(names)), one) for index, one in enumerate(values))
 
-    def _read_output(self, index: int, value: torch.Tensor) -> OutputRule:
+    def _read_output(self, index: int, name: str, value: torch.Tensor) -> TensorType:
         try:
             dtype = to_dtype(value.dtype)
         except UsageError as error:
             raise UsageError(f"{self._layer}: output {index}: {error.fault}", error.repair) from error
         dims = [self._output_size(index, axis, _sympy_size(size)) for axis, size in enumerate(value.shape)]
-        return OutputRule(dtype, tuple(dims))
+        return TensorType(name, dtype, tuple(dims))
 
     def _output_size(self, index: int, axis: int, expr: Any) -> Expr:
         for symbol in sorted(expr.free_symbols, key=lambda s: (len(s.name), s.name)):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerport.kernels.declaration import TensorArg
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.parameters.signature import Attribute
+from layerport.sizes.tensors import TensorType, sizes_of
 
 if TYPE_CHECKING:
     from layerport.kernels.launcher import Launcher
@@ -21,7 +21,7 @@ class Call:
 
     def __init__(
         self,
-        tensors: Mapping[str, TensorArg | None],
+        tensors: Mapping[str, TensorType | None],
         attributes: Mapping[str, Attribute],
         outputs: list[tuple[tuple[int, ...], torch.dtype]],
     ) -> None:
@@ -31,12 +31,7 @@ class Call:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {
-            f"{name}.{axis}": int(size)
-            for name, one in self.tensors.items()
-            if one is not None
-            for axis, size in enumerate(one.shape)
-        }
+        return sizes_of({name: one.shape for name, one in self.tensors.items() if one is not None})
 
 
 class LaunchPlan:
@@ -82,8 +77,8 @@ class LaunchPlan:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def tensor_arg(name: str, tensor: torch.Tensor | None) -> TensorArg | None:
-    return None if tensor is None else TensorArg(name, to_dtype(tensor.dtype), tuple(map(int, tensor.shape)))
+def tensor_arg(name: str, tensor: torch.Tensor | None) -> TensorType | None:
+    return None if tensor is None else TensorType(name, to_dtype(tensor.dtype), tuple(map(int, tensor.shape)))
 
 
 def _dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from layerport.kernels.triton_source import TritonSource
     from layerport.layers.autograd import WrittenBackward
     from layerport.layers.cuda_operator import CudaOperator
-    from layerport.layers.derivation import Derivation, TensorShape
+    from layerport.layers.derivation import Derivation
     from layerport.parameters.conversion import Step
     from layerport.parameters.standard_form import Parameters
+    from layerport.sizes.tensors import TensorType
     from layerport.targets import Target
 
 RESERVED_NAMESPACES = frozenset({"trt", "tensorrt", "std", "aten", "prim", "prims", "onnx", "ai", "com", ""})
@@ -202,7 +203,7 @@ class Place:
     derivation: the layer's output rule there.  module: the path of its module, for messages.
     """
 
-    tensors: Mapping[str, TensorShape | None]
+    tensors: Mapping[str, TensorType | None]
     derivation: Derivation
     module: str
 

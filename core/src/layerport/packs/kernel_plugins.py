@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from layerport.bundle.plugin_spec import KernelCode, PluginSpec
 from layerport.dtypes import DType
 from layerport.kernels import compilation
-from layerport.kernels.choice import show_dtypes
+from layerport.kernels.choice import Candidate, candidates
 from layerport.kernels.compilation import Compilation
-from layerport.kernels.declaration import Kernel, TensorArg
-from layerport.kernels.tracing import trace_predicate
-from layerport.sizes.expressions import Const, Expr, Symbol
+from layerport.kernels.declaration import Kernel
+from layerport.sizes.tensors import TensorType
 
 if TYPE_CHECKING:
     from layerport.kernels.launch_rules import LaunchRule
@@ -25,29 +23,26 @@ if TYPE_CHECKING:
 class Choice:
     """The kernels of a layer that fit one place, with their guards, and why each other one does not."""
 
-    kernels: tuple[tuple[Kernel, Mapping[str, DType], Expr | None], ...]
+    kernels: tuple[Candidate, ...]
     reasons: tuple[str, ...]
 
 
-def tensor_arguments(bound: BoundLayer) -> dict[str, TensorArg | None]:
+def tensor_arguments(bound: BoundLayer) -> dict[str, TensorType | None]:
     """What a launch rule sees at this place: sizes that are known as numbers, the others as symbols; outputs last."""
     assert bound.place is not None
-    tensors: dict[str, TensorArg | None] = {}
-    for name, shape in bound.place.tensors.items():
-        if shape is None:
+    tensors: dict[str, TensorType | None] = {}
+    for name, tensor in bound.place.tensors.items():
+        if tensor is None:
             tensors[name] = None
         elif name in bound.parameters:
             array = bound.parameters[name]
-            tensors[name] = TensorArg(name, DType(array.dtype.name), tuple(int(size) for size in array.shape))
+            tensors[name] = TensorType(name, DType(array.dtype.name), tuple(int(size) for size in array.shape))
         else:
-            dims = tuple(
-                dim if isinstance(dim, int) else Symbol(f"{name}.{axis}") for axis, dim in enumerate(shape.dims)
-            )
-            tensors[name] = TensorArg(name, shape.dtype, dims)
+            tensors[name] = tensor.by_place()
     for name, output in zip(bound.layer.signature.output_names, bound.place.derivation.outputs, strict=True):
-        tensors[name] = TensorArg(name, output.dtype, output.dims)
+        tensors[name] = replace(output, name=name)
     for size in bound.place.derivation.size_symbols:
-        tensors[size.name] = TensorArg(size.name, DType.INT64, ())
+        tensors[size.name] = TensorType(size.name, DType.INT64, ())
     return tensors
 
 
@@ -56,41 +51,22 @@ def choose_kernels(bound: BoundLayer, target: Target) -> Choice:
 
     One after the first that takes every shape is there only where the target's build may measure it as the faster one.
     """
-    layer = bound.layer
-    tensors = tensor_arguments(bound)
-    present = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
-    names = {argument.name for argument in layer.signature.tensors} | set(layer.signature.output_names)
-    chosen: list[tuple[Kernel, Mapping[str, DType], Expr | None]] = []
+    chosen: list[Candidate] = []
     reasons = []
     first: Kernel | None = None  # that takes every shape
-    for kernel in layer.kernels:
-        combinations = kernel.combinations(layer.signature)
-        match = next(
-            (one for one in combinations if all(one[name] == present[name] for name in names & set(present))), None
-        )
-        if match is None:
-            stated = " | ".join(show_dtypes(one) for one in combinations)
-            reasons.append(
-                f"{kernel.name} takes {stated}, here are {show_dtypes({n: present[n] for n in present if n in names})}"
-            )
-            continue
-        guard = trace_predicate(kernel, layer.signature, tensors, bound.parameters.attributes, layer=layer.name)
-        if isinstance(guard, Const):
-            if not guard.value:
-                reasons.append(f"{kernel.name}: its predicate is false for these shapes")
-                continue
-            guard = None
-        if first is not None and not target.measures:
-            reasons.append(f"{kernel.name}: {first.name} takes every shape before it, and no GPU compares them")
-            continue
-        first = kernel if guard is None and first is None else first
-        chosen.append((kernel, match, guard))
+    for one in candidates(bound.layer, tensor_arguments(bound), bound.parameters.attributes):
+        if isinstance(one, str):
+            reasons.append(one)
+        elif first is not None and not target.measures:
+            reasons.append(f"{one.kernel.name}: {first.name} takes every shape before it, and no GPU compares them")
+        else:
+            first = one.kernel if one.guard is None and first is None else first
+            chosen.append(one)
     if first is not None:
         return Choice(tuple(chosen), tuple(reasons))
     if chosen:
         reasons.append(
-            "no kernel takes every shape: "
-            + ", ".join(f"{kernel.name} only where {guard}" for kernel, _, guard in chosen)
+            "no kernel takes every shape: " + ", ".join(f"{one.kernel.name} only where {one.guard}" for one in chosen)
         )
     return Choice((), tuple(reasons))
 
@@ -124,14 +100,14 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
     built = iter(
         compilation.build_kernels(
             [
-                Compilation(kernel, layer.signature, dtypes, attributes, architecture, layer.name, tensors)
-                for kernel, dtypes, _ in choice.kernels
+                Compilation(one.kernel, layer.signature, one.dtypes, attributes, architecture, layer.name, tensors)
+                for one in choice.kernels
                 for architecture in target.architectures
             ]
         )
     )
     kernels, images = [], {}
-    for kernel, _, guard in choice.kernels:
+    for candidate in choice.kernels:
         # A compiler may want another block or more shared memory for one architecture than for another.
         by_launch: dict[tuple[str, LaunchRule], dict[str, str]] = {}
         for architecture in target.architectures:
@@ -139,5 +115,5 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
             images[one.cubin.digest] = one.cubin.image
             by_launch.setdefault((one.cubin.symbol, one.rule), {})[architecture] = one.cubin.digest
         for (symbol, rule), digests in by_launch.items():
-            kernels.append(KernelCode(kernel.name, symbol, rule, digests, guard))
+            kernels.append(KernelCode(candidate.kernel.name, symbol, rule, digests, candidate.guard))
     return PluginSpec.of(bound, kernels=tuple(kernels), images=images)

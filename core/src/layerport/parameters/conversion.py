@@ -18,7 +18,7 @@ import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.parameters.signature import MISSING, Argument, Attribute, Signature, count
-from layerport.parameters.standard_form import Array, Parameters, describe, standard_dtype_name, standard_fault
+from layerport.parameters.standard_form import Array, Parameters, standard_dtype_name, standard_fault
 from layerport.parameters.transforms import cast
 
 CORE = "layerport"
@@ -56,26 +56,6 @@ class Converted(NamedTuple):
 
     array: Array
     steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True)
-class ArrayType:
-    """What an array must be; None stands for "anything", also for a single dim."""
-
-    dtype: DType | None = None
-    shape: tuple[int | None, ...] | None = None
-
-    def admits(self, array: Array) -> bool:
-        if self.dtype is not None and DType.from_numpy(array.dtype) is not self.dtype:
-            return False
-        return self.shape is None or (
-            len(self.shape) == array.ndim
-            and all(want in (None, got) for want, got in zip(self.shape, array.shape, strict=True))
-        )
-
-    def __str__(self) -> str:
-        dims = "..." if self.shape is None else ", ".join("*" if d is None else str(d) for d in self.shape)
-        return f"{'any' if self.dtype is None else self.dtype}[{dims}]"
 
 
 @dataclass(frozen=True)
@@ -324,19 +304,18 @@ def convert_arguments(
     values: Mapping[str, Any],
     *,
     path: str,
-    expected: Mapping[str, ArrayType] | None = None,
 ) -> tuple[Parameters, tuple[Step, ...]]:
     """Check and convert every parameter and attribute of one layer.
 
     values: by argument name; None or nothing for an absent optional parameter.  path: the place in the model.
-    expected: dtypes and shapes that a parameter must have.  Raises UsageError with all faults at once.
+    Raises UsageError with all faults at once.
     """
     arrays: dict[str, Array] = {}
     steps: list[Step] = []
     faults: list[str] = []
     for argument in signature.params:
         try:
-            converted = _parameter(argument, values.get(argument.name, MISSING), path, expected or {})
+            converted = _parameter(argument, values.get(argument.name, MISSING), path)
         except UsageError as error:
             faults.append(error.fault + (f" ({error.repair})" if error.repair else ""))
             continue
@@ -359,17 +338,13 @@ def convert_arguments(
     return Parameters(arrays, attributes), tuple(steps)
 
 
-def _parameter(argument: Argument, value: Any, path: str, expected: Mapping[str, ArrayType]) -> Converted | None:
+def _parameter(argument: Argument, value: Any, path: str) -> Converted | None:
     where = f"{path}.{argument.name}"
-    wanted = expected.get(argument.name, ArrayType())
     if value is MISSING or value is None:
         if argument.optional and (value is None or not argument.required):
             return None
-        raise UsageError(f"{where}: expected {wanted}, got {'None' if value is None else 'nothing'}")
-    converted = to_standard(value, path=where)
-    if not wanted.admits(converted.array):
-        raise UsageError(f"{where}: expected {wanted}, got {describe(converted.array)}")
-    return converted
+        raise UsageError(f"{where}: expected a tensor, got {'None' if value is None else 'nothing'}")
+    return to_standard(value, path=where)
 
 
 def _apply(rule: _Rule, label: str, *arguments: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import layerport.parameters
 from layerport.errors import UsageError
+from layerport.sizes.output_rules import output_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +110,7 @@ class Signature:
         if self.outputs < 1:
             raise UsageError(f"a layer needs at least one output, got {self.outputs}", "return a tensor")
         if not self.output_names:
-            plain = ["output"] if self.outputs == 1 else [f"output{i}" for i in range(self.outputs)]
+            plain = (output_name(place, self.outputs) for place in range(self.outputs))
             object.__setattr__(self, "output_names", tuple(_apart(name, names) for name in plain))
         if len(self.output_names) != self.outputs:
             raise UsageError(

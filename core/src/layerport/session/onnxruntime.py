@@ -15,7 +15,7 @@ import layerport.session
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
 from layerport.session.onnxruntime_library import onnxruntime
-from layerport.sizes.dims import Port
+from layerport.sizes.tensors import TensorType
 from layerport.system.plain_files import mentions
 
 _SIMPLE = frozenset(
@@ -66,7 +66,7 @@ def _is_quantised(model: Path) -> bool:
         return mentions(file, b"QuantizeLinear") or mentions(file, b"DequantizeLinear")
 
 
-def port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -> list[str]:
+def port_faults(session: Any, inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> list[str]:
     """What an open model takes and gives otherwise than these ports say.
 
     An output of another type would be read as what it is not; float32 for bfloat16 is what a float32 twin gives.
@@ -77,7 +77,7 @@ def port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -
         return [f"the model has a name or dim {error.object[:40]!r}, which is no UTF-8 text"]
 
 
-def _port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -> list[str]:
+def _port_faults(session: Any, inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> list[str]:
     faults = []
     for kind, found, stated in (("input", session.get_inputs(), inputs), ("output", session.get_outputs(), outputs)):
         ports = {port.name: port for port in stated}
@@ -89,10 +89,10 @@ def _port_faults(session: Any, inputs: Sequence[Port], outputs: Sequence[Port]) 
             if port is None:
                 faults.append(f"the model has the {kind} {one.name}, which the manifest does not list")
                 continue
-            wanted = f"tensor({_ORT_NAMES.get(port.dtype, port.dtype)})"
+            wanted = f"tensor({_ORT_NAMES.get(port.dtype.value, port.dtype.value)})"
             if one.type != wanted and (wanted, one.type) != ("tensor(bfloat16)", "tensor(float)"):
                 faults.append(f"{kind} {one.name} is {one.type} in the model, the manifest says {port.dtype}")
-            elif len(one.shape) != len(port.dims) and one.shape:
+            elif len(one.shape) != port.ndim and one.shape:
                 faults.append(f"{kind} {one.name} has {len(one.shape)} dims in the model, the manifest says {port}")
     return faults
 
@@ -122,7 +122,9 @@ def _refusal(model: Path, error: Exception) -> BuildError:
     )
 
 
-def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]) -> dict[str, np.ndarray[Any, Any]]:
+def run_session(
+    session: Any, inputs: Mapping[str, Any], outputs: Sequence[TensorType]
+) -> dict[str, np.ndarray[Any, Any]]:
     """The outputs by name, in the dtype that the model states."""
     wanted = {one.name: one.type for one in session.get_inputs()}
     feed = {name: _value(array, wanted[name]) for name, array in inputs.items() if name in wanted}
@@ -139,7 +141,7 @@ def run_session(session: Any, inputs: Mapping[str, Any], outputs: Sequence[Port]
             f"ONNX Runtime fails on these inputs: {first_line(error)}",
             "look at the values: an index may be out of its range",
         ) from error
-    stated = {port.name: DType(port.dtype) for port in outputs}
+    stated = {port.name: port.dtype for port in outputs}
     return {name: _array(value, stated[name]) for name, value in zip(names, binding.get_outputs(), strict=True)}
 
 

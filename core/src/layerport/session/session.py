@@ -193,8 +193,8 @@ def check_inputs(bundle: Bundle, arrays: Mapping[str, Any]) -> list[str]:
             continue
         array = arrays[name]
         got = f"{array.dtype.name}{list(array.shape)}"
-        if array.dtype.name != port.dtype or array.ndim != len(port.dims):
-            faults.append(f"{name}: expected {str(port).removeprefix(f'{name}: ')}, got {got}")
+        if array.dtype.name != port.dtype.value or array.ndim != port.ndim:
+            faults.append(f"{name}: expected {port.form}, got {got}")
         else:
             sizes.add(port, array.shape, got)
     known = sizes.values()

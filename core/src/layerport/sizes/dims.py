@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.sizes.expressions import parse
+from layerport.sizes.expressions import Expr, Symbol, parse
+from layerport.sizes.tensors import TensorType
 
 _LONGEST_NAME = 512
+_parsed = lru_cache(maxsize=1024)(parse)
 _RANGE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<min>\d+)\.\.(?:(?P<opt>\d+)\.\.)?(?P<max>\d+)")
 
 
@@ -37,40 +40,24 @@ class DimRange:
         return {"name": self.name, "min": self.min, "opt": self.opt, "max": self.max}
 
 
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a model: name, dtype (standard name) and dims.
+def port(name: str, dtype: str, dims: Iterable[int | str | None]) -> TensorType:
+    """An input or output of a model.  The name has 1 to 512 characters that can be shown, so no control characters.
 
-    A name has 1 to 512 characters that can be shown, so no control characters; a UsageError says so.
-    A dim is a size, the name of a dynamic dim or an expression over such names, or None where nothing is known of it.
+    dims: sizes, names of dynamic dims or expressions over them as text, None where nothing is known.
+    Raises UsageError.
     """
+    if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+        raise UsageError(
+            f"{name[:80]!r} cannot be the name of an input or output, it has {len(name)} characters",
+            f"rename it in the model: 1 to {_LONGEST_NAME} characters, none of them a control character",
+        )
+    return TensorType(name, DType.of(dtype), tuple(_parsed(dim) if isinstance(dim, str) else dim for dim in dims))
 
-    name: str
-    dtype: str
-    dims: tuple[int | str | None, ...]
 
-    def __post_init__(self) -> None:
-        if not (0 < len(self.name) <= _LONGEST_NAME and self.name.isprintable()):
-            raise UsageError(
-                f"{self.name[:80]!r} cannot be the name of an input or output, it has {len(self.name)} characters",
-                f"rename it in the model: 1 to {_LONGEST_NAME} characters, none of them a control character",
-            )
-
-    def shape(self, sizes: Mapping[str, int]) -> list[int]:
-        """The shape for these sizes of the dynamic dims; UsageError where a dim does not follow from them."""
-        shape = []
-        for axis, dim in enumerate(self.dims):
-            if dim is None:
-                raise UsageError(f"{self.name}: axis {axis} has no known size", "give it a name in the model")
-            shape.append(dim if isinstance(dim, int) else parse(dim).evaluate(sizes))
-        return shape
-
-    def to_json(self) -> dict[str, Any]:
-        """The port as the manifest holds it."""
-        return {"name": self.name, "dtype": self.dtype, "dims": list(self.dims)}
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join('?' if dim is None else str(dim) for dim in self.dims)}]"
+def port_json(port: TensorType) -> dict[str, Any]:
+    """An input or output as the manifest holds it."""
+    dims = [str(dim) if isinstance(dim, Expr) else dim for dim in port.shape]
+    return {"name": port.name, "dtype": port.dtype.value, "dims": dims}
 
 
 def follows_from(size: str | None, dims: Collection[str]) -> bool:
@@ -78,7 +65,7 @@ def follows_from(size: str | None, dims: Collection[str]) -> bool:
     if size is None:
         return False
     try:
-        return all(name in dims for name in parse(size).symbols())
+        return all(name in dims for name in _parsed(size).symbols())
     except UsageError:
         return False
 
@@ -92,23 +79,22 @@ class Sizes:
     def __init__(self, dims: Mapping[str, DimRange]) -> None:
         self._dims = dims
         self._found: dict[str, tuple[int, str]] = {}
-        self._compound: list[tuple[Port, str, int]] = []
+        self._compound: list[tuple[TensorType, Expr, int]] = []
         self.faults: list[str] = []
 
-    def add(self, port: Port, shape: Sequence[int], got: str) -> None:
+    def add(self, port: TensorType, shape: Sequence[int], got: str) -> None:
         """Read one input's shape, of the port's rank.  got: the input in words."""
-        for axis, (dim, size) in enumerate(zip(port.dims, shape, strict=True)):
+        for axis, (dim, size) in enumerate(zip(port.shape, shape, strict=True)):
             if isinstance(dim, int) and size != dim:
                 self.faults.append(f"{port.name}: axis {axis} must be {dim}, got {got}")
-            elif isinstance(dim, str) and dim in self._dims:
-                self._set(dim, size, port)
-            elif isinstance(dim, str):
+            elif isinstance(dim, Symbol) and dim.name in self._dims:
+                self._set(dim.name, size, port)
+            elif isinstance(dim, Expr):
                 self._compound.append((port, dim, size))
 
     def values(self) -> dict[str, int]:
         """Each dim that is known by now, sizes such as 2*n solved for n."""
-        for port, dim, size in self._compound:
-            expression = _parsed(dim)
+        for port, expression, size in self._compound:
             unknown = expression.symbols() - self._found.keys()
             if len(unknown) == 1:
                 (name,) = unknown
@@ -118,24 +104,21 @@ class Sizes:
                 if step > 0 and (size - start) % step == 0:
                     self._set(name, (size - start) // step, port)
                 else:
-                    self.faults.append(f"{port.name}: dim {dim} cannot be {size}")
+                    self.faults.append(f"{port.name}: dim {expression} cannot be {size}")
             elif not unknown:
                 sizes = {known: value for known, (value, _) in self._found.items()}
                 if (wanted := expression.evaluate(sizes)) != size:
-                    self.faults.append(f"{port.name}: dim {dim} must be {wanted}, got {size}")
+                    self.faults.append(f"{port.name}: dim {expression} must be {wanted}, got {size}")
         self._compound.clear()
         return {name: value for name, (value, _) in self._found.items()}
 
-    def _set(self, name: str, size: int, port: Port) -> None:
+    def _set(self, name: str, size: int, port: TensorType) -> None:
         limits = self._dims[name]
         if size < limits.min or (limits.max is not None and size > limits.max):
             self.faults.append(f"{port.name}: dim {name} must be {limits.min}..{limits.max or 'any'}, got {size}")
         known = self._found.setdefault(name, (size, port.name))
         if known[0] != size:
             self.faults.append(f"{port.name}: dim {name} is {size} here and {known[0]} in {known[1]}")
-
-
-_parsed = lru_cache(maxsize=1024)(parse)
 
 
 def parse_ranges(texts: Iterable[str]) -> dict[str, tuple[int, int | None, int]]:

@@ -6,7 +6,6 @@ Torch-free, so that plugin specs can be made from these records anywhere.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,25 +13,7 @@ from typing import Any
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.sizes.expressions import Const, Expr, Symbol, as_expr
-
-Dim = int | str | None
-
-
-@dataclass(frozen=True)
-class TensorShape:
-    """A tensor argument: dims are sizes, None for a dynamic dim, or a name for dynamic dims known to be equal."""
-
-    dtype: DType
-    dims: tuple[Dim, ...]
-
-    def __post_init__(self) -> None:
-        for axis, dim in enumerate(self.dims):
-            good = dim is None or (isinstance(dim, str) and dim) or (isinstance(dim, int) and dim >= 0)
-            if not good or isinstance(dim, bool):
-                raise UsageError(
-                    f"axis {axis} of a tensor is {dim!r}",
-                    "give a size >= 0, None for dynamic, or the dim's name",
-                )
+from layerport.sizes.tensors import Dim, TensorType
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,64 +27,35 @@ class SizeSymbol:
     name: str
     upper_bound: Expr | None
 
-
-@dataclass(frozen=True, eq=False)
-class OutputRule:
-    """The dtype and dims of one output, the dims over sizes of the inputs ("x.0") and of data ("u0")."""
-
-    dtype: DType
-    dims: tuple[Expr, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(dim.text for dim in self.dims)}]"
-
-    def __eq__(self, other: object) -> bool:
-        # Not the dataclass's own: comparing expressions makes expressions.
-        return isinstance(other, OutputRule) and str(self) == str(other)
-
-    def __hash__(self) -> int:
-        return hash(str(self))
-
-
-@dataclass(frozen=True, eq=False)
-class RuleTensor:
-    """A tensor argument as a shape rule sees it: static dims are ints, dynamic ones expressions."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int | Expr, ...]
-
     @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def numel(self) -> int | Expr:
-        """The number of elements."""
-        return math.prod(self.shape)
+    def greatest(self) -> Expr:
+        """The upper bound of a size that has one, as every size of a plugin does."""
+        assert self.upper_bound is not None
+        return self.upper_bound
 
 
 @dataclass(frozen=True, eq=False)
 class RuleAnswer:
     """What a written rule says: `outputs` and `size_symbols` as in a derivation."""
 
-    outputs: tuple[OutputRule, ...]
+    outputs: tuple[TensorType, ...]
     size_symbols: tuple[SizeSymbol, ...]
 
 
 def from_rule(
     rule: Callable[..., Any],
-    tensors: Mapping[str, TensorShape | None],
+    tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Any],
     layer: str,
 ) -> RuleAnswer:
     """The output rules that a `shape_rule` gives.
 
-    rule: is called with those tensors (RuleTensor, None where absent) and attributes that it has parameters for, by
+    rule: is called with those tensors (None where absent) and attributes that it has parameters for, by
     name, and returns (dtype, dims) for each output, or one such pair.  A dim is an int, an expression, or a
     `SizeSymbol` with its bound for a size that depends on data (the same record for the same size).
     Raises UsageError with all faults of the answer, each with its output; what the rule raises is chained.
     """
-    values: dict[str, Any] = {**_rule_tensors(tensors), **attributes}
+    values: dict[str, Any] = {**by_first_place(tensors), **attributes}
     try:
         answer = rule(**_wanted(rule, values, layer))
     except UsageError as error:
@@ -113,10 +65,10 @@ def from_rule(
             f"{layer}: its shape rule failed: {type(error).__name__}: {error}", "correct the shape rule"
         ) from error
     pairs = [answer] if _is_pair(answer) else list(answer) if isinstance(answer, (tuple, list)) else []
-    known = {symbol for value in values.values() if isinstance(value, RuleTensor) for symbol in _symbols(value.shape)}
+    known = {symbol for value in values.values() if isinstance(value, TensorType) for symbol in _symbols(value.shape)}
     sizes: dict[str, SizeSymbol] = {}
     faults: list[str] = []
-    outputs = [_output(index, pair, known, sizes, faults) for index, pair in enumerate(pairs)]
+    outputs = [_output(index, len(pairs), pair, known, sizes, faults) for index, pair in enumerate(pairs)]
     if not pairs:
         faults.append(f"expected (dtype, dims) for each output, got {answer!r}")
     if faults:
@@ -128,19 +80,16 @@ def from_rule(
     return RuleAnswer(tuple(output for output in outputs if output), tuple(sizes.values()))
 
 
-def _rule_tensors(tensors: Mapping[str, TensorShape | None]) -> dict[str, RuleTensor | None]:
-    first_places: dict[str, str] = {}
-    made: dict[str, RuleTensor | None] = {}
-    for name, shape in tensors.items():
-        if shape is None:
-            made[name] = None
-            continue
-        dims: list[int | Expr] = []
-        for axis, dim in enumerate(shape.dims):
-            place = f"{name}.{axis}"
-            named = first_places.setdefault(dim, place) if isinstance(dim, str) else place
-            dims.append(dim if isinstance(dim, int) else Symbol(named))
-        made[name] = RuleTensor(name, shape.dtype, tuple(dims))
+def by_first_place(tensors: Mapping[str, TensorType | None]) -> dict[str, TensorType | None]:
+    """The tensors as a layer's rules see them: equal dims are the symbol of the first place that has them."""
+    first: dict[str, Expr] = {}
+    made: dict[str, TensorType | None] = {}
+    for name, tensor in tensors.items():
+        dims: list[Dim] = []
+        for axis, dim in enumerate(tensor.shape if tensor is not None else ()):
+            place = Symbol(f"{name}.{axis}")
+            dims.append(dim if isinstance(dim, int) else place if dim is None else first.setdefault(dim.text, place))
+        made[name] = None if tensor is None else TensorType(name, tensor.dtype, tuple(dims))
     return made
 
 
@@ -157,13 +106,18 @@ def _wanted(rule: Callable[..., Any], values: Mapping[str, Any], layer: str) -> 
     return {p.name: values[p.name] for p in parameters if p.name in values}
 
 
+def output_name(index: int, count: int) -> str:
+    """The name of an output that the author gave none: "output", or "output0", "output1", ... of several."""
+    return "output" if count == 1 else f"output{index}"
+
+
 def _is_pair(answer: object) -> bool:
     return isinstance(answer, (tuple, list)) and len(answer) == 2 and isinstance(answer[0], str)
 
 
 def _output(
-    index: int, pair: object, known: set[str], sizes: dict[str, SizeSymbol], faults: list[str]
-) -> OutputRule | None:
+    index: int, count: int, pair: object, known: set[str], sizes: dict[str, SizeSymbol], faults: list[str]
+) -> TensorType | None:
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[1], (tuple, list))):
         faults.append(f"output {index}: expected (dtype, dims), got {pair!r}")
         return None
@@ -182,11 +136,11 @@ def _output(
             if isinstance(made, Const) and made.value < 0:
                 faults.append(f"output {index}: a size of {made}")
             dims.append(made)
-        return OutputRule(DType.of(pair[0]), tuple(dims))
+        return TensorType(output_name(index, count), DType.of(pair[0]), tuple(dims))
     except UsageError as error:
         faults.append(f"output {index}: {error.fault}")
         return None
 
 
-def _symbols(dims: Iterable[int | Expr]) -> frozenset[str]:
+def _symbols(dims: Iterable[Dim]) -> frozenset[str]:
     return frozenset().union(*(dim.symbols() for dim in dims if isinstance(dim, Expr)))

@@ -14,6 +14,7 @@ from layerport.errors import UsageError
 from layerport.kernels.declaration import CudaSource
 from layerport.layers.layer import Layer
 from layerport.parameters.conversion import from_standard
+from layerport.sizes.tensors import TensorType
 
 if TYPE_CHECKING:
     from layerport.layers.derivation import Derivation
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def output_arrays(
-    layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]
-) -> dict[str, tuple[tuple[int, ...], DType]]:
-    """Shapes and dtypes of the outputs, from the reference."""
+def output_arrays(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> list[TensorType]:
+    """The outputs as they come out of the reference."""
     import torch
 
     values = {argument.name: None for argument in layer.signature.tensors} | {
@@ -33,10 +32,9 @@ def output_arrays(
     with torch.inference_mode():
         answer = layer.reference(**values, **attributes)
     made = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
-    return {
-        name: (tuple(tensor.shape), layerport.parameters.frameworks.torch_dtypes.to_dtype(tensor.dtype))
-        for name, tensor in zip(layer.signature.output_names, made, strict=True)
-    }
+    to_dtype = layerport.parameters.frameworks.torch_dtypes.to_dtype
+    names = layer.signature.output_names
+    return [TensorType(name, to_dtype(one.dtype), tuple(one.shape)) for name, one in zip(names, made, strict=True)]
 
 
 def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> Derivation | None:
@@ -49,12 +47,9 @@ def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mappin
         if isinstance(kernel.source, CudaSource)
     ):
         return None
-    shapes: dict[str, layerport.layers.derivation.TensorShape | None] = {
-        argument.name: None for argument in layer.signature.tensors
-    }
+    shapes: dict[str, TensorType | None] = {argument.name: None for argument in layer.signature.tensors}
     shapes |= {
-        name: layerport.layers.derivation.TensorShape(DType.from_numpy(one.dtype), tuple(map(int, one.shape)))
-        for name, one in arrays.items()
+        name: TensorType(name, DType.from_numpy(one.dtype), tuple(map(int, one.shape))) for name, one in arrays.items()
     }
     return layerport.layers.derivation.derive(
         layer.reference, shapes, attributes, layer=layer.name, rule=layer.shapes_override

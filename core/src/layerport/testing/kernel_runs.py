@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.harness.execution import Outputs, execute, fits, make_job
-from layerport.kernels.declaration import CudaSource, Kernel, TensorArg
-from layerport.kernels.tracing import trace, trace_predicate
+from layerport.harness.execution import Outputs, execute, make_job
+from layerport.kernels.choice import select
+from layerport.kernels.declaration import CudaSource, Kernel
+from layerport.kernels.tracing import trace
 from layerport.layers.layer import Layer
 from layerport.packs.conversions import installed_packs
 from layerport.packs.host import load
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.signature import MISSING, Kind
 from layerport.parameters.standard_form import Parameters
+from layerport.sizes.tensors import TensorType, sizes_of
 from layerport.targets import Target
 from layerport.testing.host_outputs import data_dependent, greatest_sizes, output_arrays
 
 if TYPE_CHECKING:
-    from layerport.layers.derivation import Derivation
     from layerport.packs.host import Packs
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -108,7 +109,7 @@ class _Call:
     layer: Layer
     arrays: dict[str, Array]
     attributes: dict[str, Any]
-    tensors: dict[str, TensorArg | None]
+    tensors: dict[str, TensorType | None]
     outputs: Outputs
 
     @classmethod
@@ -121,60 +122,43 @@ class _Call:
         }
         attributes = dict(layer.signature.bind_attributes(values, path=layer.name))
         arrays = _converted(layer, given, attributes, target, pack)
-        tensors: dict[str, TensorArg | None] = {}
+        tensors: dict[str, TensorType | None] = {}
         for argument in layer.signature.tensors:
             array = arrays.get(argument.name)
             if array is None:
                 tensors[argument.name] = None
                 continue
             # As in a plugin: sizes of parameters are numbers, those of inputs symbols.
-            symbolic = TensorArg.symbolic(argument.name, DType.from_numpy(array.dtype), array.ndim)
-            known = TensorArg(argument.name, symbolic.dtype, tuple(int(size) for size in array.shape))
+            symbolic = TensorType.symbolic(argument.name, DType.from_numpy(array.dtype), array.ndim)
+            known = TensorType(argument.name, symbolic.dtype, tuple(int(size) for size in array.shape))
             tensors[argument.name] = known if argument.kind is Kind.PARAM else symbolic
         derivation = data_dependent(layer, given, attributes)
         if derivation is None:
-            shapes = output_arrays(layer, given, attributes)
-            for name, (shape, dtype) in shapes.items():
-                tensors[name] = TensorArg.symbolic(name, dtype, len(shape))
-            outputs = Outputs({name: (dtype, shape) for name, (shape, dtype) in shapes.items()}, {}, {})
+            known_outputs = output_arrays(layer, given, attributes)
+            tensors |= {one.name: TensorType.symbolic(one.name, one.dtype, one.ndim) for one in known_outputs}
+            outputs = Outputs(known_outputs, {}, {})
         else:
             # As in a plugin: memory for the greatest size, and the kernel writes how much of it is used.
-            outputs = _of_greatest(layer, derivation)
-            for name, rule in zip(layer.signature.output_names, derivation.outputs, strict=True):
-                tensors[name] = TensorArg(name, rule.dtype, rule.dims)
-            for name in outputs.most:
-                tensors[name] = TensorArg(name, DType.INT64, ())
+            rules = zip(layer.signature.output_names, derivation.outputs, strict=True)
+            written = [replace(rule, name=name) for name, rule in rules]
+            outputs = Outputs(written, greatest_sizes(layer, derivation), {})
+            tensors |= {one.name: one for one in written}
+            tensors |= {name: TensorType(name, DType.INT64, ()) for name in outputs.most}
         return cls(layer, arrays, attributes, tensors, outputs)
-
-    @property
-    def dtypes(self) -> dict[str, DType]:
-        """The dtypes of the layer's tensors and outputs that are there."""
-        return {
-            name: one.dtype for name, one in self.tensors.items() if one is not None and name not in self.outputs.most
-        }
 
     @property
     def sizes(self) -> dict[str, int]:
         shapes = {name: array.shape for name, array in self.arrays.items()}
-        shapes |= {name: shape for name, (shape, _) in self.outputs.shapes().items()}
-        return {f"{name}.{axis}": int(size) for name, shape in shapes.items() for axis, size in enumerate(shape)}
+        return sizes_of(shapes | {name: one.shape for name, one in self.outputs.largest().items()})
 
-    def known_tensors(self) -> dict[str, TensorArg | None]:
+    def known_tensors(self) -> dict[str, TensorType | None]:
         """The tensors with numbers for all sizes, which the constexprs of a Triton kernel may depend on."""
         sizes = self.sizes
         return {
             name: tensor
-            and TensorArg(name, tensor.dtype, tuple(sizes[f"{name}.{axis}"] for axis in range(tensor.ndim)))
+            and TensorType(name, tensor.dtype, tuple(sizes[f"{name}.{axis}"] for axis in range(tensor.ndim)))
             for name, tensor in self.tensors.items()
         }
-
-
-def _of_greatest(layer: Layer, derivation: Derivation) -> Outputs:
-    dims = {
-        name: (rule.dtype, rule.dims)
-        for name, rule in zip(layer.signature.output_names, derivation.outputs, strict=True)
-    }
-    return Outputs(dims, greatest_sizes(layer, derivation), {})
 
 
 def _converted(
@@ -223,20 +207,12 @@ def _values(layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any]) -> di
 
 def _choose(call: _Call, wanted: str | None) -> Kernel:
     layer = call.layer
-    dtypes = call.dtypes
-    given = ", ".join(f"{name}: {dtype.value}" for name, dtype in dtypes.items())
-    reasons = []
-    for kernel in layer.kernels:
-        if wanted is not None and kernel.name != wanted:
-            continue
-        if not any(fits(one, dtypes) for one in kernel.combinations(layer.signature)):
-            reasons.append(f"{kernel.name} does not take {given}")
-            continue
-        guard = trace_predicate(kernel, layer.signature, call.tensors, call.attributes, layer=layer.name)
-        if guard is None or guard.evaluate(call.sizes):
-            return kernel
-        reasons.append(f"{kernel.name}: its predicate {guard} is false for these sizes")
+    selection = select(layer, call.known_tensors(), call.attributes, only=wanted)
+    if selection.kernel is not None:
+        return selection.kernel
     names = ", ".join(kernel.name for kernel in layer.kernels) or "none"
     raise UsageError(
-        f"layer {layer.name} has no kernel {wanted or 'for these arguments'}", f"its kernels: {names}", faults=reasons
+        f"layer {layer.name} has no kernel {wanted or 'for these arguments'}",
+        f"its kernels: {names}",
+        faults=selection.reasons,
     )

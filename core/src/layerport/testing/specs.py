@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from layerport.layers.derivation import TensorShape, derive
+from layerport.layers.derivation import derive
 from layerport.layers.layer import Layer, Place
 from layerport.packs.kernel_plugins import plugin_from_kernels
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.parameters.signature import Kind
+from layerport.sizes.expressions import Symbol
+from layerport.sizes.tensors import Dim, TensorType
 from layerport.targets import Target
 
 if TYPE_CHECKING:
@@ -23,16 +25,16 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
     """
     values = {one.name: value for one, value in zip(layer.signature.arguments, args, strict=True)}
     inputs = {one.name for one in layer.signature.arguments if one.kind is Kind.INPUT}
-    shapes: dict[str, TensorShape | None] = {}
+    shapes: dict[str, TensorType | None] = {}
     for argument in layer.signature.tensors:
         tensor = values[argument.name]
         if tensor is None:
             shapes[argument.name] = None
             continue
-        dims: tuple[int | str, ...] = tuple(int(size) for size in tensor.shape)
+        dims: tuple[Dim, ...] = tuple(int(size) for size in tensor.shape)
         if argument.name in inputs:
-            dims = (*(f"axis_{axis}_of_{len(dims)}" for axis in range(len(dims) - 1)), *dims[-1:])
-        shapes[argument.name] = TensorShape(to_dtype(tensor.dtype), dims)
+            dims = (*(Symbol(f"axis_{axis}_of_{len(dims)}") for axis in range(len(dims) - 1)), *dims[-1:])
+        shapes[argument.name] = TensorType(argument.name, to_dtype(tensor.dtype), dims)
     given = {name: value for name, value in values.items() if name not in inputs and value is not None}
     bound = layer.bind(**given)
     derivation = derive(layer.reference, shapes, bound.parameters.attributes, layer=layer.name)

@@ -12,10 +12,10 @@ from typing import Any
 
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.kernels.declaration import TensorArg
 from layerport.kernels.launch_rules import Arg, LaunchRule, PointerArg, fits
 from layerport.kernels.triton_source import Specialisation, TritonSource
 from layerport.sizes.expressions import Const, Expr, Operation
+from layerport.sizes.tensors import TensorType
 
 _HINT = 16  # the one multiple that Triton makes use of
 _TYPES = {
@@ -59,7 +59,7 @@ class TritonCall:
         source: TritonSource,
         rule: LaunchRule,
         made: Specialisation,
-        tensors: Mapping[str, TensorArg | None],
+        tensors: Mapping[str, TensorType | None],
         label: str,
     ) -> TritonCall:
         """The call of a function with the arguments of a launch rule.  Raises PackError with all faults at once."""
@@ -137,7 +137,7 @@ def triton_type(dtype: DType) -> str:
 
 
 def _type(
-    param: Any, arg: Arg, tensors: Mapping[str, TensorArg | None], alignment: int, faults: list[str]
+    param: Any, arg: Arg, tensors: Mapping[str, TensorType | None], alignment: int, faults: list[str]
 ) -> tuple[str, int]:
     """Triton's type of a parameter, and what its value is known to be a multiple of."""
     if isinstance(arg, PointerArg):
