@@ -337,3 +337,28 @@ def test_an_int_is_an_int(value: Any, got: str) -> None:
     with pytest.raises(UsageError) as caught:
         signature.bind_attributes({"n": value})
     assert caught.value.faults == (f"n: expected int, got {got}",)
+
+
+def test_the_arguments_of_a_call_by_name() -> None:
+    signature = Signature.of(everything)
+    names = [argument.name for argument in signature.arguments]
+    values = {name: object() for name in names if signature[name].required}
+    bound = signature.bind((), values, layer="p::l")
+    assert list(bound) == names
+    assert all(bound[name] is value for name, value in values.items())
+    left = [argument for argument in signature.arguments if not argument.required]
+    assert left and all(bound[argument.name] == argument.default for argument in left)
+    assert signature.bind(tuple(bound.values()), {}, layer="p::l") == bound
+
+
+def test_every_fault_of_a_call_is_told() -> None:
+    def two(x: Tensor, weight: Param, eps: float = 1e-5) -> Tensor:
+        raise NotImplementedError
+
+    signature = Signature.of(two)
+    with pytest.raises(UsageError, match=r"layer p::l takes x, weight, eps") as caught:
+        signature.bind((1,), {"x": 2, "other": 3}, layer="p::l")
+    assert caught.value.faults == ("weight is missing", "x is given twice", "other is not an argument")
+    with pytest.raises(UsageError) as caught:
+        signature.bind((1, 2, 3, 4), {}, layer="p::l")
+    assert caught.value.faults == ("4 arguments are given",)

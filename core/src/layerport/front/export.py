@@ -136,12 +136,9 @@ def translation(layer: Layer) -> Callable[..., Any]:
     operator = onnxscript_values.Op(onnxscript_values.Opset(layer.namespace, 1), layer.short_name, schema)
     tensors = [argument.kind is not Kind.ATTRIBUTE for argument in layer.signature.arguments]
     names = [argument.name for argument in layer.signature.arguments]
-    defaults = [argument.default for argument in layer.signature.arguments]
 
     def translate(*args: Any, **kwargs: Any) -> Any:
-        values = [
-            args[place] if place < len(args) else kwargs.get(name, defaults[place]) for place, name in enumerate(names)
-        ]
+        values = list(layer.signature.bind(args, kwargs, layer=layer.name).values())
         inputs = [value for value, tensor in zip(values, tensors, strict=True) if tensor]
         while inputs and inputs[-1] is None:
             inputs.pop()

@@ -9,7 +9,7 @@ import torch
 
 from layerport.errors import UsageError
 from layerport.kernels.declaration import parameter_names
-from layerport.parameters.signature import MISSING, Kind
+from layerport.parameters.signature import Kind
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
@@ -46,7 +46,7 @@ class WrittenBackward:
         self._outputs = [(place, name) for place, name in enumerate(signature.output_names) if name in names]
         self._gradients = gradients
         self._tensors = [place for place, one in enumerate(signature.arguments) if one.kind is not Kind.ATTRIBUTE]
-        self._defaults = tuple(None if one.default is MISSING else one.default for one in signature.arguments)
+        self._defaults = signature.defaults
 
     def save(self, ctx: Any, inputs: tuple[Any, ...], outputs: Sequence[torch.Tensor]) -> None:
         """Keep for the backward pass what it asks for."""

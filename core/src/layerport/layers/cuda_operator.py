@@ -28,7 +28,7 @@ from layerport.kernels.triton_source import TritonSource
 from layerport.layers.dispatch import Dispatch
 from layerport.layers.launch import Call, LaunchPlan, tensor_arg
 from layerport.parameters.conversion import from_standard, to_standard
-from layerport.parameters.signature import MISSING, Attribute, Kind
+from layerport.parameters.signature import Attribute, Kind
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.expressions import NoNumberYetError
 from layerport.sizes.tensors import TensorType
@@ -124,7 +124,7 @@ class CudaOperator:
         self._fallback = fallback
         self._environment = environment
         arguments = layer.signature.arguments
-        self._defaults = tuple(None if one.default is MISSING else one.default for one in arguments)
+        self._defaults = layer.signature.defaults
         self._tensors = [(place, one.name) for place, one in enumerate(arguments) if one.kind is not Kind.ATTRIBUTE]
         self._attributes = [(place, one) for place, one in enumerate(arguments) if one.kind is Kind.ATTRIBUTE]
         self._params = [(place, one.name) for place, one in enumerate(arguments) if one.kind is Kind.PARAM]
@@ -156,7 +156,7 @@ class CudaOperator:
 
     def explain(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dispatch:
         """As `dispatch.explain_dispatch`."""
-        given = self._bound(args, kwargs)
+        given = tuple(self.layer.signature.bind(args, kwargs, layer=self.layer.name).values())
         device = self._device(given)
         args = given
         if device.type == "cuda" and self._converts is not False:
@@ -182,17 +182,6 @@ class CudaOperator:
             return None
         kernel = chosen.kernel
         return self._build(kernel, chosen.dtypes, call.attributes, architecture, self._traced(kernel, call))
-
-    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        names = [argument.name for argument in self.layer.signature.arguments]
-        values = dict(zip(names, args, strict=False)) | dict(kwargs)
-        needed = [argument.name for argument in self.layer.signature.arguments if argument.required]
-        wrong = [f"{name} is missing" for name in needed if name not in values]
-        wrong += [f"{name} is not an argument" for name in kwargs if name not in names]
-        wrong += [f"{len(args)} arguments are given"] if len(args) > len(names) else []
-        if wrong:
-            raise UsageError(f"layer {self.layer.name} takes {', '.join(names)}", "call it as the layer", faults=wrong)
-        return tuple(values.get(name, default) for name, default in zip(names, self._defaults, strict=True))
 
     def _device(self, args: Sequence[Any]) -> torch.device:
         """The one device of the call.  Raises UsageError where there are several."""

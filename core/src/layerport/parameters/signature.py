@@ -7,9 +7,10 @@ neither torch nor numpy, so `import layerport` stays light; anyone may import it
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import layerport.parameters
@@ -146,6 +147,28 @@ class Signature:
         """The text for `torch.library.Library.define`: "scaled_swish(Tensor x, float beta=1.0) -> Tensor"."""
         returns = "Tensor" if self.outputs == 1 else f"({', '.join(['Tensor'] * self.outputs)})"
         return f"{name}({', '.join(map(str, self.arguments))}) -> {returns}"
+
+    @cached_property
+    def defaults(self) -> tuple[Attribute, ...]:
+        """What a call has for each argument that it leaves away; None for one that it may not."""
+        return tuple(None if argument.default is MISSING else argument.default for argument in self.arguments)
+
+    def bind(self, args: Sequence[Any], named: Mapping[str, Any], *, layer: str) -> dict[str, Any]:
+        """The arguments of a call by name, in order, defaults filled in.
+
+        An optional tensor may be left away.  Raises UsageError with all faults at once.
+        """
+        names = [argument.name for argument in self.arguments]
+        given = dict(zip(names, args, strict=False))
+        may_lack = {one.name for one in self.arguments if one.optional or not one.required}
+        faults = [f"{name} is missing" for name in names if name not in given.keys() | named.keys() | may_lack]
+        faults += [f"{name} is given twice" for name in named if name in given]
+        faults += [f"{name} is not an argument" for name in named if name not in names]
+        faults += [f"{len(args)} arguments are given"] if len(args) > len(names) else []
+        given |= named
+        if faults:
+            raise UsageError(f"layer {layer} takes {', '.join(names)}", "call it as the layer", faults=faults)
+        return {name: given.get(name, default) for name, default in zip(names, self.defaults, strict=True)}
 
     def bind_attributes(self, values: Mapping[str, Any], *, path: str = "") -> dict[str, Attribute]:
         """Every attribute in the standard form, defaults filled in, in the order of the signature.

@@ -144,12 +144,8 @@ class Case:
 
     def arguments(self, tensors: Mapping[str, Any]) -> tuple[Any, ...]:
         """All arguments in the layer's order, for `layer(*...)`, `layer.reference(*...)` and `run_kernel`."""
-        return tuple(
-            tensors[argument.name]
-            if argument.name in tensors
-            else self.shape.attributes.get(argument.name, argument.default)
-            for argument in self.layer.signature.arguments
-        )
+        values = {**self.shape.attributes, **tensors}
+        return tuple(self.layer.signature.bind((), values, layer=self.layer.name).values())
 
     def expected(self, tensors: Mapping[str, torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
         """The reference's outputs, computed from these tensors in float64."""

@@ -22,7 +22,7 @@ from layerport.layers.layer import Layer
 from layerport.packs.conversions import installed_packs
 from layerport.packs.host import load
 from layerport.parameters.conversion import to_standard
-from layerport.parameters.signature import MISSING, Kind
+from layerport.parameters.signature import Kind
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import TensorType, sizes_of
 from layerport.targets import Target
@@ -114,7 +114,7 @@ class _Call:
 
     @classmethod
     def of(cls, layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any], target: Target, pack: object) -> _Call:
-        values = _values(layer, args, named)
+        values = layer.signature.bind(args, named, layer=layer.name)
         given = {
             argument.name: to_standard(value, path=argument.name).array
             for argument in layer.signature.tensors
@@ -183,26 +183,6 @@ def _packs_of(layer: Layer, pack: object) -> Packs | None:
     else:
         found = installed_packs()
     return found if any(one is layer for one in found.layers) else None
-
-
-def _values(layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    names = [argument.name for argument in layer.signature.arguments]
-    if len(args) > len(names):
-        raise UsageError(
-            f"layer {layer.name} takes {len(names)} arguments, got {len(args)}", f"they are {', '.join(names)}"
-        )
-    values = dict(zip(names, args, strict=False))
-    if wrong := sorted(set(named) & set(values) | set(named) - set(names)):
-        raise UsageError(
-            f"layer {layer.name}: {', '.join(wrong)} given twice or not an argument", f"they are {', '.join(names)}"
-        )
-    values |= named
-    for argument in layer.signature.arguments:
-        if argument.name not in values:
-            if argument.default is MISSING and not argument.optional:
-                raise UsageError(f"layer {layer.name}: argument {argument.name} is missing", "give it a value")
-            values[argument.name] = None if argument.default is MISSING else argument.default
-    return values
 
 
 def _choose(call: _Call, wanted: str | None) -> Kernel:

@@ -23,7 +23,7 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
 
     args: tensors and attributes in the layer's order, all of them.
     """
-    values = {one.name: value for one, value in zip(layer.signature.arguments, args, strict=True)}
+    values = layer.signature.bind(args, {}, layer=layer.name)
     inputs = {one.name for one in layer.signature.arguments if one.kind is Kind.INPUT}
     shapes: dict[str, TensorType | None] = {}
     for argument in layer.signature.tensors:
