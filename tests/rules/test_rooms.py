@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -117,15 +118,33 @@ def test_the_top_of_the_package_is_small() -> None:
     assert len(top) <= MOST_AT_THE_TOP
 
 
-def test_what_is_loaded_late_is_named_in_its_room() -> None:
-    # A type checker knows only what the room's file names; a name that is missing there would not be checked.
+@cache
+def late_names() -> dict[tuple[str, str], str]:
+    """What each module names in full, to be loaded when it is first used: (module, named module) and its room."""
     rooms = {name for name, path in modules().items() if path.name == "__init__.py" and name != "layerport"}
     late = re.compile(rf"\b(({'|'.join(sorted(map(re.escape, rooms), key=len, reverse=True))})\.([a-z_]+))\b")
+    found = {}
     for name, path in modules().items():
-        text = re.sub(r'""".*?"""|"[^"\n]*"|^\s*(?:from|import) .*$', "", path.read_text(), flags=re.S | re.M)
-        for whole, owner, part in late.findall(text):
-            if whole in modules() and whole not in rooms:
-                assert f"import {part} as {part}" in modules()[owner].read_text(), f"{name} names {whole}"
+        text = re.sub(r'""".*?"""|"[^"\n]*"|^[ \t]*(?:from|import) [^\n]*$', "", path.read_text(), flags=re.S | re.M)
+        found |= {(name, whole): owner for whole, owner, _ in late.findall(text) if whole in modules()}
+    return {pair: owner for pair, owner in found.items() if pair[1] not in rooms}
+
+
+def test_what_is_loaded_late_is_named_in_its_room() -> None:
+    # A type checker knows only what the room's file names; a name that is missing there would not be checked.
+    for (name, whole), owner in late_names().items():
+        part = whole.rpartition(".")[2]
+        assert f"import {part} as {part}" in modules()[owner].read_text(), f"{name} names {whole}"
+
+
+def test_no_module_needs_itself() -> None:
+    """Within a room too, and late: a cycle is a thing that is in pieces, or two that know too much of each other."""
+    needs: dict[str, set[str]] = {name: set() for name in modules()}
+    parts = {name for name, path in modules().items() if path.name != "__init__.py"}
+    for source, target in [*((one.source, one.target) for one in imports()), *late_names()]:
+        if {source, target} <= parts:
+            needs[source].add(target)
+    tuple(graphlib.TopologicalSorter(needs).static_order())
 
 
 def test_the_journeys_name_what_is_there() -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from layerport.errors import BuildError
 from layerport.kernels.cubin import Cubin, kernel_symbols
-from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
+from layerport.kernels.toolchains.cuda_job import CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs
 
 SOURCE = """
 struct Big { char bytes[5000]; };
@@ -34,7 +35,7 @@ extern "C" __global__ void none() {}
 
 @cache
 def compiled(entry: str, architecture: str) -> Cubin:
-    job = Job(SOURCE, "k.cu", "/", entry, architecture, "test")
+    job = CudaJob(SOURCE, "k.cu", "/", entry, architecture, "test")
     return compile_jobs([job])[0]
 
 

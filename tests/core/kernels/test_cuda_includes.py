@@ -10,7 +10,8 @@ import layerport as lp
 from layerport.dtypes import DType
 from layerport.errors import BuildError
 from layerport.harness.compiler import compile_for_host
-from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
+from layerport.kernels.toolchains.cuda_job import CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
@@ -34,7 +35,7 @@ def test_a_missing_header_of_cuda_is_named(text: str, dtype: str, headers: list[
     entry = f"k<{DType.of(dtype).cxx}>"
     with pytest.raises(BuildError) as caught:
         if where == "gpu":
-            compile_jobs([Job(text, "inline.cu", ".", entry, "sm_89", "kernel k")])
+            compile_jobs([CudaJob(text, "inline.cu", ".", entry, "sm_89", "kernel k")])
         else:
             compile_for_host(lp.cuda("\n" + text, entry), entry, label="kernel k")
     lines = " and ".join(f"#include <{header}>" for header in headers)

@@ -28,7 +28,8 @@ from layerport.kernels import launcher as launcher_module
 from layerport.kernels.cubin import Cubin
 from layerport.kernels.launch_rules import Arg, LaunchRule, PointerArg, ScalarArg
 from layerport.kernels.launcher import Launcher, require_driver
-from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
+from layerport.kernels.toolchains.cuda_job import CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs
 from layerport.sizes.expressions import Const, Expr, Symbol, cdiv
 
 SOURCE = """
@@ -55,7 +56,7 @@ def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def compiled(entry: str) -> Cubin:
-    return compile_jobs([Job(SOURCE, "k.cu", "/", entry, "sm_89", "test")])[0]
+    return compile_jobs([CudaJob(SOURCE, "k.cu", "/", entry, "sm_89", "test")])[0]
 
 
 class Status(IntEnum):

@@ -15,9 +15,10 @@ import pytest
 from layerport.errors import BuildError
 from layerport.kernels.cache import KernelCache
 from layerport.kernels.cubin import Cubin
-from layerport.kernels.toolchains import nvrtc
+from layerport.kernels.toolchains import nvrtc, process
 from layerport.kernels.toolchains.cuda_includes import local_headers
-from layerport.kernels.toolchains.nvrtc import Job, compile_jobs, toolchain
+from layerport.kernels.toolchains.cuda_job import CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs, toolchain
 from layerport.kernels.toolchains.nvrtc_log import kernel_names
 
 SCALE = """#include <cuda_fp16.h>
@@ -50,16 +51,16 @@ def forbid_compiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbid
 
 
-def lay_out(folder: Path, factor: str = "2.0f") -> Job:
+def lay_out(folder: Path, factor: str = "2.0f") -> CudaJob:
     (folder / "parts").mkdir(parents=True)
     (folder / "scale.cu").write_text(SCALE)
     (folder / "parts" / "load.h").write_text(LOAD)
     (folder / "parts" / "factor.h").write_text(f"#define FACTOR {factor}\n")
-    return Job(SCALE, "scale.cu", str(folder), "scale<__half>", "sm_89", "layer p::scale, kernel scale_0")
+    return CudaJob(SCALE, "scale.cu", str(folder), "scale<__half>", "sm_89", "layer p::scale, kernel scale_0")
 
 
-def inline(text: str, entry: str = "k", **fields: Any) -> Job:
-    return Job(text, "inline.cu", os.curdir, entry, "sm_89", "layer p::l, kernel l_0", **fields)
+def inline(text: str, entry: str = "k", **fields: Any) -> CudaJob:
+    return CudaJob(text, "inline.cu", os.curdir, entry, "sm_89", "layer p::l, kernel l_0", **fields)
 
 
 def entry_of(store: KernelCache) -> Path:
@@ -67,7 +68,7 @@ def entry_of(store: KernelCache) -> Path:
     return max((one for one in store.folder.rglob("*") if one.is_file()), key=lambda one: one.stat().st_size)
 
 
-def failure(job: Job, store: KernelCache) -> str:
+def failure(job: CudaJob, store: KernelCache) -> str:
     with pytest.raises(BuildError) as caught:
         compile_jobs([job], cache=store)
     return str(caught.value)
@@ -214,11 +215,12 @@ def test_a_folder_that_cannot_be_written_does_not_stop_compiling(tmp_path: Path)
 _COMPILE = """
 import sys
 from pathlib import Path
-from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
+from layerport.kernels.toolchains.cuda_job import CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs
 from layerport.kernels.cache import KernelCache
 folder = Path(sys.argv[1])
 text = (folder / "scale.cu").read_text()
-jobs = [Job(text, "scale.cu", str(folder), f"scale<{t}>", "sm_89", "test") for t in ("float", "__half")]
+jobs = [CudaJob(text, "scale.cu", str(folder), f"scale<{t}>", "sm_89", "test") for t in ("float", "__half")]
 for cubin in compile_jobs(jobs, cache=KernelCache(folder / "cache")):
     print(cubin.digest)
 """
@@ -347,7 +349,7 @@ def test_a_compilation_without_end_is_ended_where_there_is_no_interval_timer(
 ) -> None:
     child = tmp_path / "child.py"
     child.write_text("import time\ntime.sleep(600)\n")
-    monkeypatch.setattr(nvrtc, "_CHILD", child)
+    monkeypatch.setattr(process, "_CHILD", child)
     monkeypatch.setattr(nvrtc, "_GRACE", 0.0)
     assert "did not compile for sm_89 within 0.5 s" in failure(inline(BOMB, time_limit=0.5), store)
 
@@ -356,7 +358,7 @@ def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytes
     child = tmp_path / "child.py"
     death = "print('out of luck', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n"
     child.write_text(f"import os, sys\n{death}")
-    monkeypatch.setattr(nvrtc, "_CHILD", child)
+    monkeypatch.setattr(process, "_CHILD", child)
     text = failure(inline("__global__ void k() {}\n"), store)
     assert "the compiler process ended with status -9 at inline.cu for sm_89" in text
     assert "out of luck" in text

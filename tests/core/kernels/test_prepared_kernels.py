@@ -14,7 +14,8 @@ from layerport.errors import BuildError
 from layerport.kernels import prepared as prepared_kernels
 from layerport.kernels.cache import KernelCache
 from layerport.kernels.toolchains import nvrtc, triton_functions
-from layerport.kernels.toolchains.nvrtc import Job, compile_jobs, toolchain
+from layerport.kernels.toolchains.cuda_job import CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs, toolchain
 from layerport.kernels.toolchains.triton_files import files_digest
 from layerport.kernels.toolchains.triton_functions import Place
 from triton_setup import build, kernel, tensors
@@ -22,9 +23,9 @@ from triton_setup import build, kernel, tensors
 TEXT = "template <class T> __global__ void scale(T* x) { *x *= FACTOR; }\n"
 
 
-def job(**changes: Any) -> Job:
+def job(**changes: Any) -> CudaJob:
     fields = {"text": '#include "factor.h"\n' + TEXT, "name": "k.cu", "entry": "scale<float>", "architecture": "sm_90"}
-    return Job(**{"label": "layer p::l, kernel l_0", **fields, **changes})
+    return CudaJob(**{"label": "layer p::l, kernel l_0", **fields, **changes})
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from layerport.kernels.compilation import Compilation, build_kernels, compile_al
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
 from layerport.kernels.launcher import Launcher
+from layerport.kernels.toolchains import process
 from layerport.kernels.toolchains import triton as triton_compiler
 from layerport.kernels.toolchains.triton_functions import find_function
 from layerport.kernels.toolchains.triton_signature import multiple_of
@@ -491,7 +492,7 @@ def test_a_compilation_that_takes_too_long_is_ended(store: KernelCache) -> None:
 def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     child.write_text("import os, sys\nprint('out of luck', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n")
-    monkeypatch.setattr(triton_compiler, "_CHILD", child)
+    monkeypatch.setattr(process, "_CHILD", child)
     text = fault(kernel("copy"), store, BuildError)
     assert "the compiler process ended with status -9 for sm_89" in text
     assert "out of luck" in text
@@ -506,7 +507,7 @@ def test_a_child_that_fails_tells_what_triton_said(
         "data = json.dumps({'ok': False, 'error': 'PTXASError', 'log': 'no\\nRepro command: x', 'size': 0}).encode()\n"
         "os.write(1, len(data).to_bytes(4, 'little') + data)\n"
     )
-    monkeypatch.setattr(triton_compiler, "_CHILD", child)
+    monkeypatch.setattr(process, "_CHILD", child)
     text = fault(kernel("copy"), store, BuildError)
     assert "layer p::one, kernel copy: copy does not compile for sm_89: PTXASError\n  - no\n" in text
     assert "Repro" not in text

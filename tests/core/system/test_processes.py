@@ -95,9 +95,10 @@ ENDLESS_TEMPLATE = (
 )
 WORK = {
     "nvrtc": (
-        "nvrtc_child",
+        "toolchains/child.py nvrtc",
         f"""
-from layerport.kernels.toolchains.nvrtc import Job, compile_jobs
+from layerport.kernels.toolchains.cuda_job import CudaJob
+from layerport.kernels.toolchains.nvrtc import compile_jobs
 from test_nvrtc import inline
 compile_jobs([inline("{ENDLESS_TEMPLATE}", time_limit=60.0)])
 """,

@@ -15,7 +15,7 @@ from layerport.kernels.cache import default_cache
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import LaunchRule, check_fit
 from layerport.kernels.toolchains import triton as triton_compiler
-from layerport.kernels.toolchains.nvrtc import Job as CudaJob
+from layerport.kernels.toolchains.cuda_job import CudaJob
 from layerport.kernels.toolchains.nvrtc import compile_jobs as compile_cuda
 from layerport.kernels.toolchains.triton import Job
 from layerport.kernels.toolchains.triton_files import files_digest
@@ -29,7 +29,6 @@ from layerport.sizes.tensors import TensorType
 if TYPE_CHECKING:
     from layerport.kernels.cache import KernelCache
     from layerport.kernels.cubin import Cubin
-    from layerport.kernels.toolchains import nvrtc
     from layerport.kernels.toolchains import triton as triton_compiler
 
 
@@ -197,7 +196,7 @@ def _triton_job(
     return Job(source, call, made, one.architecture, one.label, files)
 
 
-def _cuda_job(one: Compilation) -> nvrtc.Job:
+def _cuda_job(one: Compilation) -> CudaJob:
     import os
 
     source = one.kernel.source

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from layerport.errors import BuildError, LayerportError, PackError, UsageError
-from layerport.sizes.expressions import Const, Expr
-from layerport.sizes.text import parse
+from layerport.sizes.expressions import Const, Expr, parse
 
 if TYPE_CHECKING:
     from layerport.kernels.cubin import Cubin

@@ -1,6 +1,6 @@
 """How size expressions are simplified as they are made, so that equal ones have equal texts.
 
-Part of `expressions`, which alone imports it, together with the files that look into an expression.
+Part of `expressions`, which hands it to the nodes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from layerport.errors import UsageError
-from layerport.sizes.expressions import Const, Expr, Operation
+from layerport.sizes.nodes import Const, Expr, Operation
 
 _CONDITIONS = frozenset({"eq", "lt", "and", "or", "not"})
 

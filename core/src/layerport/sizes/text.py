@@ -19,8 +19,8 @@ from functools import reduce
 from typing import Any
 
 from layerport.errors import UsageError
-from layerport.sizes.expressions import Const, Expr, Operation, Symbol, as_expr, cdiv, maximum, minimum, where
-from layerport.sizes.simplify import is_negative
+from layerport.sizes.nodes import Const, Expr, Operation, Symbol, as_expr
+from layerport.sizes.simplify import as_condition, choice, divide, extreme, is_negative
 
 MAX_LENGTH = 400_000
 MAX_NESTING = 110
@@ -40,10 +40,10 @@ _BINARY: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
     "%": (_MULTIPLY, operator.mod),
 }
 _FUNCTIONS: dict[str, tuple[range, Callable[..., Expr]]] = {
-    "min": (range(1, 2001), lambda *values: reduce(minimum, values)),
-    "max": (range(1, 2001), lambda *values: reduce(maximum, values)),
-    "ceildiv": (range(2, 3), cdiv),
-    "where": (range(3, 4), where),
+    "min": (range(1, 2001), lambda *values: extreme("min", values)),
+    "max": (range(1, 2001), lambda *values: extreme("max", values)),
+    "ceildiv": (range(2, 3), lambda a, b: divide(a, b, up=True)),
+    "where": (range(3, 4), lambda condition, a, b: choice(as_condition(condition), a, b)),
     "and": (range(1, 2001), lambda *values: reduce(operator.and_, values)),
     "or": (range(1, 2001), lambda *values: reduce(operator.or_, values)),
     "not": (range(1, 2), operator.invert),

@@ -1,6 +1,6 @@
 """CUDA C++ to cubins with NVRTC: no GPU, no driver, in processes that can be ended.
 
-Misses of the disk cache are dealt to child processes (`nvrtc_child`), one per core: NVRTC holds a lock of
+Misses of the disk cache are dealt to child processes (`child`), one per core: NVRTC holds a lock of
 its own, so threads gain nothing.  What reaches the compiler is made independent of where the source lies, so
 that equal inputs give equal bytes.  `compilation` uses it; it knows nothing of layers, and errors carry the
 label that a job came with.
@@ -23,45 +23,12 @@ from layerport.kernels import prepared as prepared_kernels
 from layerport.kernels.cache import KernelCache, cache_key, default_cache
 from layerport.kernels.cubin import Cubin
 from layerport.kernels.toolchains.cuda_includes import local_headers
+from layerport.kernels.toolchains.cuda_job import CudaJob
 from layerport.kernels.toolchains.nvrtc_log import explain
 from layerport.kernels.toolchains.process import Answer, run_jobs
 
-_CHILD = Path(__file__).with_name("nvrtc_child.py")
 _FORMAT = 2
 _GRACE = 30.0  # seconds for a child to start and to write
-_DEFAULT_STANDARD = "--std=c++17"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cubin to make.
-
-    text: the source.  name: of the file, without folders.  folder: where the file lies; quoted includes start
-    there. include: more include folders, absolute.  entry: a name expression, such as "scaled_swish<float>".
-    label: what to call it in errors.  time_limit: seconds.
-    """
-
-    text: str
-    name: str
-    folder: str
-    entry: str
-    architecture: str
-    label: str
-    options: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    time_limit: float = 120.0
-
-    @property
-    def compiler_options(self) -> tuple[str, ...]:
-        """The options as NVRTC gets them, without the folders of the CUDA headers."""
-        chosen = any(option.startswith(("--std", "-std")) for option in self.options)
-        folders = (f"-I{os.path.relpath(path, self.folder)}" for path in (self.folder, *self.include))
-        return (
-            f"-arch={self.architecture}",
-            *(() if chosen else (_DEFAULT_STANDARD,)),
-            *self.options,
-            *folders,
-        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +81,7 @@ def _version(path: str) -> str:
     return f"NVRTC {numbers[0].value}.{numbers[1].value}"
 
 
-def compile_jobs(jobs: Sequence[Job], *, cache: KernelCache | None = None) -> tuple[Cubin, ...]:
+def compile_jobs(jobs: Sequence[CudaJob], *, cache: KernelCache | None = None) -> tuple[Cubin, ...]:
     """The cubins of these jobs, in their order, from the disk cache where they are there.
 
     cache: the default cache where None.  Raises BuildError with label, file, line, options and architecture.
@@ -151,7 +118,7 @@ def compile_jobs(jobs: Sequence[Job], *, cache: KernelCache | None = None) -> tu
 
 def _without_compiler(
     store: KernelCache,
-    jobs: Sequence[Job],
+    jobs: Sequence[CudaJob],
     sources: Sequence[dict[str, Any] | None],
     results: Sequence[Cubin | None],
     missing: BuildError,
@@ -171,7 +138,7 @@ def _without_compiler(
     return tuple(one for one in found if one is not None)
 
 
-def _source(job: Job) -> dict[str, Any] | None:
+def _source(job: CudaJob) -> dict[str, Any] | None:
     """Everything that decides what is made of a job, but the compiler; None where its headers cannot be told."""
     headers = local_headers(job.text, job.folder, job.include)
     if headers is None:
@@ -195,7 +162,7 @@ def _read(entry: tuple[dict[str, Any], bytes] | None) -> Cubin | None:
         return None
 
 
-def _compile(jobs: Sequence[Job], tools: Toolchain) -> list[Cubin]:
+def _compile(jobs: Sequence[CudaJob], tools: Toolchain) -> list[Cubin]:
     """Compile in child processes.  Raises BuildError for the first job that failed."""
     work = [
         {
@@ -209,7 +176,7 @@ def _compile(jobs: Sequence[Job], tools: Toolchain) -> list[Cubin]:
         for job in jobs
     ]
     cubins: dict[int, Cubin] = {}
-    for index, answer in run_jobs(_CHILD, work, grace=_GRACE).items():
+    for index, answer in run_jobs("nvrtc", work, grace=_GRACE).items():
         if answer.head is None:
             raise _stopped(jobs[index], answer)
         if not answer.ok:
@@ -218,7 +185,7 @@ def _compile(jobs: Sequence[Job], tools: Toolchain) -> list[Cubin]:
     return [cubins[index] for index in range(len(jobs))]
 
 
-def _stopped(job: Job, answer: Answer) -> BuildError:
+def _stopped(job: CudaJob, answer: Answer) -> BuildError:
     if answer.timed_out:
         return BuildError(
             f"{job.label}: {job.name} did not compile for {job.architecture} within {job.time_limit:g} s",

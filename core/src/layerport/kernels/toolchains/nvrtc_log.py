@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layerport.errors import BuildError
 from layerport.kernels.toolchains.cuda_includes import include_repair
-
-if TYPE_CHECKING:
-    from layerport.kernels.toolchains.nvrtc import Job
+from layerport.kernels.toolchains.cuda_job import CudaJob
 
 _ERROR = re.compile(r"^(?P<file>[^\n(]+)\((?P<line>\d+)\): (?:catastrophic )?error: (?P<text>[^\n]+)", re.MULTILINE)
 _ENTRY_UNIT = "__nv_name_map"  # the file in which NVRTC looks up name expressions
@@ -27,7 +25,7 @@ def kernel_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_KERNEL.findall(plain)))
 
 
-def explain(answer: dict[str, Any], job: Job, toolkit: Sequence[str]) -> BuildError:
+def explain(answer: dict[str, Any], job: CudaJob, toolkit: Sequence[str]) -> BuildError:
     """The error for a compilation that failed.  answer: the child's; toolkit: folders of CUDA's headers."""
     log: str = answer["log"]
     errors = [(match["file"], int(match["line"]), match["text"]) for match in _ERROR.finditer(log)]
@@ -57,7 +55,7 @@ def explain(answer: dict[str, Any], job: Job, toolkit: Sequence[str]) -> BuildEr
     return BuildError(f"{job.label}: {_place(job, file, line)}: {text}", repair, faults=[*source, *faults, how])
 
 
-def _place(job: Job, file: str, line: int) -> str:
+def _place(job: CudaJob, file: str, line: int) -> str:
     if not Path(job.folder, job.name).is_file() and file == job.name:
         return f"{file} (inline source), line {line}"
     return f"{Path(job.folder, file).resolve()}:{line}"
@@ -69,7 +67,7 @@ def _excerpt(log: str, file: str, line: int) -> list[str]:
     return [match[1].strip()] if match else []
 
 
-def _not_compiled(answer: dict[str, Any], job: Job, how: str) -> BuildError:
+def _not_compiled(answer: dict[str, Any], job: CudaJob, how: str) -> BuildError:
     log = answer["log"] or answer.get("status", "no log")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     if "gpu-architecture" in log:
@@ -86,7 +84,7 @@ def _not_compiled(answer: dict[str, Any], job: Job, how: str) -> BuildError:
     )
 
 
-def _no_such_entry(job: Job, texts: Sequence[str], how: str) -> BuildError:
+def _no_such_entry(job: CudaJob, texts: Sequence[str], how: str) -> BuildError:
     for text in texts:
         unknown = re.search(r'identifier "(\w+)" is undefined', text)
         if unknown and (include := include_repair(job.text, job.entry, text)):
@@ -104,7 +102,7 @@ def _no_such_entry(job: Job, texts: Sequence[str], how: str) -> BuildError:
     )
 
 
-def _source(job: Job) -> str:
+def _source(job: CudaJob) -> str:
     path = Path(job.folder, job.name)
     return str(path) if path.is_file() else "the inline source"
 

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from layerport.system.processes import Program
 
+_CHILD = Path(__file__).with_name("child.py")
 _MOST_CHILDREN = 8
 
 
@@ -48,7 +49,7 @@ class Answer:
 
 
 def run_jobs(
-    child: Path,
+    compiler: str,
     jobs: Sequence[Mapping[str, Any]],
     *,
     grace: float,
@@ -57,14 +58,14 @@ def run_jobs(
 ) -> dict[int, Answer]:
     """The answers by position, from as many processes as there are cores, each with its share of the jobs.
 
-    child: the file to run.  grace: seconds for a process to start and to write, on top of its jobs' limits.
-    Stops at the first job that is not ok, which is then the last of the answers; no process is left either way.
+    compiler: as `child` knows it.  grace: seconds for a process to start and to write, on top of its jobs'
+    limits.  Stops at the first job that is not ok, which is then the last of the answers; no process is left either way.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     width = min(len(jobs), cores, most)
     answers: dict[int, Answer] = {}
     with contextlib.ExitStack() as stack:
-        children = [_Child(child, jobs[start::width], stack, environment) for start in range(width)]
+        children = [_Child(compiler, jobs[start::width], stack, environment) for start in range(width)]
         for start, process in enumerate(children):
             for position, answer in enumerate(process.answers(grace)):
                 answers[start + position * width] = answer
@@ -78,7 +79,7 @@ class _Child:
 
     def __init__(
         self,
-        child: Path,
+        compiler: str,
         jobs: Sequence[Mapping[str, Any]],
         stack: contextlib.ExitStack,
         environment: Mapping[str, str] | None,
@@ -93,7 +94,7 @@ class _Child:
             self.started = time.monotonic()
             self.program = stack.enter_context(
                 Program(
-                    [sys.executable, "-P", str(child)],
+                    [sys.executable, "-P", str(_CHILD), compiler],
                     stdin=source,
                     stdout=self.output,
                     stderr=self.errors,

@@ -2,7 +2,7 @@
 
 Two steps.  Here, the author's Python becomes Triton's own IR, a text that holds everything the kernel depends on
 (helpers, globals, constexprs, types) and no path; its digest is the key of the disk cache.  In a child process
-(`triton_child`) the IR becomes a cubin.  `compilation` uses it; errors carry the label that a job came with.
+(`child`) the IR becomes a cubin.  `compilation` uses it; errors carry the label that a job came with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from layerport.kernels.triton_source import Specialisation, TritonSource
 from layerport.sizes.expressions import Const
 from layerport.system.trust import own_temporary_folder
 
-_CHILD = Path(__file__).with_name("triton_child.py")
 _FORMAT = 1
 _GRACE = 60.0  # seconds for a child to start and to write
 _WARP = 32
@@ -178,7 +177,7 @@ def _compile(triton: Any, work: Sequence[tuple[Job, str]]) -> list[Answer]:
         # Triton's own cache would be asked first, and nobody checks its digests.
         environment |= {"TRITON_CACHE_DIR": folder, "TMPDIR": folder}
         environment |= {"TRITON_STORE_BINARY_ONLY": "1", "TRITON_DISABLE_LINE_INFO": "1"}
-        answers = run_jobs(_CHILD, jobs, grace=_GRACE, environment=environment)
+        answers = run_jobs("triton", jobs, grace=_GRACE, environment=environment)
     for index, answer in answers.items():
         if not answer.ok:
             raise _failure(work[index][0], answer)
