@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from layerport import cli
-from layerport.kernels.cache import FOLDER_VARIABLE
 from layerport.packs import discovery as pack_discovery
 from layerport.packs import hookspecs
 from layerport.packs import host as packs
+from layerport.system.disk_cache import FOLDER_VARIABLE
 from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
 

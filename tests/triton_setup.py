@@ -12,12 +12,12 @@ from torch import Tensor
 import layerport as lp
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError
-from layerport.kernels.cache import KernelCache
 from layerport.kernels.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.kernels.declaration import Kernel
 from layerport.parameters.signature import Signature
 from layerport.sizes.expressions import Symbol
 from layerport.sizes.tensors import TensorType
+from layerport.system.disk_cache import DiskCache
 from small_setup import TESTS
 
 PACK = TESTS / "packs" / "triton_pack.py"
@@ -55,7 +55,7 @@ def tensors(*shape: Any, dtype: DType = DType.FLOAT32) -> dict[str, TensorType |
 
 def build(
     made: Kernel,
-    store: KernelCache,
+    store: DiskCache,
     *architectures: str,
     of: Mapping[str, TensorType | None] | None = None,
     signature: Signature = SIGNATURE,
@@ -72,7 +72,7 @@ def build(
     )
 
 
-def fault(made: Kernel, store: KernelCache, kind: type[LayerportError] = PackError, **options: Any) -> str:
+def fault(made: Kernel, store: DiskCache, kind: type[LayerportError] = PackError, **options: Any) -> str:
     with pytest.raises(kind) as caught:
         build(made, store, **options)
     return str(caught.value)

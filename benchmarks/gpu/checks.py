@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from layerport.kernels import prepared as prepared_kernels
-from layerport.kernels.cache import default_cache
 from layerport.layers.cuda_operator import Cuda, CudaOperator
 from layerport.layers.layer import Layer
 from layerport.packs.host import Packs
+from layerport.system.disk_cache import default_cache
 from layerport.targets import Target
 from layerport.testing import Case, LayerCase
 from layerport.testing.specs import plugin_spec

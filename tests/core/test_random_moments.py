@@ -23,7 +23,7 @@ import pytest
 from layerport.bundle import staging
 from layerport.bundle.bundle import Bundle
 from layerport.checks.verification import verify
-from layerport.kernels.cache import KernelCache
+from layerport.system.disk_cache import DiskCache
 from process_table import VARIABLE, alive, left_after, marked, new_mark
 from small_setup import ENGINE, MODELS, SMALL
 
@@ -76,7 +76,7 @@ def entries(folder: Path) -> dict[str, bytes]:
     for path in folder.glob("*/??/*"):
         if path.name.startswith(".writing-"):  # of one that was killed; nobody takes it for an entry
             continue
-        entry = KernelCache(path.parents[1]).get(path.name)
+        entry = DiskCache(path.parents[1]).get(path.name)
         assert entry is not None, f"{path} cannot be read"
         found[f"{path.parents[1].name}/{path.name}"] = entry[1]
     return found

@@ -17,8 +17,8 @@ from layerport import harness as host
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.harness import triton_interpreter
-from layerport.kernels.cache import KernelCache
 from layerport.system import processes
+from layerport.system.disk_cache import DiskCache
 from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
 from triton_setup import (
@@ -38,8 +38,8 @@ from triton_setup import (
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> KernelCache:
-    return KernelCache(tmp_path / "cache")
+def store(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_every_kind_of_argument(absent: bool, flag: bool) -> None:
     assert np.array_equal(got, (values * 2.5 if flag else values) + 7)
 
 
-def test_numbers_have_the_types_that_they_have_when_compiled(store: KernelCache) -> None:
+def test_numbers_have_the_types_that_they_have_when_compiled(store: DiskCache) -> None:
     layer = lp.layer("triton_runs::scaled")(reference)
     made = kernel("scaled", lambda x, y: lp.Launch(grid=1, args=(x, y, x.numel(), 1.0009765625)))
     layer.kernel(made.source, dtypes=("float16",))(made.launch)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from layerport.errors import BuildError
-from layerport.kernels.cache import KernelCache
 from layerport.kernels.cubin import Cubin
 from layerport.kernels.toolchains import nvrtc, process
 from layerport.kernels.toolchains.cuda_includes import local_headers
 from layerport.kernels.toolchains.cuda_job import CudaJob
 from layerport.kernels.toolchains.nvrtc import compile_jobs, toolchain
 from layerport.kernels.toolchains.nvrtc_log import kernel_names
+from layerport.system.disk_cache import DiskCache
 
 SCALE = """#include <cuda_fp16.h>
 #include "parts/load.h"
@@ -36,8 +36,8 @@ __device__ const char* where() { return __FILE__; }
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> KernelCache:
-    return KernelCache(tmp_path / "cache")
+def store(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def inline(text: str, entry: str = "k", **fields: Any) -> CudaJob:
     return CudaJob(text, "inline.cu", os.curdir, entry, "sm_89", "layer p::l, kernel l_0", **fields)
 
 
-def entry_of(store: KernelCache) -> Path:
+def entry_of(store: DiskCache) -> Path:
     """The one entry that holds machine code; another one names it by its source."""
     return max((one for one in store.folder.rglob("*") if one.is_file()), key=lambda one: one.stat().st_size)
 
 
-def failure(job: CudaJob, store: KernelCache) -> str:
+def failure(job: CudaJob, store: DiskCache) -> str:
     with pytest.raises(BuildError) as caught:
         compile_jobs([job], cache=store)
     return str(caught.value)
@@ -79,7 +79,7 @@ def test_the_same_input_gives_the_same_bytes_from_any_folder(tmp_path: Path) -> 
     images = []
     for name in ("a", "some/where/else"):
         job = replace(lay_out(tmp_path / name), text=text)
-        (cubin,) = compile_jobs([job], cache=KernelCache(tmp_path / name / "cache"))
+        (cubin,) = compile_jobs([job], cache=DiskCache(tmp_path / name / "cache"))
         images.append(cubin.image)
     assert images[0] == images[1]
     assert b"parts/load.h\0" in images[0]
@@ -87,7 +87,7 @@ def test_the_same_input_gives_the_same_bytes_from_any_folder(tmp_path: Path) -> 
 
 
 def test_the_second_time_nothing_is_compiled(
-    tmp_path: Path, store: KernelCache, forbid_compiling: Callable[[], None]
+    tmp_path: Path, store: DiskCache, forbid_compiling: Callable[[], None]
 ) -> None:
     job = lay_out(tmp_path / "a")
     first = compile_jobs([job], cache=store)
@@ -106,7 +106,7 @@ def test_the_second_time_nothing_is_compiled(
             compile_jobs([changed], cache=store)
 
 
-def test_a_changed_header_of_a_header_is_noticed(tmp_path: Path, store: KernelCache) -> None:
+def test_a_changed_header_of_a_header_is_noticed(tmp_path: Path, store: DiskCache) -> None:
     job = lay_out(tmp_path / "a")
     (before,) = compile_jobs([job], cache=store)
     (tmp_path / "a" / "parts" / "factor.h").write_text("#define FACTOR 3.0f\n")
@@ -115,7 +115,7 @@ def test_a_changed_header_of_a_header_is_noticed(tmp_path: Path, store: KernelCa
 
 
 def test_another_compiler_is_another_key(
-    tmp_path: Path, store: KernelCache, monkeypatch: pytest.MonkeyPatch, forbid_compiling: Callable[[], None]
+    tmp_path: Path, store: DiskCache, monkeypatch: pytest.MonkeyPatch, forbid_compiling: Callable[[], None]
 ) -> None:
     job = lay_out(tmp_path / "a")
     compile_jobs([job], cache=store)
@@ -155,7 +155,7 @@ def test_headers_that_include_each_other_end(tmp_path: Path) -> None:
     assert [path for path, _ in headers] == ["a.h", "b.h"]
 
 
-def test_a_header_named_by_a_macro_is_compiled_each_time(tmp_path: Path, store: KernelCache) -> None:
+def test_a_header_named_by_a_macro_is_compiled_each_time(tmp_path: Path, store: DiskCache) -> None:
     text = '#define HEADER "v.h"\n#include HEADER\n__global__ void k(int* x) { *x = V; }\n'
     images = []
     for value in (1, 2):
@@ -166,7 +166,7 @@ def test_a_header_named_by_a_macro_is_compiled_each_time(tmp_path: Path, store: 
     assert not store.folder.exists()
 
 
-def test_many_jobs_come_back_in_order(store: KernelCache) -> None:
+def test_many_jobs_come_back_in_order(store: DiskCache) -> None:
     text = "template <int N> __global__ void k(int* x) { *x = N; }\n"
     jobs = [inline(text, f"k<{number}>") for number in (5, 1, 5, 3, 2)]
     cubins = compile_jobs(jobs, cache=store)
@@ -177,16 +177,16 @@ def test_many_jobs_come_back_in_order(store: KernelCache) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "poisoned"])
-def test_a_cache_entry_that_is_not_ours_is_made_again(tmp_path: Path, store: KernelCache, damage: str) -> None:
+def test_a_cache_entry_that_is_not_ours_is_made_again(tmp_path: Path, store: DiskCache, damage: str) -> None:
     job = lay_out(tmp_path / "a")
     (good,) = compile_jobs([job], cache=store)
     path = entry_of(store)
-    (other,) = compile_jobs([replace(job, entry="scale<float>")], cache=KernelCache(tmp_path / "other"))
+    (other,) = compile_jobs([replace(job, entry="scale<float>")], cache=DiskCache(tmp_path / "other"))
     entry = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(entry[:-500])
     elif damage == "foreign":
-        path.write_bytes(entry_of(KernelCache(tmp_path / "other")).read_bytes())
+        path.write_bytes(entry_of(DiskCache(tmp_path / "other")).read_bytes())
     else:
         path.write_bytes(entry.replace(good.image, other.image))
         assert other.image in path.read_bytes()
@@ -194,7 +194,7 @@ def test_a_cache_entry_that_is_not_ours_is_made_again(tmp_path: Path, store: Ker
     assert path.read_bytes() == entry
 
 
-def test_an_entry_that_is_whole_but_no_cubin_is_made_again(tmp_path: Path, store: KernelCache) -> None:
+def test_an_entry_that_is_whole_but_no_cubin_is_made_again(tmp_path: Path, store: DiskCache) -> None:
     job = lay_out(tmp_path / "a")
     (good,) = compile_jobs([job], cache=store)
     path = entry_of(store)
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_compiling(tmp_path: Path)
     (tmp_path / "file").write_text("")
     job = lay_out(tmp_path / "a")
     with pytest.warns(RuntimeWarning, match="nothing is kept") as caught:
-        cubins = [compile_jobs([job], cache=KernelCache(tmp_path / "file"))[0] for _ in range(2)]
+        cubins = [compile_jobs([job], cache=DiskCache(tmp_path / "file"))[0] for _ in range(2)]
     assert len(caught) == 1
     assert cubins[0] == cubins[1]
 
@@ -217,11 +217,11 @@ import sys
 from pathlib import Path
 from layerport.kernels.toolchains.cuda_job import CudaJob
 from layerport.kernels.toolchains.nvrtc import compile_jobs
-from layerport.kernels.cache import KernelCache
+from layerport.system.disk_cache import DiskCache
 folder = Path(sys.argv[1])
 text = (folder / "scale.cu").read_text()
 jobs = [CudaJob(text, "scale.cu", str(folder), f"scale<{t}>", "sm_89", "test") for t in ("float", "__half")]
-for cubin in compile_jobs(jobs, cache=KernelCache(folder / "cache")):
+for cubin in compile_jobs(jobs, cache=DiskCache(folder / "cache")):
     print(cubin.digest)
 """
 
@@ -237,10 +237,10 @@ def test_two_processes_on_one_cache(tmp_path: Path) -> None:
     answers = [process.communicate(timeout=120) for process in both]
     assert answers[0] == answers[1]
     assert answers[0][1] == ""
-    assert answers[0][0].split()[1] == compile_jobs([job], cache=KernelCache(tmp_path / "new"))[0].digest
+    assert answers[0][0].split()[1] == compile_jobs([job], cache=DiskCache(tmp_path / "new"))[0].digest
 
 
-def test_an_error_shows_file_line_options_architecture_and_layer(tmp_path: Path, store: KernelCache) -> None:
+def test_an_error_shows_file_line_options_architecture_and_layer(tmp_path: Path, store: DiskCache) -> None:
     job = lay_out(tmp_path / "a")
     bad = replace(job, text=SCALE + "\n__device__ int f() { return zap + zip; }\n", options=("-DX=1",))
     text = failure(bad, store)
@@ -251,17 +251,17 @@ def test_an_error_shows_file_line_options_architecture_and_layer(tmp_path: Path,
     assert not store.folder.exists()
 
 
-def test_an_error_in_a_header_shows_the_header(tmp_path: Path, store: KernelCache) -> None:
+def test_an_error_in_a_header_shows_the_header(tmp_path: Path, store: DiskCache) -> None:
     job = lay_out(tmp_path / "a", factor="2.0f\n#error no such factor")
     assert f"{tmp_path}/a/parts/factor.h:2: #error directive: no such factor" in failure(job, store)
 
 
-def test_an_error_in_inline_code_says_its_line(store: KernelCache) -> None:
+def test_an_error_in_inline_code_says_its_line(store: DiskCache) -> None:
     text = failure(inline("\n\n__global__ void k(int* x) { *x = y; }\n"), store)
     assert 'inline.cu (inline source), line 3: identifier "y" is undefined' in text
 
 
-def test_many_errors_are_cut(store: KernelCache) -> None:
+def test_many_errors_are_cut(store: DiskCache) -> None:
     lines = "\n".join(f"int v{number} = u{number};" for number in range(9))
     assert "and 4 more errors" in failure(inline(f"__device__ void f() {{\n{lines}\n}}\n"), store)
 
@@ -276,9 +276,7 @@ def test_many_errors_are_cut(store: KernelCache) -> None:
         ("<cub/nothere.cuh>", "pip install nvidia-cuda-cccl"),
     ],
 )
-def test_a_missing_header_says_where_it_was_sought(
-    tmp_path: Path, store: KernelCache, header: str, repair: str
-) -> None:
+def test_a_missing_header_says_where_it_was_sought(tmp_path: Path, store: DiskCache, header: str, repair: str) -> None:
     job = inline(f"#include {header}\n__global__ void k() {{}}\n", include=(str(tmp_path / "more"),))
     text = failure(replace(job, folder=str(tmp_path)), store)
     assert f'line 1: cannot open source file "{header[1:-1]}"' in text
@@ -286,7 +284,7 @@ def test_a_missing_header_says_where_it_was_sought(
     assert f"to repair: {repair}" in text
 
 
-def test_an_entry_that_is_not_there_lists_the_kernels(store: KernelCache) -> None:
+def test_an_entry_that_is_not_there_lists_the_kernels(store: DiskCache) -> None:
     source = """// __global__ void not_this(int*);
     template <class T> __global__ void __launch_bounds__(256) first(T* x) {}
     extern "C" __global__ void second(int* x) {}
@@ -298,7 +296,7 @@ def test_an_entry_that_is_not_there_lists_the_kernels(store: KernelCache) -> Non
     assert "it has none" in failure(inline("__device__ int f();\n"), store)
 
 
-def test_an_entry_with_a_type_that_is_not_included(store: KernelCache) -> None:
+def test_an_entry_with_a_type_that_is_not_included(store: DiskCache) -> None:
     text = failure(inline("template <class T> __global__ void k(T* x) {}\n", "k<__nv_bfloat16>"), store)
     assert "entry 'k<__nv_bfloat16>' uses __nv_bfloat16, which inline.cu does not know" in text
     assert "add #include <cuda_bf16.h> to the source" in text
@@ -309,19 +307,19 @@ def test_kernel_names_sees_declarations_only_once() -> None:
     assert kernel_names(text) == ("a", "b")
 
 
-def test_an_unknown_option(store: KernelCache) -> None:
+def test_an_unknown_option(store: DiskCache) -> None:
     text = failure(inline("__global__ void k() {}\n", options=("--no-such-option",)), store)
     assert "inline.cu does not compile: nvrtc: error: unrecognized option --no-such-option found" in text
     assert "correct the options in lp.cuda(..., options=(...))" in text
 
 
-def test_an_unknown_architecture_lists_the_known_ones(store: KernelCache) -> None:
+def test_an_unknown_architecture_lists_the_known_ones(store: DiskCache) -> None:
     text = failure(replace(inline("__global__ void k() {}\n"), architecture="sm_55"), store)
     assert "this NVRTC does not compile for sm_55" in text
     assert "it compiles for sm_75, sm_80" in text
 
 
-def test_recursion_of_templates_without_end(store: KernelCache) -> None:
+def test_recursion_of_templates_without_end(store: DiskCache) -> None:
     source = """template <int N> struct A { static constexpr int v = A<N + 1>::v + 1; };
     __global__ void k(int* x) { *x = A<0>::v; }
     """
@@ -338,14 +336,14 @@ __global__ void k(long* x) { *x = A<40, 0>::v; }
 """
 
 
-def test_a_compilation_without_end_is_ended(store: KernelCache) -> None:
+def test_a_compilation_without_end_is_ended(store: DiskCache) -> None:
     text = failure(inline(BOMB, time_limit=1.0), store)
     assert "inline.cu did not compile for sm_89 within 1 s" in text
     assert "lp.cuda(..., time_limit=seconds)" in text
 
 
 def test_a_compilation_without_end_is_ended_where_there_is_no_interval_timer(
-    store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: DiskCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     child = tmp_path / "child.py"
     child.write_text("import time\ntime.sleep(600)\n")
@@ -354,7 +352,7 @@ def test_a_compilation_without_end_is_ended_where_there_is_no_interval_timer(
     assert "did not compile for sm_89 within 0.5 s" in failure(inline(BOMB, time_limit=0.5), store)
 
 
-def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_dies_is_an_error(store: DiskCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     death = "print('out of luck', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n"
     child.write_text(f"import os, sys\n{death}")
@@ -364,7 +362,7 @@ def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytes
     assert "out of luck" in text
 
 
-def test_no_compiler_process_is_left(store: KernelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler_process_is_left(store: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     real = subprocess.Popen
 
@@ -392,7 +390,7 @@ def test_without_nvrtc_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) -
         toolchain.__wrapped__()
 
 
-def test_symbols_are_read_back(tmp_path: Path, store: KernelCache) -> None:
+def test_symbols_are_read_back(tmp_path: Path, store: DiskCache) -> None:
     (cubin,) = compile_jobs([lay_out(tmp_path / "a")], cache=store)
     assert Cubin.read(cubin.image, cubin.symbol) == cubin
     assert cubin.parameter_sizes == (8, 8, 8)

@@ -12,12 +12,12 @@ import pytest
 
 from layerport.errors import BuildError
 from layerport.kernels import prepared as prepared_kernels
-from layerport.kernels.cache import KernelCache
 from layerport.kernels.toolchains import nvrtc, triton_functions
 from layerport.kernels.toolchains.cuda_job import CudaJob
 from layerport.kernels.toolchains.nvrtc import compile_jobs, toolchain
 from layerport.kernels.toolchains.triton_files import files_digest
 from layerport.kernels.toolchains.triton_functions import Place
+from layerport.system.disk_cache import DiskCache
 from triton_setup import build, kernel, tensors
 
 TEXT = "template <class T> __global__ void scale(T* x) { *x *= FACTOR; }\n"
@@ -35,8 +35,8 @@ def folder(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> KernelCache:
-    return KernelCache(tmp_path / "cache")
+def store(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_version_is_that_of_the_library_itself(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_machine_without_nvrtc_finds_what_another_one_compiled(
-    folder: str, store: KernelCache, without_nvrtc: Callable[[], None]
+    folder: str, store: DiskCache, without_nvrtc: Callable[[], None]
 ) -> None:
     jobs = [job(folder=folder), job(folder=folder, entry="scale<int>")]
     made = compile_jobs(jobs, cache=store)
@@ -99,7 +99,7 @@ def test_a_machine_without_nvrtc_finds_what_another_one_compiled(
     ids=str,
 )
 def test_only_the_same_source_is_the_same_kernel(
-    folder: str, store: KernelCache, without_nvrtc: Callable[[], None], change: dict[str, Any]
+    folder: str, store: DiskCache, without_nvrtc: Callable[[], None], change: dict[str, Any]
 ) -> None:
     compile_jobs([job(folder=folder)], cache=store)
     without_nvrtc()
@@ -109,7 +109,7 @@ def test_only_the_same_source_is_the_same_kernel(
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_prepared_cache_is_asked_before_any_compiler(
-    folder: str, store: KernelCache, monkeypatch: pytest.MonkeyPatch, marked: bool
+    folder: str, store: DiskCache, monkeypatch: pytest.MonkeyPatch, marked: bool
 ) -> None:
     """Elsewhere, another compiler compiles again: what a build writes must not depend on what was cached before."""
     made = compile_jobs([job(folder=folder)], cache=store)
@@ -135,7 +135,7 @@ def test_a_prepared_cache_is_asked_before_any_compiler(
 )
 def test_kernels_of_one_major_version_are_taken(
     folder: str,
-    store: KernelCache,
+    store: DiskCache,
     monkeypatch: pytest.MonkeyPatch,
     without_nvrtc: Callable[[], None],
     compiler: str,
@@ -153,7 +153,7 @@ def test_kernels_of_one_major_version_are_taken(
             compile_jobs([job(folder=folder)], cache=store)
 
 
-def test_a_damaged_entry_is_not_taken(folder: str, store: KernelCache, without_nvrtc: Callable[[], None]) -> None:
+def test_a_damaged_entry_is_not_taken(folder: str, store: DiskCache, without_nvrtc: Callable[[], None]) -> None:
     compile_jobs([job(folder=folder)], cache=store)
     without_nvrtc()
     for path in store.folder.rglob("*"):
@@ -229,7 +229,7 @@ def double() -> Any:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has Triton")
 class TestTriton:
     def test_a_machine_without_triton_finds_what_another_one_compiled(
-        self, pack: Path, store: KernelCache, without_triton: Callable[[], None]
+        self, pack: Path, store: DiskCache, without_triton: Callable[[], None]
     ) -> None:
         (made,) = build(double(), store)
         without_triton()
@@ -241,7 +241,7 @@ class TestTriton:
             build(double(), store, of=tensors(1001))
 
     def test_a_prepared_cache_is_asked_before_triton(
-        self, pack: Path, store: KernelCache, without_triton: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+        self, pack: Path, store: DiskCache, without_triton: Callable[[], None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from layerport.kernels.toolchains import triton as triton_compiler
 
@@ -252,7 +252,7 @@ class TestTriton:
 
     @pytest.mark.parametrize("name", ["kernel", "helpers", "constants", "__init__"])
     def test_each_file_that_it_is_made_of_counts(
-        self, pack: Path, store: KernelCache, without_triton: Callable[[], None], name: str
+        self, pack: Path, store: DiskCache, without_triton: Callable[[], None], name: str
     ) -> None:
         build(double(), store)
         without_triton()

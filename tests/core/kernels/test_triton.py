@@ -24,7 +24,6 @@ from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec, from
 from layerport.dtypes import DType
 from layerport.engine.runner import KernelRunner
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.kernels.cache import KernelCache
 from layerport.kernels.compilation import Compilation, build_kernels, compile_all
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
@@ -36,6 +35,7 @@ from layerport.kernels.toolchains.triton_signature import multiple_of
 from layerport.kernels.tracing import specialise, trace
 from layerport.sizes.expressions import Const, Symbol
 from layerport.sizes.tensors import TensorType
+from layerport.system.disk_cache import DiskCache
 from layerport.system.python_files import import_file
 from plan_reading import fields_in
 from small_setup import TESTS, python
@@ -57,8 +57,8 @@ from triton_setup import (
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> KernelCache:
-    return KernelCache(tmp_path / "cache")
+def store(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_a_launch_rule_gives_a_block_to_cuda() -> None:
 # --- cubins --------------------------------------------------------------------------------------------------------
 
 
-def test_cubins_for_every_architecture_with_their_launch_rules(store: KernelCache) -> None:
+def test_cubins_for_every_architecture_with_their_launch_rules(store: DiskCache) -> None:
     made = build(kernel("copy", num_warps=2), store, *ARCHITECTURES, of=tensors("x.0"))
     for architecture, one in zip(ARCHITECTURES, made, strict=True):
         assert one.cubin.architecture == architecture
@@ -267,7 +267,7 @@ def test_cubins_for_every_architecture_with_their_launch_rules(store: KernelCach
         assert LaunchRule.from_json(one.rule.to_json()) == one.rule
 
 
-def test_shared_memory_comes_from_the_compiled_kernel(store: KernelCache, pack: Any) -> None:
+def test_shared_memory_comes_from_the_compiled_kernel(store: DiskCache, pack: Any) -> None:
     (rows,) = pack.rms_norm.kernels
     x = TensorType("x", DType.FLOAT16, (Symbol("x.0"), 3000))
     of = {"x": x, "weight": TensorType("weight", DType.FLOAT16, (3000,)), "output": x}
@@ -278,7 +278,7 @@ def test_shared_memory_comes_from_the_compiled_kernel(store: KernelCache, pack: 
     assert one.cubin.resources.local_bytes == 0
 
 
-def test_aligned_addresses_allow_wide_loads(store: KernelCache, tmp_path: Path) -> None:
+def test_aligned_addresses_allow_wide_loads(store: DiskCache, tmp_path: Path) -> None:
     disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     for alignment, wide in ((16, True), (1, False)):
         made = kernel("copy", constexprs={"BLOCK": 1024}, alignment=alignment)
@@ -298,7 +298,7 @@ def test_equal_input_gives_equal_bytes_wherever_it_lies(tmp_path: Path) -> None:
         file = Path(shutil.copy(FUNCTIONS, folder))
         moved = file.read_text().replace('"""The Triton', '"""\n\nThe Triton', 1)
         file.write_text(moved if place == "bb" else file.read_text())
-        made = build(kernel("rms_norm", rows, file), KernelCache(folder / "cache"), "sm_89", "sm_120", of=ROWS)
+        made = build(kernel("rms_norm", rows, file), DiskCache(folder / "cache"), "sm_89", "sm_120", of=ROWS)
         images.add(tuple(one.cubin.image for one in made))
         assert all(str(tmp_path).encode() not in one.cubin.image for one in made)
     assert len(images) == 1
@@ -312,15 +312,15 @@ ROWS = tensors("x.0", 48)
 
 
 def test_the_environment_of_triton_changes_nothing(
-    tmp_path: Path, store: KernelCache, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: DiskCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build(kernel("copy"), store)[0].cubin.image
     for name, value in {"DISABLE_PTXAS_OPT": "1", "TRITON_ALWAYS_COMPILE": "1", "PTXAS_OPTIONS": "-O0"}.items():
         monkeypatch.setenv(name, value)
-    assert build(kernel("copy"), KernelCache(tmp_path / "other"))[0].cubin.image == first
+    assert build(kernel("copy"), DiskCache(tmp_path / "other"))[0].cubin.image == first
 
 
-def test_the_second_time_nothing_is_compiled(store: KernelCache, forbid_compiling: Callable[[], None]) -> None:
+def test_the_second_time_nothing_is_compiled(store: DiskCache, forbid_compiling: Callable[[], None]) -> None:
     first = build(kernel("copy"), store, "sm_89", "sm_89")
     forbid_compiling()
     assert [one.cubin for one in build(kernel("copy"), store, "sm_89", "sm_89")] == [one.cubin for one in first]
@@ -328,7 +328,7 @@ def test_the_second_time_nothing_is_compiled(store: KernelCache, forbid_compilin
 
 @pytest.mark.parametrize(("old", "new"), [("value * value", "value * value * 2.0"), ("1.0 / tl.sqrt", "3.0 / tl.sqrt")])
 def test_a_change_in_the_function_or_a_helper_is_another_entry(
-    store: KernelCache, tmp_path: Path, old: str, new: str
+    store: DiskCache, tmp_path: Path, old: str, new: str
 ) -> None:
     changed = tmp_path / "changed.py"
     changed.write_text(FUNCTIONS.read_text().replace(old, new))
@@ -337,12 +337,12 @@ def test_a_change_in_the_function_or_a_helper_is_another_entry(
     assert first.digest != second.digest
 
 
-def entry_of(store: KernelCache) -> Path:
+def entry_of(store: DiskCache) -> Path:
     """The one entry that holds machine code; another one names it by its files."""
     return max((path for path in store.folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def test_a_damaged_entry_is_compiled_again(store: KernelCache) -> None:
+def test_a_damaged_entry_is_compiled_again(store: DiskCache) -> None:
     first = build(kernel("copy"), store)[0].cubin
     entry = entry_of(store)
     data = bytearray(entry.read_bytes())
@@ -352,7 +352,7 @@ def test_a_damaged_entry_is_compiled_again(store: KernelCache) -> None:
     assert hashlib.sha256(entry.read_bytes()).digest() != hashlib.sha256(data).digest()
 
 
-def test_an_entry_of_another_kind_is_compiled_again(store: KernelCache) -> None:
+def test_an_entry_of_another_kind_is_compiled_again(store: DiskCache) -> None:
     first = build(kernel("copy"), store)[0].cubin
     entry = entry_of(store)
     store.put(entry.name, {"symbol": "copy"}, first.image)
@@ -364,7 +364,7 @@ def test_an_entry_of_another_kind_is_compiled_again(store: KernelCache) -> None:
 
 @pytest.mark.parametrize("wide", [3, 1 << 40])
 @pytest.mark.parametrize("absent", [True, False])
-def test_types_follow_annotations_values_and_what_is_absent(store: KernelCache, wide: int, absent: bool) -> None:
+def test_types_follow_annotations_values_and_what_is_absent(store: DiskCache, wide: int, absent: bool) -> None:
     x = TensorType("x", DType.FLOAT32, (Symbol("x.0"),))
     of = {"x": x, "bias": None if absent else x, "output": x}
     options = {"signature": MANY, "attributes": {"flag": True, "factor": 2.0, "wide": wide}}
@@ -406,13 +406,13 @@ def test_what_is_known_of_a_size(expression: Any, multiple: int) -> None:
         ),
     ],
 )
-def test_arguments_that_do_not_fit_the_function(store: KernelCache, made: Kernel, said: str) -> None:
+def test_arguments_that_do_not_fit_the_function(store: DiskCache, made: Kernel, said: str) -> None:
     text = fault(made, store)
     assert text.startswith(f"layer p::one, kernel {made.name}: ")
     assert said in text
 
 
-def test_a_dtype_without_a_type_in_triton(store: KernelCache) -> None:
+def test_a_dtype_without_a_type_in_triton(store: DiskCache) -> None:
     assert "x is tensor x of int4, which Triton has no type for" in fault(
         kernel("copy"), store, of=tensors(dtype=DType.INT4)
     )
@@ -428,7 +428,7 @@ def test_a_kernel_is_compiled_with_its_tensors_only() -> None:
 # --- faults in the function ----------------------------------------------------------------------------------------
 
 
-def test_a_function_that_does_not_compile_shows_its_line(store: KernelCache) -> None:
+def test_a_function_that_does_not_compile_shows_its_line(store: DiskCache) -> None:
     line = "    tl.store(y + places, tl.load(x + places) + tl.arange(0, BLOCK * 2))"
     text = fault(kernel("does_not_compile"), store, BuildError)
     assert f"layer p::one, kernel does_not_compile: {FUNCTIONS}:{line_of(line)} does not compile for sm_89" in text
@@ -436,7 +436,7 @@ def test_a_function_that_does_not_compile_shows_its_line(store: KernelCache) -> 
     assert f"at {FUNCTIONS}:{line_of(line)}: {line.strip()}" in text
 
 
-def test_a_helper_that_does_not_compile_shows_both_lines(store: KernelCache) -> None:
+def test_a_helper_that_does_not_compile_shows_both_lines(store: DiskCache) -> None:
     text = fault(kernel("calls_what_does_not_compile"), store, BuildError)
     inner, outer = "    return kept.no_such_thing", "    tl.store(y + places, wrong_inside(tl.load(x + places)))"
     assert f"{FUNCTIONS}:{line_of(inner)} does not compile" in text
@@ -444,7 +444,7 @@ def test_a_helper_that_does_not_compile_shows_both_lines(store: KernelCache) -> 
     assert "no_such_thing" in text
 
 
-def test_a_type_that_an_architecture_lacks(store: KernelCache) -> None:
+def test_a_type_that_an_architecture_lacks(store: DiskCache) -> None:
     of = tensors(dtype=DType.FLOAT8_E4M3FN)
     with pytest.raises(BuildError) as caught:
         build(kernel("copy"), store, "sm_80", of=of)
@@ -453,7 +453,7 @@ def test_a_type_that_an_architecture_lacks(store: KernelCache) -> None:
     assert "fp8e4nv" in text
 
 
-def test_memory_beside_the_tensors_is_refused(store: KernelCache) -> None:
+def test_memory_beside_the_tensors_is_refused(store: DiskCache) -> None:
     with pytest.raises(BuildError) as caught:
         build(kernel("with_descriptor"), store, "sm_90")
     text = str(caught.value)
@@ -462,7 +462,7 @@ def test_memory_beside_the_tensors_is_refused(store: KernelCache) -> None:
     assert "use plain pointers" in text
 
 
-def test_hidden_arguments_that_nobody_named_are_refused(store: KernelCache) -> None:
+def test_hidden_arguments_that_nobody_named_are_refused(store: DiskCache) -> None:
     job_metadata = {
         "name": "copy",
         "num_ctas": 1,
@@ -483,13 +483,13 @@ def test_hidden_arguments_that_nobody_named_are_refused(store: KernelCache) -> N
         triton_compiler._finish(job, job_metadata | {"num_ctas": 2}, one.cubin.image)
 
 
-def test_a_compilation_that_takes_too_long_is_ended(store: KernelCache) -> None:
+def test_a_compilation_that_takes_too_long_is_ended(store: DiskCache) -> None:
     text = fault(kernel("copy", time_limit=0.001), store, BuildError)
     assert "copy did not compile for sm_89 within 0.001 s" in text
     assert "lp.triton(..., time_limit=seconds)" in text
 
 
-def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_dies_is_an_error(store: DiskCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     child.write_text("import os, sys\nprint('out of luck', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)\n")
     monkeypatch.setattr(process, "_CHILD", child)
@@ -499,7 +499,7 @@ def test_a_compiler_that_dies_is_an_error(store: KernelCache, monkeypatch: pytes
 
 
 def test_a_child_that_fails_tells_what_triton_said(
-    store: KernelCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: DiskCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     child = tmp_path / "child.py"
     child.write_text(
@@ -590,7 +590,7 @@ class Driver:
         return (Driver.CUresult.CUDA_SUCCESS,)
 
 
-def test_it_is_launched_by_the_one_launcher(store: KernelCache) -> None:
+def test_it_is_launched_by_the_one_launcher(store: DiskCache) -> None:
     (one,) = build(kernel("copy", num_warps=2), store, of=tensors("x.0"))
     driver = Driver()
     launcher = Launcher(one.cubin.image, one.cubin.symbol, one.rule, driver=driver)
@@ -604,14 +604,14 @@ def test_it_is_launched_by_the_one_launcher(store: KernelCache) -> None:
     assert len(driver.launches) == 1
 
 
-def test_a_size_that_does_not_fit_its_parameter_names_the_annotation(store: KernelCache) -> None:
+def test_a_size_that_does_not_fit_its_parameter_names_the_annotation(store: DiskCache) -> None:
     (one,) = build(kernel("copy"), store, of=tensors("x.0"))
     launcher = Launcher(one.cubin.image, one.cubin.symbol, one.rule, driver=Driver())
     with pytest.raises(UsageError, match=r"is 2147483648 for these sizes.*\n.*tl.int64 in Triton"):
         launcher.resolve({"x.0": 2**31})
 
 
-def test_a_grid_that_is_too_large_is_refused(store: KernelCache) -> None:
+def test_a_grid_that_is_too_large_is_refused(store: DiskCache) -> None:
     made = kernel("copy", lambda x, y: lp.Launch(grid=(1, x.numel()), args=(x, y, 1)))
     (one,) = build(made, store, of=tensors("x.0"))
     with pytest.raises(UsageError, match="grid y is 65536, allowed are 1 to 65535"):
@@ -627,7 +627,7 @@ def test_an_alignment_is_read_strictly() -> None:
             LaunchRule.from_json(data | {"args": [wrong]})
 
 
-def test_one_kernel_may_launch_differently_on_two_architectures(store: KernelCache) -> None:
+def test_one_kernel_may_launch_differently_on_two_architectures(store: DiskCache) -> None:
     both = build(kernel("copy"), store, "sm_89", "sm_120", of=tensors("x.0"))
     codes = tuple(
         KernelCode("copy", "copy", LaunchRule(one.rule.grid, one.rule.block, Const(shared), one.rule.args), {name: key})

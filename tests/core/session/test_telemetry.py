@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from layerport.kernels.cache import default_folder
+from layerport.system.disk_cache import default_folder
 from small_setup import SMALL, Built, python
 
 USE = """

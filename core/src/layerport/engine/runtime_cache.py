@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 from layerport.engine.gpu import Gpu
-from layerport.kernels.cache import cache_key, default_cache
+from layerport.system.disk_cache import cache_key, default_cache
 
 _FORMAT = 1
 

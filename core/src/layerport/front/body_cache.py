@@ -18,8 +18,8 @@ from onnx import FunctionProto
 from torch.fx import GraphModule, Node
 
 from layerport.front.nodes import LayerNode
-from layerport.kernels.cache import KernelCache, cache_key, default_cache
 from layerport.layers.derivation import Derivation
+from layerport.system.disk_cache import DiskCache, cache_key, default_cache
 
 _TRANSLATORS = ("torch", "onnxscript", "onnx-ir", "onnx", "numpy")
 # Torch's own: of a foreign operator the program shows the name only, not what it does.
@@ -63,7 +63,7 @@ def save_body(key: str, function: ir.Function) -> None:
     _cache().put(key, {}, ir.serde.serialize_function(function).SerializeToString(deterministic=True))
 
 
-def _cache() -> KernelCache:
+def _cache() -> DiskCache:
     return default_cache("bodies")
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.harness import host_symbols
-from layerport.kernels.cache import cache_key, default_cache
 from layerport.kernels.declaration import CudaSource
 from layerport.kernels.toolchains.cuda_includes import include_repair, local_headers
 from layerport.kernels.toolchains.nvrtc import toolchain
 from layerport.system import processes
+from layerport.system.disk_cache import cache_key, default_cache
 from layerport.system.trust import own_temporary_folder
 
 _HARNESS = Path(__file__).with_name("cuda_host")

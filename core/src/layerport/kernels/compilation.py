@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels import prepared as prepared_kernels
-from layerport.kernels.cache import default_cache
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import LaunchRule, check_fit
 from layerport.kernels.toolchains import triton as triton_compiler
@@ -25,11 +24,12 @@ from layerport.kernels.tracing import specialise, trace
 from layerport.kernels.triton_source import Specialisation, TritonSource
 from layerport.parameters.signature import Attribute, Signature
 from layerport.sizes.tensors import TensorType
+from layerport.system.disk_cache import default_cache
 
 if TYPE_CHECKING:
-    from layerport.kernels.cache import KernelCache
     from layerport.kernels.cubin import Cubin
     from layerport.kernels.toolchains import triton as triton_compiler
+    from layerport.system.disk_cache import DiskCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class BuiltKernel:
     rule: LaunchRule
 
 
-def build_kernels(compilations: Sequence[Compilation], *, cache: KernelCache | None = None) -> tuple[BuiltKernel, ...]:
+def build_kernels(compilations: Sequence[Compilation], *, cache: DiskCache | None = None) -> tuple[BuiltKernel, ...]:
     """The kernels with their launch rules, in order, each rule checked against its cubin.
 
     Two architectures of one Triton kernel may differ in their rules: block, shared memory.  Otherwise as
@@ -85,7 +85,7 @@ def build_kernels(compilations: Sequence[Compilation], *, cache: KernelCache | N
     return tuple(built)
 
 
-def compile_all(compilations: Sequence[Compilation], *, cache: KernelCache | None = None) -> tuple[Cubin, ...]:
+def compile_all(compilations: Sequence[Compilation], *, cache: DiskCache | None = None) -> tuple[Cubin, ...]:
     """The cubins, in order; those that the disk cache lacks are compiled side by side.
 
     Hand over everything that a build needs in one call: each call with a miss starts compiler processes.
@@ -103,7 +103,7 @@ def compile_for(
     *,
     layer: str = "",
     tensors: Mapping[str, TensorType | None] | None = None,
-    cache: KernelCache | None = None,
+    cache: DiskCache | None = None,
 ) -> dict[str, Cubin]:
     """The cubins of one kernel by architecture; as `compile_all`."""
     names = list(dict.fromkeys(architectures))
@@ -111,7 +111,7 @@ def compile_for(
     return dict(zip(names, compile_all(wanted, cache=cache), strict=True))
 
 
-def _compile(compilations: Sequence[Compilation], cache: KernelCache | None) -> list[tuple[Cubin, LaunchRule | None]]:
+def _compile(compilations: Sequence[Compilation], cache: DiskCache | None) -> list[tuple[Cubin, LaunchRule | None]]:
     """Each cubin, with the launch rule where the compiler had a say in it."""
     triton = {place for place, one in enumerate(compilations) if isinstance(one.kernel.source, TritonSource)}
     others = [place for place in range(len(compilations)) if place not in triton]
@@ -126,9 +126,7 @@ def _compile(compilations: Sequence[Compilation], cache: KernelCache | None) -> 
     return [made[place] for place in range(len(compilations))]
 
 
-def _triton_kernels(
-    compilations: Sequence[Compilation], cache: KernelCache | None
-) -> list[triton_compiler.TritonKernel]:
+def _triton_kernels(compilations: Sequence[Compilation], cache: DiskCache | None) -> list[triton_compiler.TritonKernel]:
     """The kernels, from a prepared cache or, where there is no Triton, from any cache that has them."""
     store = default_cache() if cache is None else cache
     specialised = [_specialised(one) for one in compilations]

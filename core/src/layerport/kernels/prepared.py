@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from layerport.kernels.cache import KernelCache, cache_key
+from layerport.system.disk_cache import DiskCache, cache_key
 
 MAJOR = {"NVRTC": 13, "Triton": 3}
 """The major version of each compiler whose kernels are taken: that of the CUDA bindings, and of Triton's launches."""
@@ -21,19 +21,19 @@ MAJOR = {"NVRTC": 13, "Triton": 3}
 _MARK = cache_key({"prepared": 1})
 
 
-def mark(store: KernelCache, prepared: bool = True) -> None:
+def mark(store: DiskCache, prepared: bool = True) -> None:
     """Say that a cache was prepared here for machines without these compilers, or with others; or that it was not."""
     store.put(_MARK, {"prepared": prepared}, b"")
 
 
-def is_marked(store: KernelCache) -> bool:
+def is_marked(store: DiskCache) -> bool:
     """Whether a cache was prepared, so that what it has is taken whatever compiler is here."""
     found = store.get(_MARK)
     return found is not None and found[0].get("prepared") is True
 
 
 def remember(
-    store: KernelCache,
+    store: DiskCache,
     source: Mapping[str, Any],
     key: str,
     compiler: str,
@@ -47,7 +47,7 @@ def remember(
     store.put(_name(source), {**more, "entry": key, "compiler": compiler}, b"")
 
 
-def recall(store: KernelCache, source: Mapping[str, Any] | None) -> tuple[dict[str, Any], bytes] | None:
+def recall(store: DiskCache, source: Mapping[str, Any] | None) -> tuple[dict[str, Any], bytes] | None:
     """The entry that an acceptable compiler made of a source last; None where there is none."""
     found = None if source is None else store.get(_name(source))
     if found is None or not _accepted(found[0].get("compiler")):

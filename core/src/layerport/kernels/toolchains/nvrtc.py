@@ -20,12 +20,12 @@ from typing import Any
 
 from layerport.errors import BuildError
 from layerport.kernels import prepared as prepared_kernels
-from layerport.kernels.cache import KernelCache, cache_key, default_cache
 from layerport.kernels.cubin import Cubin
 from layerport.kernels.toolchains.cuda_includes import local_headers
 from layerport.kernels.toolchains.cuda_job import CudaJob
 from layerport.kernels.toolchains.nvrtc_log import explain
 from layerport.kernels.toolchains.process import Answer, run_jobs
+from layerport.system.disk_cache import DiskCache, cache_key, default_cache
 
 _FORMAT = 2
 _GRACE = 30.0  # seconds for a child to start and to write
@@ -81,7 +81,7 @@ def _version(path: str) -> str:
     return f"NVRTC {numbers[0].value}.{numbers[1].value}"
 
 
-def compile_jobs(jobs: Sequence[CudaJob], *, cache: KernelCache | None = None) -> tuple[Cubin, ...]:
+def compile_jobs(jobs: Sequence[CudaJob], *, cache: DiskCache | None = None) -> tuple[Cubin, ...]:
     """The cubins of these jobs, in their order, from the disk cache where they are there.
 
     cache: the default cache where None.  Raises BuildError with label, file, line, options and architecture.
@@ -117,7 +117,7 @@ def compile_jobs(jobs: Sequence[CudaJob], *, cache: KernelCache | None = None) -
 
 
 def _without_compiler(
-    store: KernelCache,
+    store: DiskCache,
     jobs: Sequence[CudaJob],
     sources: Sequence[dict[str, Any] | None],
     results: Sequence[Cubin | None],

@@ -58,8 +58,8 @@ def run_jobs(
 ) -> dict[int, Answer]:
     """The answers by position, from as many processes as there are cores, each with its share of the jobs.
 
-    compiler: as `child` knows it.  grace: seconds for a process to start and to write, on top of its jobs'
-    limits.  Stops at the first job that is not ok, which is then the last of the answers; no process is left either way.
+    compiler: as `child` knows it.  grace: seconds for a process to start and to write, beside its jobs' limits.
+    Stops at the first job that is not ok, which is then the last of the answers; no process is left either way.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     width = min(len(jobs), cores, most)

@@ -18,7 +18,6 @@ from typing import Any
 
 from layerport.errors import BuildError, LayerportError
 from layerport.kernels import prepared as prepared_kernels
-from layerport.kernels.cache import KernelCache, cache_key, default_cache
 from layerport.kernels.cubin import Cubin
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
 from layerport.kernels.toolchains.process import Answer, run_jobs
@@ -27,6 +26,7 @@ from layerport.kernels.toolchains.triton_functions import find_function, require
 from layerport.kernels.toolchains.triton_signature import TritonCall
 from layerport.kernels.triton_source import Specialisation, TritonSource
 from layerport.sizes.expressions import Const
+from layerport.system.disk_cache import DiskCache, cache_key, default_cache
 from layerport.system.trust import own_temporary_folder
 
 _FORMAT = 1
@@ -65,7 +65,7 @@ class TritonKernel:
     rule: LaunchRule
 
 
-def compile_jobs(jobs: Sequence[Job], *, cache: KernelCache | None = None) -> tuple[TritonKernel, ...]:
+def compile_jobs(jobs: Sequence[Job], *, cache: DiskCache | None = None) -> tuple[TritonKernel, ...]:
     """The kernels of these jobs, in their order, from the disk cache where they are there.
 
     cache: the default cache where None.  Raises BuildError with label, file, line and architecture; PackError where
@@ -104,7 +104,7 @@ def compile_jobs(jobs: Sequence[Job], *, cache: KernelCache | None = None) -> tu
     return kernels
 
 
-def recall(store: KernelCache, files: Mapping[str, Any] | None) -> TritonKernel | None:
+def recall(store: DiskCache, files: Mapping[str, Any] | None) -> TritonKernel | None:
     """The kernel that these files were compiled to, without Triton; None where the cache has none."""
     found = prepared_kernels.recall(store, files)
     if found is None:
@@ -115,7 +115,7 @@ def recall(store: KernelCache, files: Mapping[str, Any] | None) -> TritonKernel 
         return None
 
 
-def _cached(store: KernelCache, key: str) -> tuple[dict[str, Any], bytes] | None:
+def _cached(store: DiskCache, key: str) -> tuple[dict[str, Any], bytes] | None:
     entry = store.get(key)
     if entry is None:
         return None

@@ -40,9 +40,9 @@ def default_folder() -> Path:
     return Path(user_cache_dir("layerport", appauthor=False))
 
 
-def default_cache(kind: str = "kernels") -> KernelCache:
+def default_cache(kind: str = "kernels") -> DiskCache:
     """The cache of one kind of entries in the default folder."""
-    return KernelCache(default_folder() / kind)
+    return DiskCache(default_folder() / kind)
 
 
 def cache_key(fields: Mapping[str, Any]) -> str:
@@ -50,7 +50,7 @@ def cache_key(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class KernelCache:
+class DiskCache:
     """Entries of (metadata, payload) by key, one file each.
 
     Safe for several processes: an entry appears whole, by an atomic rename, and the last writer wins (all

@@ -17,21 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerport.errors import BuildError
-from layerport.kernels import cache as module
-from layerport.kernels.cache import FOLDER_VARIABLE, KernelCache, cache_key, default_folder
+from layerport.system import disk_cache as module
+from layerport.system.disk_cache import FOLDER_VARIABLE, DiskCache, cache_key, default_folder
 from layerport.system.trust import own_temporary_folder
 
 KEY = cache_key({"source": "a"})
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> KernelCache:
-    store = KernelCache(tmp_path / "kernels")
+def store(tmp_path: Path) -> DiskCache:
+    store = DiskCache(tmp_path / "kernels")
     store.put(KEY, {"symbol": "k"}, b"\x00cubin\n" * 50)
     return store
 
 
-def test_gives_back_what_was_put(store: KernelCache) -> None:
+def test_gives_back_what_was_put(store: DiskCache) -> None:
     assert store.get(KEY) == ({"symbol": "k"}, b"\x00cubin\n" * 50)
     assert store.get(cache_key({"source": "b"})) is None
 
@@ -41,7 +41,7 @@ def test_keys_differ_with_each_field_and_not_with_their_order() -> None:
     assert len({cache_key({"a": 1}), cache_key({"a": 2}), cache_key({"b": 1}), cache_key({"a": "1"})}) == 4
 
 
-def test_only_the_owner_may_use_the_folder(store: KernelCache) -> None:
+def test_only_the_owner_may_use_the_folder(store: DiskCache) -> None:
     assert store.folder.stat().st_mode & 0o077 == 0
     assert [path.name for path in store.path(KEY).parent.iterdir()] == [KEY]
 
@@ -58,7 +58,7 @@ def test_only_the_owner_may_use_the_folder(store: KernelCache) -> None:
     ],
 )
 def test_a_damaged_entry_is_a_miss(
-    store: KernelCache, damage: object, reason: str, caplog: pytest.LogCaptureFixture
+    store: DiskCache, damage: object, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert callable(damage)
     path = store.path(KEY)
@@ -79,7 +79,7 @@ def test_no_flipped_byte_is_believed(data: st.DataObject) -> None:
         module._decode(bytes(entry), KEY)
 
 
-def test_an_entry_of_another_key_is_a_miss(store: KernelCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_of_another_key_is_a_miss(store: DiskCache, caplog: pytest.LogCaptureFixture) -> None:
     other = cache_key({"source": "b"})
     store.path(other).parent.mkdir(exist_ok=True)
     store.path(other).write_bytes(store.path(KEY).read_bytes())
@@ -89,7 +89,7 @@ def test_an_entry_of_another_key_is_a_miss(store: KernelCache, caplog: pytest.Lo
 
 def test_a_folder_that_cannot_be_written_warns_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    store = KernelCache(tmp_path / "file" / "kernels")
+    store = DiskCache(tmp_path / "file" / "kernels")
     with pytest.warns(RuntimeWarning, match=r"nothing is kept in .*LAYERPORT_CACHE_DIR to a folder that can be"):
         store.put(KEY, {}, b"x")
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    store = KernelCache(tmp_path / "full")
+    store = DiskCache(tmp_path / "full")
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         store.put(KEY, {}, b"x")
     assert list(store.path(KEY).parent.iterdir()) == []
@@ -119,8 +119,8 @@ def test_the_variable_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path
 _WRITER = """
 import sys
 from pathlib import Path
-from layerport.kernels.cache import KernelCache
-store = KernelCache(Path(sys.argv[1]))
+from layerport.system.disk_cache import DiskCache
+store = DiskCache(Path(sys.argv[1]))
 for turn in range(200):
     store.put("aa" + "0" * 62, {"symbol": "k"}, b"payload" * 5000)
     entry = store.get("aa" + "0" * 62)
@@ -163,7 +163,7 @@ FOLDERS = {
 def test_what_others_can_write_is_not_used_and_the_repair_is_said_once(name: str, tmp_path: Path) -> None:
     above = tmp_path / "above"
     above.mkdir()
-    store = KernelCache(above / "kernels")
+    store = DiskCache(above / "kernels")
     store.put(KEY, {"symbol": "k"}, b"payload")
     change, reason, repair = FOLDERS[name]
     change(store)
@@ -183,7 +183,7 @@ def test_a_sticky_folder_above_is_fine_where_ours_is_ours(tmp_path: Path) -> Non
     above = tmp_path / "as_tmp"
     above.mkdir()
     above.chmod(0o1777)
-    store = KernelCache(above / "mine" / "kernels")
+    store = DiskCache(above / "mine" / "kernels")
     store.put(KEY, {}, b"payload")
     assert store.get(KEY) == ({}, b"payload")
     assert [one.stat().st_mode & 0o777 for one in (store.folder, store.folder.parent)] == [0o700, 0o700]
@@ -191,40 +191,40 @@ def test_a_sticky_folder_above_is_fine_where_ours_is_ours(tmp_path: Path) -> Non
 
 def test_links_are_followed_by_the_same_rule(tmp_path: Path) -> None:
     real = tmp_path / "real"
-    KernelCache(real / "kernels").put(KEY, {}, b"payload")
+    DiskCache(real / "kernels").put(KEY, {}, b"payload")
     safe, open_to_all = tmp_path / "safe", tmp_path / "open"
     for folder in (safe, open_to_all):
         folder.mkdir()
         (folder / "link").symlink_to("../real")
     (safe / "far").symlink_to(open_to_all / "link")
     open_to_all.chmod(0o777)
-    assert KernelCache(safe / "link" / "kernels").get(KEY) == ({}, b"payload")
+    assert DiskCache(safe / "link" / "kernels").get(KEY) == ({}, b"payload")
     for folder in (open_to_all / "link" / "kernels", safe / "far" / "kernels"):
         with pytest.warns(RuntimeWarning, match=f"others may write to {open_to_all}"):
-            assert KernelCache(folder).get(KEY) is None
+            assert DiskCache(folder).get(KEY) is None
 
 
 def test_a_link_that_another_has_put_into_a_sticky_folder(tmp_path: Path) -> None:
     real, above = tmp_path / "real", tmp_path / "as_tmp"
-    KernelCache(real / "kernels").put(KEY, {}, b"payload")
+    DiskCache(real / "kernels").put(KEY, {}, b"payload")
     above.mkdir()
     above.chmod(0o1777)
     (above / "link").symlink_to(real)
     own_by_another(above / "link")
     with pytest.warns(RuntimeWarning, match="belongs to user 12345"):
-        assert KernelCache(above / "link" / "kernels").get(KEY) is None
+        assert DiskCache(above / "link" / "kernels").get(KEY) is None
 
 
 def test_links_in_a_ring_end(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.warns(RuntimeWarning, match="leads through more than 40 links"):
-        assert KernelCache(tmp_path / "a" / "kernels").get(KEY) is None
+        assert DiskCache(tmp_path / "a" / "kernels").get(KEY) is None
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link", "socket", "sparse"])
 def test_what_is_no_regular_file_is_a_miss_at_once(
-    kind: str, store: KernelCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, store: DiskCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = store.path(KEY)
     content = path.read_bytes()
@@ -259,13 +259,13 @@ def test_what_is_no_regular_file_is_a_miss_at_once(
 
 def test_an_entry_beyond_the_limit_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LIMIT", 1000)
-    store = KernelCache(tmp_path / "kernels")
+    store = DiskCache(tmp_path / "kernels")
     with pytest.warns(RuntimeWarning, match="at most 1000 are kept"):
         store.put(KEY, {}, bytes(1001))
     assert store.get(KEY) is None
 
 
-def test_what_killed_processes_left_goes_and_what_is_being_written_stays(store: KernelCache) -> None:
+def test_what_killed_processes_left_goes_and_what_is_being_written_stays(store: DiskCache) -> None:
     folder = store.path(KEY).parent
     old, new = folder / ".writing-old", folder / ".writing-new"
     for path in (old, new):
@@ -279,7 +279,7 @@ def test_what_killed_processes_left_goes_and_what_is_being_written_stays(store: 
 def test_whatever_the_umask_the_folders_are_ones_own(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        store = KernelCache(tmp_path / "a" / "b" / "kernels")
+        store = DiskCache(tmp_path / "a" / "b" / "kernels")
         store.put(KEY, {}, b"payload")
         assert store.get(KEY) == ({}, b"payload")
     finally:
@@ -291,11 +291,9 @@ def test_all_that_is_kept_goes_through_one_place() -> None:
     found = {
         path.name
         for path in root.rglob("*.py")
-        if any(
-            word in path.read_text() for word in ("default_folder", "user_cache_dir", "KernelCache(", FOLDER_VARIABLE)
-        )
+        if any(word in path.read_text() for word in ("default_folder", "user_cache_dir", "DiskCache(", FOLDER_VARIABLE))
     }
-    assert found == {"cache.py"}
+    assert found == {"disk_cache.py"}
 
 
 def test_a_temporary_folder_that_others_can_replace_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
