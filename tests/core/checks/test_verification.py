@@ -1,141 +1,88 @@
-"""The figures of a comparison, against values worked out by hand."""
+"""What is said of a bundle when its outputs and kernels were compared: passed, failed, not run, none."""
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
-import hypothesis.strategies as st
-import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
 
-from layerport.checks.verification import Verification
-from layerport.parameters.comparison import compare
+from layerport.bundle.bundle import SAMPLES, Bundle
+from layerport.checks.kernel_checks import KernelCheck
+from layerport.checks.verification import Verification, verify
+from layerport.parameters.comparison import OutputCheck
+from layerport.parameters.standard_form import Parameters
+from layerport.session.session import Session
+from small_bundles import identity_bundle, sign
+from small_setup import SMALL, Built
+
+GOOD = OutputCheck("y", "float32", (3,), 0.0, 0.0, 1.0, True)
+BAD = OutputCheck("z", "float32", (3,), 1.0, 1.0, 0.5, False)
 
 
-def array(*values: float, dtype: str = "float32") -> np.ndarray:
-    return np.array(values, dtype=dtype)
-
-
-def test_the_figures() -> None:
-    check = compare("y", array(1, 2.5, -4), array(1, 2, -4))
-    assert (check.max_abs, check.max_rel, check.passed) == (0.5, 0.25, False)
-    assert check.cosine == pytest.approx((1 + 5 + 16) / math.sqrt((1 + 6.25 + 16) * 21))
-    assert (check.dtype, check.shape, check.fault) == ("float32", (3,), None)
-    assert check.to_json()["shape"] == [3]
+def kernel(answer: str) -> KernelCheck:
+    return KernelCheck("0123", "small::norm", "norm<float>", ("model.norm",), answer)
 
 
 @pytest.mark.parametrize(
-    ("off", "dtype", "passed"),
+    ("outputs", "on_gpu", "has_engine", "portable", "engine", "passed"),
     [
-        (9e-5, "float32", True),
-        (3e-3, "float32", False),
-        (9e-3, "float16", True),
-        (5e-2, "float16", False),
-        (0.06, "bfloat16", True),
-        (0.2, "bfloat16", False),
-        (1e-8, "float64", True),
-        (1e-5, "float64", False),
+        ((GOOD,), False, False, "passed", "none", True),
+        ((GOOD,), False, True, "passed", "not run", True),
+        ((GOOD, BAD), False, True, "failed", "not run", False),
+        ((BAD, GOOD), False, False, "failed", "none", False),
+        ((GOOD,), True, True, "not run", "passed", True),
+        ((GOOD, BAD), True, True, "not run", "failed", False),
+        ((), False, False, "failed", "none", False),
+        ((), True, True, "not run", "failed", False),
     ],
 )
-def test_each_type_has_its_tolerance(off: float, dtype: str, passed: bool) -> None:
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    want = np.array([0.5, 1.0], dtype=kind)
-    assert compare("y", (want.astype(np.float64) + off).astype(kind), want).passed is passed
+def test_what_ran_passed_or_failed_and_the_rest_did_not_run(
+    outputs: tuple[OutputCheck, ...], on_gpu: bool, has_engine: bool, portable: str, engine: str, passed: bool
+) -> None:
+    result = Verification(outputs, "here", on_gpu=on_gpu, has_engine=has_engine)
+    assert (result.portable, result.engine, result.passed) == (portable, engine, passed)
+    told = result.to_json()
+    assert (told["portable"], told["engine"], told["passed"], told["on_gpu"]) == (portable, engine, passed, on_gpu)
+    assert [one["name"] for one in told["outputs"]] == [one.name for one in outputs]
 
 
-def test_a_tolerance_of_the_callers() -> None:
-    want = array(1, 2)
-    assert compare("y", want + 0.5, want, atol=0.6, rtol=0).passed
-    assert not compare("y", want + 0.5, want, atol=0.4, rtol=0).passed
-    assert compare("y", want * 1.5, want, atol=0, rtol=0.6).passed
+def test_a_wrong_kernel_fails_and_one_that_did_not_run_does_not() -> None:
+    result = Verification((GOOD,), "here", kernels=(kernel("right"), kernel("not run")))
+    assert result.passed and result.wrong_kernels == ()
+    result = Verification((GOOD,), "here", kernels=(kernel("right"), kernel("wrong")))
+    assert not result.passed and [one.answer for one in result.wrong_kernels] == ["wrong"]
+    assert [one["answer"] for one in result.to_json()["kernels"]] == ["right", "wrong"]
 
 
-def test_infinities_and_nan_in_the_same_place_agree() -> None:
-    want = array(float("inf"), float("nan"), 1)
-    check = compare("y", want.copy(), want)
-    assert (check.passed, check.max_abs, check.max_rel) == (True, 0.0, 0.0)
-    assert (check.nan, check.infinite, check.answer) == (1, 1, "pass where finite; 1 NaN and 1 infinite in both")
-    for got in (array(float("-inf"), float("nan"), 1), array(float("inf"), 1, 1), array(float("inf"), 1, float("nan"))):
-        check = compare("y", got, want)
-        assert not check.passed and check.max_abs == float("inf")
+def samples(path: Path, **outputs: np.ndarray) -> Path:
+    """Put other outputs into a bundle's samples."""
+    kept = {name: array for name, array in Parameters.load(path / SAMPLES).items() if name.startswith("input.")}
+    Parameters(kept | {f"output.{name}": array for name, array in outputs.items()}).save(path / SAMPLES)
+    return sign(path)
 
 
-def test_a_signalling_nan_is_a_nan_and_no_warning() -> None:
-    want = np.array([0x7FA00000, 0x3F800000], np.uint32).view(np.float32)
-    assert compare("y", want.copy(), want).passed
-    assert not compare("y", np.ones(2, np.float32), want).passed
+def test_each_output_is_compared_with_its_own_sample(tmp_path: Path) -> None:
+    bundle = identity_bundle(tmp_path / "a.lp", ["y", "z"])
+    path = samples(bundle, y=np.array([0, 1, 2], np.float32), z=np.array([0, 1, 2.25], np.float32))
+    result = verify(path)
+    assert [(one.name, one.passed, one.max_abs) for one in result.outputs] == [("y", True, 0.0), ("z", False, 0.25)]
+    assert (result.passed, result.portable, result.engine, result.kernels) == (False, "failed", "none", ())
+    assert verify(path, atol=0.2501).passed and not verify(path, atol=0.24).passed
+    assert verify(path, atol=0.0, rtol=0.12).passed and not verify(path, atol=0.0, rtol=0.1).passed
 
 
-def test_wrong_type_shape_and_nothing() -> None:
-    want = array(1, 2)
-    assert compare("y", None, want).fault == "expected float32[2], got nothing"
-    assert compare("y", array(1, 2, dtype="float64"), want).fault == "expected float32[2], got float64[2]"
-    assert compare("y", array(1), want).fault == "expected float32[2], got float32[1]"
-    assert not compare("y", None, want).passed
+def test_an_output_without_its_like_on_the_other_side_fails(tmp_path: Path) -> None:
+    path = samples(identity_bundle(tmp_path / "a.lp", ["y"]), z=np.zeros(2, np.float32))
+    found = {one.name: one for one in verify(path).outputs}
+    assert found["y"].fault == "the samples lack this output, so nothing was compared"
+    assert found["y"].shape == (3,)
+    assert found["z"].fault == "expected float32[2], got nothing"
 
 
-def test_whole_numbers_and_bools_must_be_equal() -> None:
-    for dtype in ("int64", "bool", "uint8"):
-        want = array(0, 1, dtype=dtype)
-        assert compare("y", want.copy(), want).passed
-        assert not compare("y", ~want if dtype == "bool" else want + 1, want).passed
-
-
-def test_nothing_to_compare() -> None:
-    empty = np.empty((0, 3), np.float32)
-    check = compare("y", empty, empty)
-    assert (check.passed, check.max_abs, check.cosine) == (True, 0.0, 1.0)
-    assert not Verification((), "here").passed
-
-
-def test_nothing_finite_is_no_pass() -> None:
-    for value in (float("nan"), float("inf")):
-        check = compare("y", array(value, value), array(value, value))
-        assert not check.passed
-        assert check.answer == "FAIL: every value is NaN or infinite, so nothing was compared"
-
-
-def test_whole_numbers_beyond_what_float64_tells_apart() -> None:
-    want = np.array([2**53, 7], np.int64)
-    check = compare("y", want + np.array([1, 0]), want)
-    assert not check.passed and check.max_abs == 1.0
-    assert check.answer == "FAIL: 1 of 2 values differ"
-    assert not compare("y", np.array([2**64 - 2], np.uint64), np.array([2**64 - 1], np.uint64)).passed
-
-
-@pytest.mark.parametrize("size", [2e-5, 1.0, 1e12, 2e-12])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_tolerances_go_with_the_magnitude(size: float, dtype: str) -> None:
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    want = (np.linspace(0.5, 1.5, 50) * size).astype(kind)
-    assert compare("y", want.copy(), want).passed
-    assert not compare("y", np.zeros_like(want), want).passed
-    assert not compare("y", (want.astype(np.float64) * 1.2).astype(kind), want).passed
-    assert not compare("y", want[::-1].copy(), want).passed
-
-
-def test_a_mask_of_huge_values_allows_nothing_elsewhere() -> None:
-    want = np.array([1.0, 2.0, 3.0, np.finfo(np.float32).min], np.float32)
-    assert compare("y", want.copy(), want).passed
-    assert not compare("y", want + array(0, 0.5, 0, 0), want).passed
-
-
-def test_a_low_cosine_fails_whatever_tolerance_the_caller_gives() -> None:
-    check = compare("y", array(0, 0, 0), array(1e-3, 2e-3, 1e-3), atol=1.0)
-    assert not check.passed and check.answer == "FAIL: the cosine is 0.0000, at least 0.99 is wanted"
-
-
-def test_float8_has_a_tolerance_of_its_own() -> None:
-    want = np.array([1.0, 2.0, 4.0, 0.5], ml_dtypes.float8_e4m3fn)
-    near = np.array([1.125, 2.0, 4.5, 0.5], ml_dtypes.float8_e4m3fn)  # a unit in the last place
-    far = np.array([1.25, 2.0, 5.0, 0.5], ml_dtypes.float8_e4m3fn)
-    assert compare("y", near, want).passed and not compare("y", far, want).passed
-
-
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20))
-def test_a_tensor_equals_itself(values: list[float]) -> None:
-    check = compare("y", array(*values), array(*values))
-    assert check.passed and check.max_abs == 0.0
-    assert check.cosine == pytest.approx(1.0)
+def test_a_session_that_is_open_stays_open(engine_bundle: Built) -> None:
+    with Session(Bundle.open(engine_bundle.path), device="cpu") as session:
+        result = verify(session, kernels=False)
+        assert (result.passed, result.engine, result.kernels) == (True, "not run", ())
+        assert verify(session, kernels=False).passed
+    assert verify(engine_bundle.path, packs=[SMALL]).kernels
