@@ -197,9 +197,9 @@ def test_a_parameter_of_the_wrong_shape(out: Path, site: Site, kind: str, shape:
     model = Around(SmallScale()).eval()
     report = building.build((model, (sample(),)), out, target="portable")
     (claim,) = report.claims
-    assert claim["status"] == "refused" and claim["module"] == "blocks.1"
-    assert ("must match" in claim["reason"]) == (kind == "width"), claim["reason"]
-    assert report.layers == [] and report.verification is not None and report.verification.passed
+    assert claim.status == "refused" and claim.module == "blocks.1"
+    assert ("must match" in claim.reason) == (kind == "width"), claim.reason
+    assert report.layers == () and report.verification is not None and report.verification.passed
 
 
 # Packs
@@ -313,8 +313,8 @@ def test_a_claim_that_is_required_and_wrong(out: Path, site: Site) -> None:
     assert error.fault == "claims that must hold do not: 1"
     assert f"scale (SmallScale): refused: {namespace}::one of fake (fake-layers 1.0), candidate 1" in error.faults[0]
     report = building.build(net(), out, target="portable")
-    claim = next(one for one in report.claims if one["module"] == "scale")
-    assert claim["status"] == "refused" and claim["candidates"][0]["max_relative_error"] > 0.01
+    claim = next(one for one in report.claims if one.module == "scale")
+    assert claim.status == "refused" and (claim.candidates[0].max_relative_error or 0.0) > 0.01
     assert report.verification is not None and report.verification.passed
 
 

@@ -20,6 +20,7 @@ from torch.export import Dim
 
 from layerport import building
 from layerport.bundle.plugin_spec import from_bytes
+from layerport.engine.progress import ProgressEvent
 from layerport.errors import UsageError
 from small_models import ROWS, WIDTH, SmallNorm, SmallScale, net, sample
 from small_setup import ENGINE, SMALL, Built, python
@@ -145,9 +146,7 @@ def test_no_path_time_or_host_in_a_bundle(engine_bundle: Built) -> None:
 def test_decompose_and_no_claim(tmp_path: Path) -> None:
     report = build(net(), tmp_path / "a.lp", target=ENGINE, decompose=["lp_small::norm"], no_claim=["lp_small::gate"])
     assert report.counts == {"lp_small::norm": {"decomposed": 2}, "lp_small::scale": {"plugin": 1}}
-    assert {one["reason"] for one in report.layers if one["layer"] == "lp_small::norm"} == {
-        "--decompose lp_small::norm"
-    }
+    assert {one.reason for one in report.layers if one.layer == "lp_small::norm"} == {"--decompose lp_small::norm"}
     plugins = from_bytes((tmp_path / "a.lp" / "plugins.safetensors").read_bytes())
     assert {one.layer for one in plugins.specs.values()} == {"lp_small::scale"}
     assert b"lp_small::norm" not in (tmp_path / "a.lp" / "rtx-sm_89.plan").read_bytes()
@@ -168,7 +167,7 @@ def test_an_exported_program(tmp_path: Path) -> None:
     model, args, shapes = net()
     program = torch.export.export(model, args, dynamic_shapes=shapes)
     report = build(program, tmp_path / "a.lp")
-    assert report.layers == [] and report.verification is not None and report.verification.passed
+    assert report.layers == () and report.verification is not None and report.verification.passed
 
 
 def test_a_portable_build_without_any_tensorrt(tmp_path: Path) -> None:
@@ -233,10 +232,10 @@ def test_a_module_used_twice_is_two_nodes_with_one_weight(tmp_path: Path) -> Non
 
     report = build((Again().eval(), (sample(),), ROWS), tmp_path / "a.lp", target=ENGINE)
     assert report.counts == {"lp_small::norm": {"plugin": 2}}
-    assert [(one["status"], one["reason"]) for one in report.claims] == [
+    assert [(one.status, one.reason) for one in report.claims] == [
         ("claimed", "agrees within 0 (relative) over 2 calls")
     ]
-    assert len({one["node"] for one in report.layers}) == 2
+    assert len({one.node for one in report.layers}) == 2
     plugins = from_bytes((tmp_path / "a.lp" / "plugins.safetensors").read_bytes())
     assert len(plugins.specs) == 1 and len(plugins.nodes) == 2
     assert report.verification is not None and report.verification.outputs[0].max_abs <= 1e-4
@@ -292,7 +291,7 @@ def test_static_shapes_and_no_dynamic_dims(tmp_path: Path) -> None:
 def test_a_build_sets_imports_aside_for_its_own_time_only(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def tell(stage: str, event: dict[str, Any] | None) -> None:
+    def tell(event: ProgressEvent) -> None:
         seen.append(gc.get_freeze_count())
 
     before = gc.get_freeze_count()
@@ -300,6 +299,20 @@ def test_a_build_sets_imports_aside_for_its_own_time_only(tmp_path: Path) -> Non
         building.build("no_such_file.py:model", tmp_path / "a.lp", target="portable", progress=tell)
     building.build(net(), tmp_path / "a.lp", target="portable", packs=[SMALL], progress=tell, verify=False)
     assert max(seen) > 100_000 and gc.get_freeze_count() == before == 0
+
+
+def test_what_a_build_tells_while_it_runs(tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
+    report = build(net(), tmp_path / "a.lp", target=ENGINE, decompose=["lp_small::norm"], progress=events.append)
+    stages = [one.stage for one in events if one.kind == "stage"]
+    assert stages == list(report.seconds) == ["load", "claim", "export", "compile", "write", "engine", "verify"]
+    notes = [(one.stage, one.text) for one in events if one.kind == "note"]
+    assert ("compile", "lp_small::norm: 2 nodes without a plugin: --decompose lp_small::norm") in notes
+    begun = {one.phase: one for one in events if one.kind == "phase"}
+    assert begun and all(one.stage == "engine" and isinstance(one.steps, int) for one in begun.values())
+    assert {one.phase for one in events if one.kind in ("finish", "step")} <= begun.keys()
+    for one in events:
+        assert ProgressEvent(**json.loads(json.dumps(one.to_json()))) == one
 
 
 def test_what_a_program_has_set_aside_stays(tmp_path: Path) -> None:

@@ -165,6 +165,6 @@ def test_a_kernel_for_some_types_only(tmp_path: Path, small: ModuleType) -> None
 
     report = build(Half(), tmp_path / "a.lp", sample(dtype=torch.float16))
     assert report.counts == {"lp_small::many": {"decomposed": 1}}
-    (reason,) = {one["reason"] for one in report.layers}
+    (reason,) = {one.reason for one in report.layers}
     assert reason.startswith("many_0 takes (") and "float16" in reason
     assert report.verification is not None and report.verification.passed

@@ -64,7 +64,7 @@ def built(once: Any) -> Built:
 
 
 def test_every_norm_and_every_gate_is_a_plugin(built: Built) -> None:
-    summary = json.loads(json.dumps(inspect_bundle(built.path)))
+    summary = json.loads(json.dumps(inspect_bundle(built.path).to_json()))
     assert summary["counts"] == {
         "layerport_builtin::rms_norm": {"plugin": 2 * LAYERS + 1},
         "layerport_builtin::silu_mul": {"plugin": LAYERS},
@@ -153,7 +153,7 @@ def test_decompose_says_why(tmp_path: Path) -> None:
         "layerport_builtin::rms_norm": {"decomposed": 3},
         "layerport_builtin::silu_mul": {"plugin": 1},
     }
-    assert {one["reason"] for one in report.layers if one["realised"] == "decomposed"} == {
+    assert {one.reason for one in report.layers if one.realised == "decomposed"} == {
         "--decompose layerport_builtin::rms_norm"
     }
     assert b"layerport_builtin::rms_norm" not in (tmp_path / "a.lp" / "rtx-sm_89.plan").read_bytes()

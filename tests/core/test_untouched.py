@@ -192,7 +192,7 @@ def test_a_whole_build_leaves_the_world_as_it_was(tmp_path: Path, required_grad:
         assert same(before[part], after[part]), part
     assert settings.changes() == [] and states.changes() == []
     assert report.verification is not None and report.verification.passed
-    assert report.claims[0]["status"] == "claimed"
+    assert report.claims[0].status == "claimed"
     torch.testing.assert_close(record_outputs(Source(model, inputs)), truth)
 
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from layerport.building import BuildReport, build
     from layerport.bundle.bundle import Bundle
     from layerport.bundle.plugin_spec import PluginSpec
-    from layerport.checks.verification import verify
+    from layerport.checks.verification import Verification, verify
+    from layerport.engine.progress import ProgressEvent
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
+    from layerport.front.claim_records import ClaimRecord
+    from layerport.front.layer_records import LayerRecord
     from layerport.kernels.declaration import Launch, cuda
     from layerport.kernels.triton_source import triton
     from layerport.layers.dispatch import Dispatch, explain_dispatch
@@ -34,20 +37,24 @@ _HOMES = {
     "BuildError": "errors",
     "BuildReport": "building",
     "Bundle": "bundle.bundle",
+    "ClaimRecord": "front.claim_records",
     "Dispatch": "layers.dispatch",
     "Expr": "sizes.expressions",
     "Launch": "kernels.declaration",
     "Layer": "layers.layer",
+    "LayerRecord": "front.layer_records",
     "LayerportError": "errors",
     "PackError": "errors",
     "Param": "parameters.signature",
     "Parameters": "parameters.standard_form",
     "PluginSpec": "bundle.plugin_spec",
+    "ProgressEvent": "engine.progress",
     "Session": "session.session",
     "SizeSymbol": "sizes.output_rules",
     "Target": "targets",
     "TensorType": "sizes.tensors",
     "UsageError": "errors",
+    "Verification": "checks.verification",
     "VerifyError": "errors",
     "build": "building",
     "cdiv": "sizes.expressions",
@@ -72,20 +79,24 @@ __all__ = [
     "BuildError",
     "BuildReport",
     "Bundle",
+    "ClaimRecord",
     "Dispatch",
     "Expr",
     "Launch",
     "Layer",
+    "LayerRecord",
     "LayerportError",
     "PackError",
     "Param",
     "Parameters",
     "PluginSpec",
+    "ProgressEvent",
     "Session",
     "SizeSymbol",
     "Target",
     "TensorType",
     "UsageError",
+    "Verification",
     "VerifyError",
     "build",
     "cdiv",

@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,19 +20,22 @@ from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
 from layerport.engine.options import EngineOptions
+from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import LayerportError, VerifyError
 from layerport.packs.clock import reported
 from layerport.packs.discovery import STRICT_VARIABLE, switched_on
 from layerport.session.session import Session
 from layerport.sizes.dims import parse_ranges
+from layerport.system.records import plain
 from layerport.targets import Target
 
 if TYPE_CHECKING:
     from layerport.checks.verification import Verification
+    from layerport.front.claim_records import ClaimRecord
+    from layerport.front.layer_records import LayerRecord
+    from layerport.front.lookalikes import Lookalike
     from layerport.front.pipeline import Prepared
     from layerport.packs.host import Packs
-
-Progress = Callable[[str, dict[str, Any] | None], None]
 
 
 @dataclass
@@ -45,9 +48,9 @@ class BuildReport:
     path: Path
     target: Target
     target_reason: str
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    claims: list[dict[str, Any]] = field(default_factory=list)
-    lookalikes: list[dict[str, Any]] = field(default_factory=list)
+    layers: tuple[LayerRecord, ...] = ()
+    claims: tuple[ClaimRecord, ...] = ()
+    lookalikes: tuple[Lookalike, ...] = ()
     plan_bytes: int | None = None
     verification: Verification | None = None
     warnings: list[str] = field(default_factory=list)
@@ -59,8 +62,8 @@ class BuildReport:
         """Per layer, how many nodes were realised in which way."""
         counts: dict[str, dict[str, int]] = {}
         for one in self.layers:
-            per_layer = counts.setdefault(one["layer"], {})
-            per_layer[one["realised"]] = per_layer.get(one["realised"], 0) + 1
+            per_layer = counts.setdefault(one.layer, {})
+            per_layer[one.realised] = per_layer.get(one.realised, 0) + 1
         return counts
 
     def to_json(self) -> dict[str, Any]:
@@ -70,11 +73,11 @@ class BuildReport:
             "target": str(self.target),
             "target_reason": self.target_reason,
             "counts": self.counts,
-            "layers": self.layers,
-            "claims": self.claims,
-            "lookalikes": self.lookalikes,
+            "layers": plain(self.layers),
+            "claims": plain(self.claims),
+            "lookalikes": plain(self.lookalikes),
             "plan_bytes": self.plan_bytes,
-            "verification": self.verification.to_json() if self.verification else None,
+            "verification": plain(self.verification),
             "warnings": self.warnings,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
@@ -97,7 +100,7 @@ def build(
     force: bool = False,
     verify: bool = True,
     options: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> BuildReport:
     """Build a bundle from a model: claim, export, compile, build the engine, verify.
 
@@ -109,12 +112,12 @@ def build(
     packs: packs to use besides the installed ones (module, object or file path).
     strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
     options: what TensorRT shall do, by name, such as {"workspace": 1 << 30}; `layerport build --help` lists them.
-    progress: called with the stage's name, and with notes and TensorRT's progress events meanwhile.
+    progress: called with a `ProgressEvent` where a stage begins, and with notes and TensorRT's own steps meanwhile.
 
     Nothing is left at `out` when it raises: UsageError, PackError, BuildError, or VerifyError where a kernel gives
     something else than its layer's reference.  The error's `report` holds what became of each layer by then.
     """
-    tell = progress or (lambda stage, event: None)
+    tell = progress or (lambda event: None)
     chosen, reason = _target(target)
     out = Path(out)
     bundles.check_output(out, force=force)
@@ -127,7 +130,7 @@ def build(
     # Started now, TensorRT loads while Torch exports.
     with (
         _told(report),
-        reported(lambda text: tell("load", {"event": "note", "text": text})),
+        reported(lambda text: tell(ProgressEvent("load", "note", text))),
         ExitStack() as stack,
         BuildProcess(chosen.flavour) if engine else nullcontext() as process,
     ):
@@ -170,7 +173,7 @@ def build(
             report.warnings += prepared.warnings
             manifest = prepared.manifest
             for note in _decomposed(report.layers):
-                tell("compile", {"event": "note", "text": note})
+                tell(ProgressEvent("compile", "note", note))
             if engine:
                 assert process is not None
                 clock.start("engine")
@@ -204,10 +207,10 @@ def _require_right_kernels(verification: Verification) -> None:
         )
 
 
-def _decomposed(layers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _decomposed(layers: Sequence[LayerRecord]) -> Iterator[str]:
     """Each layer that gets no plugin though an engine is built, with the reason, said before that takes its time."""
     for (layer, reason), count in Counter(
-        (one["layer"], one["reason"]) for one in layers if one["realised"] == "decomposed"
+        (one.layer, one.reason) for one in layers if one.realised == "decomposed"
     ).items():
         yield f"{layer}: {count} node{'s' if count > 1 else ''} without a plugin: {reason}"
 
@@ -244,7 +247,7 @@ def _engine(
     target: Target,
     prepared: Prepared,
     options: EngineOptions,
-    tell: Progress,
+    tell: Tell,
     report: BuildReport,
 ) -> dict[str, Any]:
     plugins = folder / bundles.PLUGINS
@@ -259,9 +262,9 @@ def _engine(
             "architectures": list(target.architectures),
             "profile": prepared.profile,
             "options": options.to_json(),
-            "allow_classes": any(one["plugin_class"] for one in prepared.layers),
+            "allow_classes": any(one.plugin_class for one in prepared.layers),
         },
-        lambda event: tell("engine", event),
+        tell,
     )
     prepared.digests[target.plan_name] = result["sha256"]
     report.plan_bytes = result["bytes"]
@@ -288,7 +291,7 @@ def _target(target: str | Target | None) -> tuple[Target, str]:
 class _Clock:
     """Times the stages and tells about them."""
 
-    def __init__(self, seconds: dict[str, float], tell: Progress) -> None:
+    def __init__(self, seconds: dict[str, float], tell: Tell) -> None:
         self._seconds, self._tell = seconds, tell
         self._stage: str | None = None
         self._since = 0.0
@@ -296,7 +299,7 @@ class _Clock:
     def start(self, stage: str) -> None:
         self.stop()
         self._stage, self._since = stage, time.perf_counter()
-        self._tell(stage, None)
+        self._tell(ProgressEvent(stage, "stage"))
 
     def stop(self) -> None:
         if self._stage is not None:

@@ -167,10 +167,7 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
                 if isinstance(error.report, building.BuildReport) and error.report.layers:
                     layerport.commands.reports.print_layers(error.report, file=sys.stderr)
                 raise
-        if as_json:
-            _print_json(report.to_json())
-        else:
-            layerport.commands.reports.print_build(report)
+        _answer(report, layerport.commands.reports.print_build, as_json)
     return 1 if report.verification is not None and not report.verification.passed else 0
 
 
@@ -196,10 +193,7 @@ def verify(
     result = layerport.checks.verification.verify(
         bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs
     )
-    if as_json:
-        _print_json(result.to_json())
-    else:
-        layerport.commands.reports.print_verification(result)
+    _answer(result, layerport.commands.reports.print_verification, as_json)
     return 0 if result.passed else 1
 
 
@@ -215,11 +209,7 @@ def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, forc
     """Run BUNDLE on inputs from files."""
     with _telling_what_was_written(out):
         result = layerport.commands.running.run_bundle(bundle, inputs, out, device=device, force=force)
-    if as_json:
-        _print_json(result)
-    else:
-        layerport.commands.running.print_result(result)
-    return 0
+    return _answer(result, layerport.commands.running.print_result, as_json)
 
 
 @main.command()
@@ -233,11 +223,7 @@ def run(bundle: str, inputs: tuple[str, ...], out: str | None, device: str, forc
 def bench(bundle: str, as_json: bool, **options: Any) -> int:
     """Measure latency and throughput of BUNDLE on its samples."""
     report = layerport.commands.benching.bench(bundle, **options)
-    if as_json:
-        _print_json(report)
-    else:
-        layerport.commands.benching.print_bench(report)
-    return 0
+    return _answer(report, layerport.commands.benching.print_bench, as_json)
 
 
 @main.command()
@@ -247,11 +233,7 @@ def bench(bundle: str, as_json: bool, **options: Any) -> int:
 def inspect(bundle: str, as_json: bool) -> int:
     """Show what is in BUNDLE."""
     summary = layerport.commands.reports.inspect_bundle(bundle)
-    if as_json:
-        _print_json(summary)
-    else:
-        layerport.commands.reports.print_inspection(summary)
-    return 0
+    return _answer(summary, layerport.commands.reports.print_inspection, as_json)
 
 
 @main.command()
@@ -276,11 +258,7 @@ def explain(
 ) -> int:
     """Show which modules of SOURCE are claimed by which layer, why others are not, and the parameters' paths."""
     result = layerport.commands.explaining.explain(source, layer, inputs=inputs, ranges=ranges, packs=packs)
-    if as_json:
-        _print_json(result)
-    else:
-        layerport.commands.explaining.print_explanation(result)
-    return 0
+    return _answer(result, layerport.commands.explaining.print_explanation, as_json)
 
 
 @main.command()
@@ -290,7 +268,7 @@ def explain(
 @exits
 def packs(load: bool, packs: tuple[str, ...], as_json: bool) -> int:
     """List the installed layer packs."""
-    return _listed(
+    return _answer(
         layerport.commands.packs.packs_report(explicit=packs, load=load), layerport.commands.packs.render_packs, as_json
     )
 
@@ -301,7 +279,7 @@ def packs(load: bool, packs: tuple[str, ...], as_json: bool) -> int:
 @exits
 def layers(packs: tuple[str, ...], as_json: bool) -> int:
     """List every layer of every pack."""
-    return _listed(
+    return _answer(
         layerport.commands.packs.layers_report(explicit=packs), layerport.commands.packs.render_layers, as_json
     )
 
@@ -311,16 +289,13 @@ def layers(packs: tuple[str, ...], as_json: bool) -> int:
 @exits
 def doctor(as_json: bool) -> int:
     """Show what works on this machine and what to install."""
-    return _listed(layerport.commands.doctor.doctor_report(), layerport.commands.doctor.render_doctor, as_json)
+    return _answer(layerport.commands.doctor.doctor_report(), layerport.commands.doctor.render_doctor, as_json)
 
 
-def _listed(report: Any, render: Callable[[Any], None], as_json: bool) -> int:
+def _answer(record: Any, render: Callable[[Any], None], as_json: bool) -> int:
+    """Print the record that a command comes to."""
     if as_json:
-        _print_json(report)
+        layerport.commands.tables.print_json(record.to_json())
     else:
-        render(report)
+        render(record)
     return 0
-
-
-def _print_json(value: Any) -> None:
-    layerport.commands.tables.print_json(value)

@@ -25,7 +25,7 @@ def test_a_bundle_of_before(bundle: Path) -> None:
     number = int(bundle.name.removeprefix("bundle_"))
     assert json.loads((bundle / MANIFEST).read_text())["format"] == number
     summary = inspect_bundle(bundle)
-    assert summary["counts"]["lp_small::norm"] == {"plugin": 2}
+    assert summary.to_json()["counts"]["lp_small::norm"] == {"plugin": 2}
     answer = verify(bundle, device="cpu", kernels=False)
     assert answer.passed and len(answer.outputs) == 1
 

@@ -187,7 +187,7 @@ def test_free_text_is_shown_escaped(
     assert all(sign.isprintable() or sign == "\n" for sign in out)
     assert r"\x1b]0;owned\x07\x9b2J\u202e\x7f\r" in out
     assert not any(line.startswith("engine: passed") for line in out.splitlines())
-    main_json = json.dumps(inspect_bundle(folder))
+    main_json = json.dumps(inspect_bundle(folder).to_json())
     from layerport.commands.tables import print_json
 
     print_json(json.loads(main_json))

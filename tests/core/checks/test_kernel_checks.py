@@ -332,7 +332,7 @@ def test_a_build_fails_on_a_wrong_kernel_and_leaves_nothing(tmp_path: Path) -> N
         lp.build(source, tmp_path / "a.lp", **options)
     assert caught.value.exit_code == 1 and "::packed_linear" in caught.value.faults[0]
     report: Any = caught.value.report
-    assert [one["realised"] for one in report.layers] == ["plugin"]
+    assert [one.realised for one in report.layers] == ["plugin"]
     assert not list(tmp_path.glob("*.lp")) and not list(tmp_path.glob(".*.partial"))
     built = lp.build(source, tmp_path / "a.lp", verify=False, **options)
     assert built.verification is None

@@ -80,7 +80,7 @@ def test_all_sides_on_a_gpu(engine_bundle: Built, monkeypatch: pytest.MonkeyPatc
         trt.Runtime, "deserialize_cuda_engine", lambda self, data: opened.append(data) or deserialize(self, data)
     )
     monkeypatch.setattr(flavours, "load", lambda name: trt)
-    report = benching.bench(engine_bundle.path, source=f"{MODELS}:net", device="cuda", seconds=0.05)
+    report = benching.bench(engine_bundle.path, source=f"{MODELS}:net", device="cuda", seconds=0.05).to_json()
     assert report["note"] == benching.GPU_NOTE and "Double GPU" in report["device"]
     plugins, decomposed, eager, compiled = report["sides"]
     assert (plugins["name"], decomposed["name"]) == ("plugin build", "decomposed build")

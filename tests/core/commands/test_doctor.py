@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from layerport.commands import doctor
-from layerport.commands.doctor import doctor_report, render_doctor, run_probe
+from layerport.commands.doctor import DoctorReport, doctor_report, render_doctor, run_probe
 from layerport.commands.tables import plain_table, print_table
 from packs.installer import Site
 
@@ -29,7 +29,7 @@ VERSIONS = dict.fromkeys(LIBRARIES, "99.0")
 
 def report(
     monkeypatch: pytest.MonkeyPatch, probe: dict[str, Any], versions: dict[str, str] | None = None
-) -> dict[str, Any]:
+) -> DoctorReport:
     monkeypatch.setattr(doctor, "run_probe", lambda: {**WORKING, **probe})
     monkeypatch.setattr(doctor, "_installed", (VERSIONS if versions is None else versions).get)
     requirements = ["torch>=2.10", "tensorrt>=11; extra == 'tensorrt'", "onnx>=1.18"]
@@ -37,18 +37,18 @@ def report(
     return doctor_report(environ={})
 
 
-def finding(answer: dict[str, Any], what: str) -> dict[str, Any]:
-    return next(item for item in answer["findings"] if item["what"] == what)
+def finding(answer: DoctorReport, what: str) -> dict[str, Any]:
+    return next(item for item in answer.to_json()["findings"] if item["what"] == what)
 
 
-def ability(answer: dict[str, Any], what: str) -> dict[str, Any]:
-    return next(item for item in answer["abilities"] if item["what"] == what)
+def ability(answer: DoctorReport, what: str) -> dict[str, Any]:
+    return next(item for item in answer.to_json()["abilities"] if item["what"] == what)
 
 
 def test_a_machine_that_has_everything_for_rtx(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("good", name="swishes")
     answer = report(monkeypatch, {})
-    json.dumps(answer)
+    json.dumps(answer.to_json())
     assert finding(answer, "GPU")["version"] == "NVIDIA H200 (sm_90)"
     assert finding(answer, "pack swishes")["version"] == "swishes-layers 1.0"
     assert ability(answer, "run engines of TensorRT for RTX") == {
@@ -132,7 +132,7 @@ def test_the_real_probe_answers_and_torch_is_not_imported() -> None:
     code = (
         "import json, sys\nfrom layerport.commands.doctor import doctor_report\n"
         "answer = doctor_report()\nheavy = {'torch', 'onnx'} & set(sys.modules)\n"
-        "print(json.dumps([answer, sorted(heavy)]))\n"
+        "print(json.dumps([answer.to_json(), sorted(heavy)]))\n"
     )
     child = subprocess.run(
         [sys.executable, "-c", code],
@@ -143,7 +143,8 @@ def test_the_real_probe_answers_and_torch_is_not_imported() -> None:
     )
     answer, heavy = json.loads(child.stdout)
     assert heavy == []
-    assert finding(answer, "Torch")["version"] == metadata.version("torch")
+    (torch,) = (item for item in answer["findings"] if item["what"] == "Torch")
+    assert torch["version"] == metadata.version("torch")
     problems = [item["problem"] or "" for item in answer["findings"]]
     assert not [problem for problem in problems if problem.startswith("looking at it")]
 

@@ -48,7 +48,7 @@ def test_each_name_is_one_file_of_the_folder(tmp_path: Path) -> None:
     assert sorted(os.listdir(out)) == sorted([*REAL.values(), *HARMFUL.values()])
     assert {*tmp_path.rglob("*")} - {*before} == {out.parent.parent, out.parent, out, *out.iterdir()}
     for name, file in (REAL | HARMFUL).items():
-        assert result["outputs"][name]["file"] == str(out / file)
+        assert result.outputs[name].file == str(out / file)
         np.testing.assert_array_equal(np.load(out / file), np.arange(3, dtype=np.float32))
 
 
@@ -71,7 +71,7 @@ def test_names_that_cannot_be_files(
 ) -> None:
     """Nothing runs and nothing is made; without -o it runs."""
     bundle = identity_bundle(tmp_path / "a.lp", names)
-    assert set(run_bundle(str(bundle), (), None, device="cpu")["outputs"]) == set(names)
+    assert set(run_bundle(str(bundle), (), None, device="cpu").outputs) == set(names)
     monkeypatch.setattr("layerport.session.session.Session.__init__", None)
     with pytest.raises(UsageError) as caught:
         run_bundle(str(bundle), (), str(tmp_path / "out"), device="cpu")
@@ -174,7 +174,7 @@ def test_types_that_numpy_files_lack_travel_as_bytes(tmp_path: Path) -> None:
     run_bundle(str(bundle), (), str(tmp_path), device="cpu")
     assert np.load(tmp_path / "y.npy").view(ml_dtypes.bfloat16).tolist() == [0, 1, 2]
     again = run_bundle(str(bundle), [f"x={tmp_path / 'y.npy'}"], str(tmp_path), device="cpu", force=True)
-    assert again["outputs"]["y"]["max"] == 2
+    assert again.outputs["y"].max == 2
 
 
 @pytest.mark.parametrize("seed", range(30))

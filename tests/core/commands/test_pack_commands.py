@@ -19,7 +19,7 @@ def test_the_listing_from_metadata(site: Site, capsys: pytest.CaptureFixture[str
     site.install("raise SystemExit\n", name="b", version="2.0")
     site.install("good", name="a")
     report = packs_report(environ={"LAYERPORT_DISABLE_PACKS": "a,c"})
-    json.dumps(report)
+    json.dumps(report.to_json())
     render_packs(report)
     lines = capsys.readouterr().out.splitlines()
     b, a = site.modules
@@ -35,8 +35,8 @@ def test_the_listing_after_loading(site: Site, capsys: pytest.CaptureFixture[str
     site.install("import not_there_at_all\n", name="broken")
     namespace = site.install("prints", name="loud")
     report = packs_report(load=True, environ={})
-    json.dumps(report)
-    assert [(pack["name"], pack["status"]) for pack in report["packs"]] == [
+    json.dumps(report.to_json())
+    assert [(pack.name, pack.status) for pack in report.packs] == [
         ("broken", "failed"),
         ("loud", "loaded"),
     ]
@@ -58,7 +58,7 @@ def test_the_layers_of_every_pack(site: Site, capsys: pytest.CaptureFixture[str]
     site.install("good", name="a", namespace="conflict_listed")
     site.install("good", name="b", namespace="conflict_listed")
     report = layers_report(environ={})
-    swish = report["layers"][1]
+    swish = report.to_json()["layers"][1]
     assert swish == {
         "name": f"{namespace}::swish",
         "version": 3,
@@ -70,7 +70,7 @@ def test_the_layers_of_every_pack(site: Site, capsys: pytest.CaptureFixture[str]
         "toolchains": ["cuda"],
         "pack": {"name": "fake", "distribution": "fake-layers", "version": "1.0"},
     }
-    json.dumps(report)
+    json.dumps(report.to_json())
     render_layers(report)
     out = capsys.readouterr().out
     assert "reference only" in out

@@ -7,12 +7,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from layerport.engine import child
 from layerport.engine.child import BuildProcess
+from layerport.engine.progress import ProgressEvent
 from layerport.errors import BuildError
 from layerport.system import interrupts
 
@@ -41,13 +41,14 @@ def test_events_and_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     fake_worker(
         tmp_path,
         monkeypatch,
-        "tell(event='step', phase='ü', step=request['n'])\ntell(event='result', bytes=5)",
+        "tell(event='progress', stage='engine', kind='step', phase='ü', step=request['n'])\n"
+        "tell(event='result', bytes=5)",
     )
-    events: list[dict[str, Any]] = []
+    events: list[ProgressEvent] = []
     with BuildProcess("rtx") as process:
-        assert process.build({"n": 3}, events.append) == {"event": "result", "bytes": 5}
+        assert process.build({"n": 3}, events.append) == {"bytes": 5}
         pid = process.pid
-    assert events == [{"event": "ready"}, {"event": "step", "phase": "ü", "step": 3}]
+    assert events == [ProgressEvent("engine", "step", phase="ü", step=3)]
     assert not alive(pid)
 
 
@@ -98,14 +99,14 @@ def test_it_ends_with_its_owner_whatever_it_does(tmp_path: Path, monkeypatch: py
         tmp_path,
         monkeypatch,
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "tell(event='started')\ntime.sleep(600)",
+        "tell(event='progress', stage='engine', kind='note', text='started')\ntime.sleep(600)",
     )
 
     class Stop(Exception):
         pass
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["event"] == "started":
+    def stop(event: ProgressEvent) -> None:
+        if event.text == "started":
             raise Stop
 
     with pytest.raises(Stop), BuildProcess("rtx") as process:

@@ -26,7 +26,7 @@ try:
 except BuildError as error:
     print(json.dumps({"fault": error.fault, "faults": error.faults, "repair": error.repair}))
 else:
-    print(json.dumps({**result, "events": sorted({event["event"] for event in events})}))
+    print(json.dumps({**result, "events": sorted({event.kind for event in events})}))
 """
 
 

@@ -209,7 +209,7 @@ def test_bytes_at_run_time_are_no_plugin_and_the_report_says_why(tmp_path: Path)
     picture = torch.randint(0, 256, (2, 4), dtype=torch.uint8)
     report = lp.build(Brighten(), tmp_path / "bytes.lp", args=(picture,), target=ENGINE, packs=[PACK])
     (layer,) = report.layers
-    assert (layer["realised"], layer["reason"]) == (
+    assert (layer.realised, layer.reason) == (
         "decomposed",
         "TensorRT has no such tensors for a plugin: input x is uint8",
     )

@@ -254,7 +254,7 @@ def test_a_probe_on_which_the_module_fails_proves_nothing_and_says_so() -> None:
         30.0: "the module fails: ValueError: too large",
         1e3: "the module fails: ValueError: too large",
     }
-    assert only.to_json()["evidence"] == {
+    assert only.record().to_json()["evidence"] == {
         "kind": "examples",
         "calls": 1,
         "telling_calls": 1,

@@ -677,7 +677,7 @@ def model() -> tuple[Any, ...]:
 def test_a_model_with_a_triton_kernel_becomes_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path / "cache"))
     report = lp.build(model(), tmp_path / "out.lp", target="rtx:sm_89,sm_120", packs=[str(PACK)])
-    assert [(one["layer"], one["realised"]) for one in report.layers] == [("triton_tests::rms_norm", "plugin")]
+    assert [(one.layer, one.realised) for one in report.layers] == [("triton_tests::rms_norm", "plugin")]
     assert report.verification is not None
     assert report.verification.passed
     assert not {"torch", "triton", "triton_pack"} & set(report.build_modules)

@@ -60,7 +60,7 @@ def judged(zoo: Zoo) -> Mapping[str, Any]:
     """One `packs --load` over the whole zoo."""
     code = (
         "import json, sys\nfrom layerport.commands.packs import packs_report\n"
-        f"print(json.dumps(packs_report(load=True, seconds={SECONDS}, memory={MEMORY})))\n"
+        f"print(json.dumps(packs_report(load=True, seconds={SECONDS}, memory={MEMORY}).to_json()))\n"
     )
     done = zoo.run("-c", code)
     assert done.returncode == 0, done.stderr

@@ -89,7 +89,7 @@ def test_a_pack_that_fails_is_left_out_of_a_build_that_does_not_need_it(site: Si
     (warning,) = report.warnings
     assert warning.startswith(f"pack bad (bad-layers 4.5): {CALL} {FAULTS[deed]}"), warning
     assert warning.endswith("; the pack claims no module in this build")
-    assert report.claims == [] and report.layers == []
+    assert report.claims == () and report.layers == ()
     with pytest.raises(PackError) as caught:
         build(tmp_path / "claimed", Net("", deed, ""), claim=[f"{namespace}::plain"])
     assert caught.value.fault.startswith(f"pack bad (bad-layers 4.5): {CALL} {FAULTS[deed]}")
@@ -103,9 +103,9 @@ def test_the_other_packs_are_asked_all_the_same(site: Site, tmp_path: Path) -> N
         (Path(__file__).parents[2] / "packs/temper.py").read_text().replace("module.deed", "''"), name="b"
     )
     report = build(tmp_path, Net("", "raise"))
-    assert [claim["layers"] for claim in report.claims] == [[f"{good}::plain"]] * 2
-    assert [claim["status"] for claim in report.claims] == ["claimed"] * 2
-    assert len(report.warnings) == 1 and report.lookalikes == []
+    assert [claim.layers for claim in report.claims] == [(f"{good}::plain",)] * 2
+    assert [claim.status for claim in report.claims] == ["claimed"] * 2
+    assert len(report.warnings) == 1 and report.lookalikes == ()
 
 
 @pytest.mark.parametrize("how", ["strict", "environment", "named"])
@@ -167,14 +167,14 @@ def test_a_layer_that_only_a_failed_pack_can_have_is_that_packs_fault(site: Site
 def test_a_forward_that_fails_is_a_claim_that_does_not_hold(site: Site, tmp_path: Path, deed: str, reason: str) -> None:
     site.install("temper", name="bad")
     report = build(tmp_path, Net("", deed))
-    assert [claim["status"] for claim in report.claims] == ["claimed", "refused"]
-    assert reason in report.claims[1]["reason"]
+    assert [claim.status for claim in report.claims] == ["claimed", "refused"]
+    assert reason in report.claims[1].reason
 
 
 def test_an_answer_that_lists_itself_otherwise_is_taken_as_it_lies(site: Site, tmp_path: Path) -> None:
     site.install("temper", name="odd")
     report = build(tmp_path, Net("endless"))
-    assert [claim["status"] for claim in report.claims] == ["claimed"] and not report.warnings
+    assert [claim.status for claim in report.claims] == ["claimed"] and not report.warnings
 
 
 def test_a_reference_that_exits_while_it_is_exported(site: Site, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_slow_hook_is_named_while_it_runs(site: Site, tmp_path: Path, monkeypa
     notes = []
     model = Net("", "slow")
     model.blocks[1].seconds = 0.8  # type: ignore[assignment]
-    build(tmp_path, model, progress=lambda stage, event: event and notes.append(event["text"]))
+    build(tmp_path, model, progress=lambda event: notes.append(event.text) if event.kind == "note" else None)
     start = f"pack slow (slow-layers 1.0): {CALL} has been running for "
     assert 1 <= len(notes) <= 3 and all(note.startswith(start) for note in notes)
     assert notes[0].endswith(" s; Ctrl-C stops the build")

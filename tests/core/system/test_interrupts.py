@@ -202,8 +202,8 @@ from small_models import net
 from small_setup import ENGINE, SMALL
 if sys.argv[2] == "own":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(77))
-def tell(stage, event):
-    if stage == sys.argv[3] and event is None:
+def tell(event):
+    if event.stage == sys.argv[3] and event.kind == "stage":
         signal.raise_signal(signal.SIGTERM)
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 try:

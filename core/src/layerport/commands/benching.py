@@ -23,6 +23,7 @@ from layerport.engine.child import BuildProcess
 from layerport.engine.gpu import Gpu
 from layerport.errors import LayerportError, UsageError
 from layerport.session.session import load
+from layerport.system.records import Record
 
 if TYPE_CHECKING:
     from layerport.bundle.bundle import Bundle
@@ -40,7 +41,7 @@ Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Side:
+class Side(Record):
     """One row of the table: what ran, the seconds of each call, or why there are none."""
 
     name: str
@@ -58,6 +59,20 @@ class Side:
         return {"name": self.name, "calls": len(self.seconds), **figures, "not_measured": self.missing}
 
 
+@dataclass(frozen=True)
+class Bench(Record):
+    """What a `bench` measured: a row for each side, where it ran and why there, and what the figures do not show.
+
+    inputs: dtype and shape of each input, as text.
+    """
+
+    bundle: str
+    device: str
+    note: str
+    inputs: Mapping[str, str]
+    sides: tuple[Side, ...]
+
+
 def percentile(ordered: Sequence[float], part: float) -> float:
     """The value below or at which `part` percent of ascending values are (nearest rank)."""
     return ordered[max(0, math.ceil(part / 100 * len(ordered)) - 1)]
@@ -70,7 +85,7 @@ def bench(
     device: str = "auto",
     seconds: float = 3.0,
     cuda_graph: bool = False,
-) -> dict[str, Any]:
+) -> Bench:
     """Measure a bundle on its samples; the report has a row for each side.
 
     source: the model it was built from, for Torch's figures.  seconds: how long each side is measured.
@@ -89,13 +104,13 @@ def bench(
             sides += [Side(name, missing="no engine runs here") for name in ("plugin build", "decomposed build")]
             if source is not None:
                 sides += [Side(name, missing="measured beside an engine only") for name in TORCH_SIDES]
-        return {
-            "bundle": str(bundle),
-            "device": session.why,
-            "note": GPU_NOTE if on_gpu else CPU_NOTE,
-            "inputs": {name: f"{array.dtype.name}{list(array.shape)}" for name, array in arrays.items()},
-            "sides": [side.to_json() for side in sides],
-        }
+        return Bench(
+            bundle=str(bundle),
+            device=session.why,
+            note=GPU_NOTE if on_gpu else CPU_NOTE,
+            inputs={name: f"{array.dtype.name}{list(array.shape)}" for name, array in arrays.items()},
+            sides=tuple(sides),
+        )
 
 
 def measure(call: Call, seconds: float, clock: Callable[[], float] = time.perf_counter) -> tuple[float, ...]:
@@ -114,10 +129,10 @@ def measure(call: Call, seconds: float, clock: Callable[[], float] = time.perf_c
     return tuple(times)
 
 
-def print_bench(report: Mapping[str, Any]) -> None:
+def print_bench(report: Bench) -> None:
     """Print a `bench`."""
-    say(f"{report['bundle']} on {', '.join(f'{name} {kind}' for name, kind in report['inputs'].items())}")
-    say(report["device"])
+    say(f"{report.bundle} on {', '.join(f'{name} {kind}' for name, kind in report.inputs.items())}")
+    say(report.device)
     print_table(
         ["", *(f"p{part} ms" for part in PERCENTILES), "calls/s", "calls"],
         [
@@ -127,10 +142,10 @@ def print_bench(report: Mapping[str, Any]) -> None:
                 _figure(one["calls_per_s"]),
                 str(one["calls"]) if one["calls"] else f"not measured: {one['not_measured']}",
             ]
-            for one in report["sides"]
+            for one in (side.to_json() for side in report.sides)
         ],
     )
-    say(f"note: {report['note']}")
+    say(f"note: {report.note}")
 
 
 def _figure(value: float | None) -> str:

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -18,6 +18,7 @@ from layerport.commands.tables import print_table, say
 from layerport.packs.discovery import disable_faults, discover
 from layerport.packs.metadata import canonical
 from layerport.system import processes
+from layerport.system.records import Record
 
 _BUILD = "pip install 'layerport[build]'"
 _RTX = "pip install 'layerport[rtx]'"
@@ -26,7 +27,7 @@ _PROBE_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Record):
     """One row: what was looked for, whether it can be used, and how to get it.
 
     version: None where it is absent.  problem: why it cannot be used although it is there.
@@ -40,8 +41,27 @@ class Finding:
     problem: str | None = None
 
 
-def doctor_report(*, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What is here and what works: `findings`, `abilities` and `warnings`, all plain data."""
+@dataclass(frozen=True)
+class Ability(Record):
+    """What layerport can do, whether it works here, and the findings that it lacks."""
+
+    what: str
+    works: bool
+    lacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DoctorReport(Record):
+    """What is on a machine, what works there, and what is wrong with the settings."""
+
+    python: str
+    findings: tuple[Finding, ...]
+    abilities: tuple[Ability, ...]
+    warnings: tuple[str, ...]
+
+
+def doctor_report(*, environ: Mapping[str, str] | None = None) -> DoctorReport:
+    """What is here and what works."""
     probe = run_probe()
     infos = discover(environ=environ)
     findings = [*_libraries(), *_compilers(probe), *_flavours(probe), *_devices(probe)]
@@ -61,35 +81,35 @@ def doctor_report(*, environ: Mapping[str, str] | None = None) -> dict[str, Any]
         findings.append(
             Finding("packs", False, None, "layers that TensorRT lacks", "pip install layerport-builtin-layers")
         )
-    return {
-        "python": sys.version.split()[0],
-        "findings": [asdict(finding) for finding in findings],
-        "abilities": _abilities({finding.what: finding for finding in findings}, probe),
-        "warnings": list(disable_faults(infos, environ)),
-    }
+    return DoctorReport(
+        python=sys.version.split()[0],
+        findings=tuple(findings),
+        abilities=_abilities({finding.what: finding for finding in findings}),
+        warnings=tuple(disable_faults(infos, environ)),
+    )
 
 
-def render_doctor(report: Mapping[str, Any]) -> None:
+def render_doctor(report: DoctorReport) -> None:
     """Print a `doctor_report`: the findings, then what works here and what that takes."""
     rows = [
         [
-            finding["what"],
-            "yes" if finding["found"] else "no",
-            finding["version"] or "",
-            finding["enables"],
-            "" if finding["found"] else finding["install"],
+            finding.what,
+            "yes" if finding.found else "no",
+            finding.version or "",
+            finding.enables,
+            "" if finding.found else finding.install,
         ]
-        for finding in report["findings"]
+        for finding in report.findings
     ]
     print_table(["what", "usable", "version", "enables", "how to get it"], rows)
-    for finding in report["findings"]:
-        if finding["problem"]:
-            say(f"{finding['what']}: {finding['problem']}")
-    say(f"what works here, with Python {report['python']}:")
-    for ability in report["abilities"]:
-        lacking = f" (lacks {', '.join(ability['lacks'])})" if ability["lacks"] else ""
-        say(f"  {'yes' if ability['works'] else 'no '}  {ability['what']}{lacking}")
-    for warning in report["warnings"]:
+    for finding in report.findings:
+        if finding.problem:
+            say(f"{finding.what}: {finding.problem}")
+    say(f"what works here, with Python {report.python}:")
+    for ability in report.abilities:
+        lacking = f" (lacks {', '.join(ability.lacks)})" if ability.lacks else ""
+        say(f"  {'yes' if ability.works else 'no '}  {ability.what}{lacking}")
+    for warning in report.warnings:
         say(f"warning: {warning}")
 
 
@@ -193,7 +213,7 @@ def _devices(probe: Mapping[str, Any]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _abilities(found: Mapping[str, Finding], probe: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _abilities(found: Mapping[str, Finding]) -> tuple[Ability, ...]:
     export = ("Torch", "ONNX", "ONNX exporter", "onnx-ir", "ONNX Runtime")
     kernels = ("CUDA bindings", "CUDA compiler (NVRTC)", "CUDA headers")
     device = ("CUDA bindings", "NVIDIA driver", "GPU")
@@ -209,8 +229,8 @@ def _abilities(found: Mapping[str, Finding], probe: Mapping[str, Any]) -> list[d
     abilities = []
     for what, needs in rows:
         lacks = [need for need in needs if not found[need].found]
-        abilities.append({"what": what, "works": not lacks, "lacks": lacks})
-    return abilities
+        abilities.append(Ability(what, not lacks, tuple(lacks)))
+    return tuple(abilities)
 
 
 def _installed(distribution: str) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import layerport.front
 from layerport.commands.reports import print_lookalikes
@@ -12,6 +13,51 @@ from layerport.commands.tables import print_table, say
 from layerport.errors import UsageError
 from layerport.layers.layer import BoundLayer
 from layerport.packs import host as pack_host
+from layerport.system.records import Record
+
+if TYPE_CHECKING:
+    from layerport.front.claim_records import ClaimRecord
+    from layerport.front.lookalikes import Lookalike
+    from layerport.packs.records import Rewrite
+    from layerport.parameters.conversion import Step
+    from layerport.parameters.signature import Attribute
+
+
+@dataclass(frozen=True)
+class ExplainedParameter(Record):
+    """A parameter of a claimed layer, in the standard form."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExplainedClaim(Record):
+    """A claim, and of one that binds a layer what that holds, and how each parameter came to the standard form."""
+
+    claim: ClaimRecord
+    bound: bool
+    parameters: tuple[ExplainedParameter, ...] = ()
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The claim's own entries with the others beside them, which a claim that binds no layer lacks."""
+        own = super().to_json()
+        entry: dict[str, Any] = own.pop("claim")
+        return {**entry, **own} if own.pop("bound") else entry
+
+
+@dataclass(frozen=True)
+class Explanation(Record):
+    """The claims on a model, what looks like a layer and is not claimed, and the packs that could not answer."""
+
+    source: str
+    claims: tuple[ExplainedClaim, ...]
+    lookalikes: tuple[Lookalike, ...]
+    failed_packs: Mapping[str, str]
+    dropped_packs: tuple[str, ...]
 
 
 def explain(
@@ -21,7 +67,7 @@ def explain(
     inputs: Sequence[str] = (),
     ranges: Sequence[str] = (),
     packs: Sequence[object] = (),
-) -> dict[str, Any]:
+) -> Explanation:
     """The claims on a model, with the conversion steps of the chosen ones.
 
     layer: only the claims that involve it.  Raises as `layerport.build` does, up to the export.
@@ -44,54 +90,58 @@ def explain(
     for claim in claimed.claims:
         if layer is not None and not any(layer in candidate.layers for candidate in claim.candidates):
             continue
-        entry = claim.to_json()
-        answer = claim.chosen.answer if claim.chosen else None
-        if isinstance(answer, BoundLayer):
-            entry["parameters"] = [
-                {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
-                for name, array in answer.parameters.items()
-            ]
-            entry["attributes"] = dict(answer.parameters.attributes)
-            entry["steps"] = [step._asdict() for step in answer.steps]
-        rows.append(entry)
-    lookalikes = [one.to_json() for one in claimed.lookalikes if layer in (None, one.layer)]
-    return {
-        "source": source,
-        "claims": rows,
-        "lookalikes": lookalikes,
-        "failed_packs": {p.info.name: p.failure for p in loaded.failed},
-        "dropped_packs": [one.warning for one in claimed.dropped],
-    }
+        rows.append(_explained(claim.record(), claim.chosen.answer if claim.chosen else None))
+    return Explanation(
+        source=source,
+        claims=tuple(rows),
+        lookalikes=tuple(one for one in claimed.lookalikes if layer in (None, one.layer)),
+        failed_packs={one.info.name: str(one.failure) for one in loaded.failed},
+        dropped_packs=tuple(one.warning for one in claimed.dropped),
+    )
 
 
-def print_explanation(result: Mapping[str, Any]) -> None:
+def _explained(claim: ClaimRecord, answer: BoundLayer | Rewrite | None) -> ExplainedClaim:
+    if not isinstance(answer, BoundLayer):
+        return ExplainedClaim(claim, bound=False)
+    return ExplainedClaim(
+        claim,
+        bound=True,
+        parameters=tuple(
+            ExplainedParameter(name, array.dtype.name, array.shape) for name, array in answer.parameters.items()
+        ),
+        attributes=answer.parameters.attributes,
+        steps=answer.steps,
+    )
+
+
+def print_explanation(result: Explanation) -> None:
     """Print an `explain`: one row a module, then the way of each parameter."""
-    if not result["claims"]:
+    if not result.claims:
         say("no installed pack claims a module of this model")
     else:
         print_table(
             ["module", "class", "status", "layers", "why", "evidence"],
             [
                 [
-                    one["module"] or "(root)",
-                    one["class"],
-                    one["status"],
-                    " + ".join(one["layers"]),
-                    one["reason"],
-                    one["evidence"]["summary"],
+                    one.claim.module or "(root)",
+                    one.claim.module_class,
+                    one.claim.status,
+                    " + ".join(one.claim.layers),
+                    one.claim.reason,
+                    one.claim.evidence.summary,
                 ]
-                for one in result["claims"]
+                for one in result.claims
             ],
         )
-    for one in result["claims"]:
-        for step in one.get("steps", ()):
-            result_type = f"{step['dtype']}{list(step['shape'])}" if step["dtype"] else "its next form"
+    for one in result.claims:
+        for step in one.steps:
+            result_type = f"{step.dtype}{list(step.shape)}" if step.dtype else "its next form"
             say(
-                f"{one['module'] or '(root)'}: {step['path']}: {step['source_type']} to {result_type}, "
-                f"{step['action']} of {step['nbytes']} bytes by {step['by']}"
+                f"{one.claim.module or '(root)'}: {step.path}: {step.source_type} to {result_type}, "
+                f"{step.action} of {step.nbytes} bytes by {step.by}"
             )
-    print_lookalikes(result["lookalikes"])
-    for name, failure in result["failed_packs"].items():
+    print_lookalikes(result.lookalikes)
+    for name, failure in result.failed_packs.items():
         say(f"pack {name} failed to load: {failure}")
-    for warning in result["dropped_packs"]:
+    for warning in result.dropped_packs:
         say(f"note: {warning}")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import layerport.packs
@@ -13,16 +14,112 @@ from layerport.commands.tables import print_table, say
 from layerport.errors import PackError
 from layerport.packs.discovery import STRICT_VARIABLE, PackInfo, disable_faults, discover, raise_for_faults, switched_on
 from layerport.packs.trials import try_packs
+from layerport.system.records import Record
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
-    from layerport.packs.host import Packs
     from layerport.packs.trials import Trial
+
+
+@dataclass(frozen=True)
+class PackReference(Record):
+    """A pack, in few words; no distribution where it is a file."""
+
+    name: str
+    distribution: str | None
+    version: str | None
+
+    @classmethod
+    def of(cls, info: PackInfo) -> PackReference:
+        return cls(info.name, info.distribution, info.version)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})" if self.distribution else self.name
+
+
+@dataclass(frozen=True)
+class Conflict(Record):
+    """A layer that several packs provide."""
+
+    layer: str
+    packs: tuple[PackReference, ...]
+
+    @property
+    def rivals(self) -> str:
+        """The packs in a sentence."""
+        return " and ".join(map(str, self.packs))
+
+
+@dataclass(frozen=True)
+class ListedPack(Record):
+    """A pack as its metadata has it.  status: "installed", "disabled" or "failed", with the reason."""
+
+    name: str
+    distribution: str | None
+    version: str | None
+    entry_point: str
+    status: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class TriedPack(ListedPack):
+    """A pack that was imported and asked.  status: "loaded", "disabled" or "failed", with the reason."""
+
+    layers: tuple[str, ...]
+    hooks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PacksReport(Record):
+    """The packs, the layers that several of them provide, and what is wrong with the settings.
+
+    loaded: whether they were imported and asked, so that they are of `TriedPack`.
+    """
+
+    loaded: bool
+    packs: tuple[ListedPack, ...]
+    conflicts: tuple[Conflict, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ListedLayer(Record):
+    """A layer of a pack; dtypes: the combinations that its kernels take, as text."""
+
+    name: str
+    version: int
+    signature: str
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    attributes: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    toolchains: tuple[str, ...]
+    pack: PackReference
+
+
+@dataclass(frozen=True)
+class FailedPack(Record):
+    """A pack whose layers are missing, and why."""
+
+    pack: PackReference
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayersReport(Record):
+    """Every layer of every pack that loads, the packs that do not, and the layers that several provide."""
+
+    layers: tuple[ListedLayer, ...]
+    failed: tuple[FailedPack, ...]
+    conflicts: tuple[Conflict, ...]
+    warnings: tuple[str, ...]
 
 
 def packs_report(
     *, load: bool = False, explicit: Sequence[str] = (), environ: Mapping[str, str] | None = None, **limits: Any
-) -> dict[str, Any]:
+) -> PacksReport:
     """What is installed, from metadata alone; with `load`, also what came of importing and asking each pack.
 
     explicit: further packs, files or names of installed ones, which are then tried too and must load.
@@ -32,12 +129,7 @@ def packs_report(
     infos = list(discover(environ=environ))
     warnings = list(disable_faults(infos, environ))
     if not load and not explicit:
-        return {
-            "loaded": False,
-            "packs": [_describe(info) for info in infos],
-            "conflicts": [],
-            "warnings": warnings,
-        }
+        return PacksReport(False, tuple(_listed(info) for info in infos), (), tuple(warnings))
 
     named = [layerport.packs.named.info_of_name(given, infos) for given in explicit]
     trials = try_packs(sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits)
@@ -48,146 +140,127 @@ def packs_report(
     if switched_on(STRICT_VARIABLE, environ):
         raise_for_faults(
             [f"pack {one.info.label}: {one.failure}" for one in trials if one.status == "failed"]
-            + [f"layer {one['layer']}: provided by {_rivals(one)}" for one in conflicts]
+            + [f"layer {one.layer}: provided by {one.rivals}" for one in conflicts]
             + warnings
         )
-    return {
-        "loaded": True,
-        "packs": [
-            {
-                **_describe(trial.info),
-                "status": trial.status,
-                "reason": trial.failure,
-                "layers": [name for name, _ in trial.layers],
-                "hooks": list(trial.hooks),
-                "warnings": list(trial.warnings),
-            }
-            for trial in trials
-        ],
-        "conflicts": conflicts,
-        "warnings": warnings,
-    }
+    return PacksReport(True, tuple(map(_tried, trials)), conflicts, tuple(warnings))
 
 
-def _conflicts_of(trials: Sequence[Trial], named: Sequence[PackInfo]) -> list[dict[str, Any]]:
+def _conflicts_of(trials: Sequence[Trial], named: Sequence[PackInfo]) -> tuple[Conflict, ...]:
     providers: dict[str, list[PackInfo]] = {}
     for trial in trials:
         for name, _ in trial.layers:
             providers.setdefault(name, []).append(trial.info)
-    return [
-        {"layer": identity, "packs": [_pack_reference(info) for info in rivals]}
+    return tuple(
+        Conflict(identity, tuple(map(PackReference.of, rivals)))
         for identity, rivals in sorted(providers.items())
         if len(rivals) > 1 and len([info for info in rivals if info in named]) != 1
-    ]
+    )
 
 
-def render_packs(report: Mapping[str, Any]) -> None:
+def render_packs(report: PacksReport) -> None:
     """Print a `packs_report`: a table, then each failure and warning in full."""
-    packs = report["packs"]
-    if not packs:
+    if not report.packs:
         say("no layer pack is installed; the first ones come with: pip install layerport-builtin-layers")
     else:
         columns = ["name", "distribution", "version", "entry point", "status"]
         rows = [
             [
-                pack["name"],
-                pack["distribution"] or "",
-                pack["version"] or "",
-                pack["entry_point"],
-                pack["status"],
+                pack.name,
+                pack.distribution or "",
+                pack.version or "",
+                pack.entry_point,
+                pack.status,
+                *([", ".join(pack.layers)] if isinstance(pack, TriedPack) else []),
             ]
-            for pack in packs
+            for pack in report.packs
         ]
-        if report["loaded"]:
-            columns.append("layers")
-            rows = [[*row, ", ".join(pack["layers"])] for row, pack in zip(rows, packs, strict=True)]
-        print_table(columns, rows)
-    for pack in packs:
-        name = pack["name"] if pack["distribution"] is None else f"{pack['name']} ({pack['distribution']})"
-        if pack["reason"]:
-            say(f"{name} failed: {pack['reason']}")
-        for warning in pack.get("warnings", ()):
+        print_table([*columns, "layers"] if report.loaded else columns, rows)
+    for pack in report.packs:
+        name = pack.name if pack.distribution is None else f"{pack.name} ({pack.distribution})"
+        if pack.reason:
+            say(f"{name} failed: {pack.reason}")
+        for warning in pack.warnings if isinstance(pack, TriedPack) else ():
             say(f"{name} warning: {warning}")
     _render_notes(report)
 
 
-def layers_report(*, explicit: Sequence[object] = (), environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+def layers_report(*, explicit: Sequence[object] = (), environ: Mapping[str, str] | None = None) -> LayersReport:
     """Every layer of every pack: version, signature, dtypes, toolchains, pack; imports the packs."""
-    packs = _load(explicit, environ)
-    return {
-        "layers": [
-            {**_describe_layer(layer), "pack": _pack_reference(packs.owner(layer).info)} for layer in packs.layers
-        ],
-        "failed": [{"pack": _pack_reference(pack.info), "reason": pack.failure} for pack in packs.failed],
-        "conflicts": _conflicts(packs),
-        "warnings": list(packs.warnings),
-    }
+    packs = layerport.packs.host.load(*explicit, environ=environ)
+    return LayersReport(
+        layers=tuple(_listed_layer(layer, packs.owner(layer).info) for layer in packs.layers),
+        failed=tuple(FailedPack(PackReference.of(pack.info), str(pack.failure)) for pack in packs.failed),
+        conflicts=tuple(
+            Conflict(identity, tuple(PackReference.of(pack.info) for pack in rivals))
+            for identity, rivals in packs.conflicts.items()
+        ),
+        warnings=tuple(packs.warnings),
+    )
 
 
-def render_layers(report: Mapping[str, Any]) -> None:
+def render_layers(report: LayersReport) -> None:
     """Print a `layers_report`: a table, then the packs whose layers are not in it."""
-    layers = report["layers"]
-    if layers:
+    if report.layers:
         print_table(
             ["layer", "version", "signature", "dtypes", "toolchain", "pack"],
             [
                 [
-                    layer["name"],
-                    str(layer["version"]),
-                    layer["signature"],
-                    ", ".join(layer["dtypes"]) or "none",
-                    ", ".join(layer["toolchains"]) or "reference only",
-                    f"{layer['pack']['name']} {layer['pack']['version'] or ''}".rstrip(),
+                    layer.name,
+                    str(layer.version),
+                    layer.signature,
+                    ", ".join(layer.dtypes) or "none",
+                    ", ".join(layer.toolchains) or "reference only",
+                    f"{layer.pack.name} {layer.pack.version or ''}".rstrip(),
                 ]
-                for layer in layers
+                for layer in report.layers
             ],
         )
     else:
         say("no loaded pack provides a layer")
-    for entry in report["failed"]:
-        say(f"{entry['pack']['name']} failed, so its layers are missing: {entry['reason']}")
+    for entry in report.failed:
+        say(f"{entry.pack.name} failed, so its layers are missing: {entry.reason}")
     _render_notes(report)
 
 
-def _load(explicit: Sequence[object], environ: Mapping[str, str] | None) -> Packs:
-    return layerport.packs.host.load(*explicit, environ=environ)
+def _listed(info: PackInfo) -> ListedPack:
+    return ListedPack(
+        name=info.name,
+        distribution=info.distribution,
+        version=info.version,
+        entry_point=info.entry_point_value,
+        status="disabled" if info.disabled else "failed" if info.fault else "installed",
+        reason=None if info.disabled else info.fault,
+    )
 
 
-def _describe(info: PackInfo) -> dict[str, Any]:
-    status = "disabled" if info.disabled else "failed" if info.fault else "installed"
-    return {
-        "name": info.name,
-        "distribution": info.distribution,
-        "version": info.version,
-        "entry_point": info.entry_point_value,
-        "status": status,
-        "reason": None if info.disabled else info.fault,
-    }
+def _tried(trial: Trial) -> TriedPack:
+    return TriedPack(
+        name=trial.info.name,
+        distribution=trial.info.distribution,
+        version=trial.info.version,
+        entry_point=trial.info.entry_point_value,
+        status=trial.status,
+        reason=trial.failure,
+        layers=tuple(name for name, _ in trial.layers),
+        hooks=trial.hooks,
+        warnings=trial.warnings,
+    )
 
 
-def _pack_reference(info: PackInfo) -> dict[str, str | None]:
-    return {"name": info.name, "distribution": info.distribution, "version": info.version}
-
-
-def _conflicts(packs: Packs) -> list[dict[str, Any]]:
-    return [
-        {"layer": identity, "packs": [_pack_reference(pack.info) for pack in rivals]}
-        for identity, rivals in packs.conflicts.items()
-    ]
-
-
-def _describe_layer(layer: Layer) -> dict[str, Any]:
+def _listed_layer(layer: Layer, info: PackInfo) -> ListedLayer:
     dtypes = [_dtype_text(combination) for kernel in layer.kernels for combination in kernel.dtypes]
-    return {
-        "name": layer.name,
-        "version": layer.version,
-        "signature": layer.signature.schema(layer.short_name),
-        "inputs": [argument.name for argument in layer.signature.inputs],
-        "parameters": [argument.name for argument in layer.signature.params],
-        "attributes": [argument.name for argument in layer.signature.attributes],
-        "dtypes": list(dict.fromkeys(dtypes)),
-        "toolchains": list(dict.fromkeys(_toolchain(kernel.source) for kernel in layer.kernels)),
-    }
+    return ListedLayer(
+        name=layer.name,
+        version=layer.version,
+        signature=layer.signature.schema(layer.short_name),
+        inputs=tuple(argument.name for argument in layer.signature.inputs),
+        parameters=tuple(argument.name for argument in layer.signature.params),
+        attributes=tuple(argument.name for argument in layer.signature.attributes),
+        dtypes=tuple(dict.fromkeys(dtypes)),
+        toolchains=tuple(dict.fromkeys(_toolchain(kernel.source) for kernel in layer.kernels)),
+        pack=PackReference.of(info),
+    )
 
 
 def _dtype_text(combination: object) -> str:
@@ -201,18 +274,11 @@ def _toolchain(source: object) -> str:
     return type(source).__name__.removesuffix("Source").lower()
 
 
-def _rivals(conflict: Mapping[str, Any]) -> str:
-    return " and ".join(
-        f"{pack['name']} ({pack['distribution']} {pack['version']})" if pack["distribution"] else pack["name"]
-        for pack in conflict["packs"]
-    )
-
-
-def _render_notes(report: Mapping[str, Any]) -> None:
-    for conflict in report["conflicts"]:
+def _render_notes(report: PacksReport | LayersReport) -> None:
+    for conflict in report.conflicts:
         say(
-            f"conflict: layer {conflict['layer']} is provided by {_rivals(conflict)}; "
+            f"conflict: layer {conflict.layer} is provided by {conflict.rivals}; "
             "choose with LAYERPORT_DISABLE_PACKS=name or --pack name"
         )
-    for warning in report["warnings"]:
+    for warning in report.warnings:
         say(f"warning: {warning}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from layerport.commands.tables import say
+from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import escaped
 
 STAGES = {
@@ -21,14 +21,12 @@ STAGES = {
     "verify": "comparing with Torch, running the kernels",
 }
 
-Tell = Callable[[str, dict[str, Any] | None], None]
-
 
 @contextmanager
 def shown(*, enabled: bool = True) -> Iterator[Tell]:
     """A function to tell of stages and of TensorRT's progress events; it prints nothing where not enabled."""
     if not enabled:
-        yield lambda stage, event: None
+        yield lambda event: None
     elif sys.stderr.isatty():
         with _live() as tell:
             yield tell
@@ -41,11 +39,11 @@ def shown(*, enabled: bool = True) -> Iterator[Tell]:
 def _plain() -> Iterator[Tell]:
     since = time.monotonic()
 
-    def tell(stage: str, event: dict[str, Any] | None) -> None:
-        if event is None:
-            say(f"[{time.monotonic() - since:5.1f} s] {STAGES[stage]}", file=sys.stderr)
-        elif event["event"] == "note":
-            say(f"note: {event['text']}", file=sys.stderr)
+    def tell(event: ProgressEvent) -> None:
+        if event.kind == "stage":
+            say(f"[{time.monotonic() - since:5.1f} s] {STAGES[event.stage]}", file=sys.stderr)
+        elif event.kind == "note":
+            say(f"note: {event.text}", file=sys.stderr)
 
     yield tell
 
@@ -64,21 +62,21 @@ def _live() -> Iterator[Tell]:
         transient=True,
     )
     task = None
-    totals: dict[str, int] = {}
+    outermost: set[str | None] = set()
 
-    def tell(stage: str, event: dict[str, Any] | None) -> None:
+    def tell(event: ProgressEvent) -> None:
         nonlocal task
-        if event is None:
+        if event.kind == "stage":
             if task is not None:
                 bar.remove_task(task)
-            task = bar.add_task(STAGES[stage], total=None)
-        elif event["event"] == "note":
-            bar.console.print(escaped(f"note: {event['text']}"), markup=False, highlight=False)
-        elif task is not None and event["event"] == "phase" and event["parent"] is None:
-            totals[event["phase"]] = event["steps"]
-            bar.update(task, total=event["steps"], completed=0)
-        elif task is not None and event["event"] == "step" and event["phase"] in totals:
-            bar.update(task, completed=event["step"] + 1)
+            task = bar.add_task(STAGES[event.stage], total=None)
+        elif event.kind == "note":
+            bar.console.print(escaped(f"note: {event.text}"), markup=False, highlight=False)
+        elif task is not None and event.kind == "phase" and event.parent is None:
+            outermost.add(event.phase)
+            bar.update(task, total=event.steps, completed=0)
+        elif task is not None and event.kind == "step" and event.phase in outermost and event.step is not None:
+            bar.update(task, completed=event.step + 1)
 
     with bar:
         yield tell

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import layerport.checks
 from layerport.bundle.bundle import Bundle
+from layerport.bundle.manifest import ClaimEntry, LayerEntry, Manifest
 from layerport.commands.tables import print_table, say
+from layerport.system.records import plain
 
 if TYPE_CHECKING:
     from layerport.building import BuildReport
     from layerport.checks.kernel_checks import KernelCheck
     from layerport.checks.verification import Verification
+    from layerport.front.lookalikes import Lookalike
 
 
-def counts(layers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """Per layer, how many nodes were realised in which way."""
-    result: dict[str, dict[str, int]] = {}
-    for one in layers:
-        per_layer = result.setdefault(one["layer"], {})
-        per_layer[one["realised"]] = per_layer.get(one["realised"], 0) + 1
-    return result
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a bundle: its manifest, every file of which was checked."""
+
+    bundle: str
+    manifest: Manifest
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as a program reads it, with the bundle's path and what became of each layer before it."""
+        counts: dict[str, dict[str, int]] = {}
+        for one in self.manifest["layers"]:
+            per_layer = counts.setdefault(one["layer"], {})
+            per_layer[one["realised"]] = per_layer.get(one["realised"], 0) + 1
+        return {"bundle": self.bundle, "counts": counts, **self.manifest}
 
 
 def print_build(report: BuildReport) -> None:
@@ -40,9 +51,10 @@ def print_build(report: BuildReport) -> None:
 def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
     """The target, what became of each layer and why, and the claims that did not hold."""
     say(f"target {report.target} ({report.target_reason})", file=file)
-    _print_layers(report.layers, _kernel_answers(report), file=file)
-    _print_evidence(report.claims, file=file)
-    _print_refused(report.claims, file=file)
+    _print_layers(plain(report.layers), _kernel_answers(report), file=file)
+    claims: list[ClaimEntry] = plain(report.claims)
+    _print_evidence(claims, file=file)
+    _print_refused(claims, file=file)
     print_lookalikes(report.lookalikes, file=file)
     for warning in report.warnings:
         say(f"note: {warning}", file=file)
@@ -98,30 +110,34 @@ def _print_kernels(checks: Sequence[KernelCheck]) -> None:
             say(f"kernel {one.kernel or '(none)'} of {one.layer}, {nodes}: {one}")
 
 
-def inspect_bundle(path: str | Path) -> dict[str, Any]:
+def inspect_bundle(path: str | Path) -> Inspection:
     """What is in a bundle, every file checked against the manifest."""
     bundle = Bundle.open(path)
     for name in bundle.manifest["files"]:
         bundle.file(name)
-    return {"bundle": str(path), "counts": counts(bundle.manifest["layers"]), **bundle.manifest}
+    return Inspection(str(path), bundle.manifest)
 
 
-def print_inspection(summary: Mapping[str, Any]) -> None:
+def print_inspection(inspection: Inspection) -> None:
     """An `inspect_bundle`, as tables."""
-    say(f"{summary['bundle']}, written by layerport {summary['layerport']}")
-    for kind in ("inputs", "outputs"):
-        for port in summary[kind]:
+    summary = inspection.manifest
+    say(f"{inspection.bundle}, written by layerport {summary['layerport']}")
+    for kind, ports in (("input", summary["inputs"]), ("output", summary["outputs"])):
+        for port in ports:
             dims = ("?" if dim is None else str(dim) for dim in port["dims"])
-            say(f"{kind[:-1]} {port['name']}: {port['dtype']}[{', '.join(dims)}]")
+            say(f"{kind} {port['name']}: {port['dtype']}[{', '.join(dims)}]")
     for dim in summary["dims"]:
         say(f"dim {dim['name']}: {dim['min']}..{dim['opt']}..{dim['max'] or 'any'}")
-    for one in summary.get("conditions", ()):
-        say(f"only where {one['condition']}, for {one['layer'] or 'the model'}; a session checks it")
+    for condition in summary.get("conditions", ()):
+        say(f"only where {condition['condition']}, for {condition['layer'] or 'the model'}; a session checks it")
     _print_layers(summary["layers"])
     _print_evidence(summary["claims"])
     _print_refused(summary["claims"])
-    for one in summary["targets"]:
-        say(f"engine for {one['target']}: {one['file']}, {one['plugins']} plugins, TensorRT {one['tensorrt']}")
+    for engine in summary["targets"]:
+        say(
+            f"engine for {engine['target']}: {engine['file']}, {engine['plugins']} plugins, "
+            f"TensorRT {engine['tensorrt']}"
+        )
     if not summary["targets"]:
         say("no engine: the bundle is portable")
     print_table(
@@ -131,7 +147,7 @@ def print_inspection(summary: Mapping[str, Any]) -> None:
 
 
 def _print_layers(
-    layers: list[dict[str, Any]], kernels: Mapping[str, str] | None = None, *, file: TextIO | None = None
+    layers: Sequence[LayerEntry], kernels: Mapping[str, str] | None = None, *, file: TextIO | None = None
 ) -> None:
     groups: dict[tuple[str, ...], int] = {}
     for one in layers:
@@ -153,7 +169,7 @@ def _print_layers(
         say(f"kernel left out of {layer}: {reason}", file=file)
 
 
-def _print_evidence(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
+def _print_evidence(claims: Sequence[ClaimEntry], *, file: TextIO | None = None) -> None:
     held = [one["evidence"] for one in claims if one["status"] == "claimed"]
     if held:
         probed = sum(any(probe["proves_nothing"] is None for probe in one["probes"]) for one in held)
@@ -161,18 +177,16 @@ def _print_evidence(claims: list[dict[str, Any]], *, file: TextIO | None = None)
         say(line, file=file)
 
 
-def print_lookalikes(lookalikes: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
+def print_lookalikes(lookalikes: Sequence[Lookalike], *, file: TextIO | None = None) -> None:
     """What looks like a layer and no pack answers for, a line for each class."""
     for one in lookalikes[:10]:
-        what = (
-            f"{one['class']} ({one['count']} at {one['module'] or '(root)'}{' and so on' if one['count'] > 1 else ''})"
-        )
-        say(f"looks like {one['layer']} and is not claimed: {what}: {one['reason']}", file=file)
+        what = f"{one.module_class} ({one.count} at {one.module or '(root)'}{' and so on' if one.count > 1 else ''})"
+        say(f"looks like {one.layer} and is not claimed: {what}: {one.reason}", file=file)
     if len(lookalikes) > 10:
         say(f"{len(lookalikes) - 10} more classes look like a layer; `--json` lists them", file=file)
 
 
-def _print_refused(claims: list[dict[str, Any]], *, file: TextIO | None = None) -> None:
+def _print_refused(claims: Sequence[ClaimEntry], *, file: TextIO | None = None) -> None:
     left = [one for one in claims if one["status"] != "claimed"]
     for one in left[:20]:
         line = f"left as it is: {one['module'] or '(root)'} ({one['class']}): {one['status']}: {one['reason']}"

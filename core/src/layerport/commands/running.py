@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,14 +14,40 @@ from layerport.commands.tables import print_table, say
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.session.session import Session
+from layerport.system.records import Record
 
 # NumPy's file format has no such types; their bytes travel as unsigned integers of the same size.
 _CARRIERS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
+@dataclass(frozen=True)
+class OutputSummary(Record):
+    """An output in figures, None where it has no finite one; file: where it was written, if it was."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    min: float | None
+    max: float | None
+    mean: float | None
+    file: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as a program reads it; without a file where none was written."""
+        return {name: value for name, value in super().to_json().items() if name != "file" or value is not None}
+
+
+@dataclass(frozen=True)
+class RunResult(Record):
+    """What ran and why that, what it does not show, and each output by name."""
+
+    device: str
+    note: str | None
+    outputs: Mapping[str, OutputSummary]
+
+
 def run_bundle(
     bundle: str, inputs: Sequence[str], out: str | None, *, device: str = "auto", force: bool = False
-) -> dict[str, Any]:
+) -> RunResult:
     """Run and, with `out`, write each output as NAME.npy; the report says shape, dtype, range and file of each.
 
     inputs: NAME=FILE.npy; none at all takes the bundle's samples.  Nothing runs unless every output can be a file, and
@@ -37,26 +64,25 @@ def run_bundle(
     report = {name: _summary(array) for name, array in outputs.items()}
     if folder is not None:
         paths = folder.write({files[name]: _saving(array) for name, array in outputs.items()})
-        for name, one in report.items():
-            one["file"] = str(paths[files[name]])
-    return {"device": session.why, "note": session.precision_note, "outputs": report}
+        report = {name: replace(one, file=str(paths[files[name]])) for name, one in report.items()}
+    return RunResult(session.why, session.precision_note, report)
 
 
-def print_result(result: Mapping[str, Any]) -> None:
+def print_result(result: RunResult) -> None:
     """Print a `run_bundle`."""
     print_table(
         ["output", "type", "min", "max", "mean", "file"],
         [
             [
                 name,
-                f"{one['dtype']}{one['shape']}",
-                *("" if one[figure] is None else f"{one[figure]:.6g}" for figure in ("min", "max", "mean")),
-                one.get("file", "not written"),
+                f"{one.dtype}{list(one.shape)}",
+                *("" if figure is None else f"{figure:.6g}" for figure in (one.min, one.max, one.mean)),
+                one.file or "not written",
             ]
-            for name, one in result["outputs"].items()
+            for name, one in result.outputs.items()
         ],
     )
-    say(result["device"])
+    say(result.device)
 
 
 def _read(inputs: Sequence[str], dtypes: Mapping[str, str]) -> dict[str, Any]:
@@ -103,13 +129,10 @@ def finite(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _summary(array: Any) -> dict[str, Any]:
+def _summary(array: Any) -> OutputSummary:
     import numpy as np
 
     values = array.astype(np.float64)
     figures = {"min": values.min(), "max": values.max(), "mean": values.mean()} if array.size else {}
-    return {
-        "dtype": array.dtype.name,
-        "shape": list(array.shape),
-        **{name: finite(figures.get(name)) for name in ("min", "max", "mean")},
-    }
+    least, greatest, mean = (finite(figures.get(name)) for name in ("min", "max", "mean"))
+    return OutputSummary(array.dtype.name, array.shape, least, greatest, mean)

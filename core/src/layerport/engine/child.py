@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import BuildError
 from layerport.system.interrupts import put_off
 from layerport.system.processes import Program
@@ -44,7 +45,7 @@ class BuildProcess:
         """The worker's process id."""
         return self._process.pid
 
-    def build(self, request: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def build(self, request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         """Build one plan; see `worker.build_plan`.  Raises BuildError for a failure and for a worker that died."""
         self._send({"command": "build", **request})
         with put_off():  # raised inside a finaliser, an interrupt would be lost
@@ -56,11 +57,13 @@ class BuildProcess:
                 event = json.loads(line)
             except ValueError:  # the half line of a worker that died while it wrote
                 continue
-            if event["event"] == "result":
+            kind = event.pop("event")
+            if kind == "result":
                 return dict(event)
-            if event["event"] == "failure":
+            if kind == "failure":
                 raise BuildError(event["fault"], event["repair"], faults=event["faults"])
-            on_event(event)
+            if kind == "progress":
+                tell(ProgressEvent(**event))
         raise self._died()
 
     def _send(self, message: Mapping[str, Any]) -> None:

@@ -10,11 +10,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import BuildError
 
 if TYPE_CHECKING:
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from layerport.engine.plan_fields import PlanFields
     from layerport.engine.plan_files import WrittenPlan
 
-Emit = Callable[[dict[str, Any]], None]
 _PROGRESS_SECONDS = 0.05
 # A stream comes in pieces of 64 MiB, each of which is there twice: for a small plan that is more than the plan itself.
 _STREAMED_BYTES = 128 << 20
 
 
-def build_plan(request: Mapping[str, Any], emit: Emit = lambda event: None) -> dict[str, Any]:
+def build_plan(request: Mapping[str, Any], emit: Tell = lambda event: None) -> dict[str, Any]:
     """Build one plan from files and write it.
 
     request: model, plugins, plan (paths), flavour, architectures, profile (input -> min, opt, max shapes), options
@@ -82,7 +82,7 @@ class _Job:
     request: Mapping[str, Any]
     plugins: PluginSet
     options: EngineOptions
-    emit: Emit
+    emit: Tell
     faults: list[str] = field(default_factory=list)
 
     def build(self, *, all_keep: bool) -> WrittenPlan | None:
@@ -177,7 +177,7 @@ def _failure(what: str, reasons: list[str], creators: list[Any], logger: Any) ->
     return error
 
 
-def _logger(trt: Any, emit: Emit) -> Any:
+def _logger(trt: Any, emit: Tell) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -187,14 +187,14 @@ def _logger(trt: Any, emit: Emit) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(message)
-                emit({"event": "log", "level": "error", "message": message})
+                emit(ProgressEvent("engine", "log", message))
             elif severity == trt.ILogger.WARNING and not message.endswith("has Int64 binding."):
                 self.warnings.append(message)
 
     return Logger()
 
 
-def _monitor(trt: Any, emit: Emit) -> Any:
+def _monitor(trt: Any, emit: Tell) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -203,16 +203,16 @@ def _monitor(trt: Any, emit: Emit) -> Any:
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self._steps[phase] = steps
-            emit({"event": "phase", "phase": phase, "parent": parent, "steps": steps})
+            emit(ProgressEvent("engine", "phase", phase=phase, parent=parent, steps=steps))
 
         def phase_finish(self, phase: str) -> None:
-            emit({"event": "finish", "phase": phase})
+            emit(ProgressEvent("engine", "finish", phase=phase))
 
         def step_complete(self, phase: str, step: int) -> bool:
             now = time.monotonic()
             if now - self._last >= _PROGRESS_SECONDS:
                 self._last = now
-                emit({"event": "step", "phase": phase, "step": step, "steps": self._steps.get(phase)})
+                emit(ProgressEvent("engine", "step", phase=phase, step=step, steps=self._steps.get(phase)))
             return True
 
     return Monitor()
@@ -223,8 +223,11 @@ def main() -> int:
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def emit(event: dict[str, Any]) -> None:
-        channel.write(json.dumps(event) + "\n")
+    def answer(**line: Any) -> None:
+        channel.write(json.dumps(line) + "\n")
+
+    def emit(event: ProgressEvent) -> None:
+        answer(event="progress", **event.to_json())
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -235,18 +238,16 @@ def main() -> int:
                 from layerport.engine import flavours, plugin  # noqa: F401
 
                 flavours.load(request["flavour"])
-                emit({"event": "ready"})
+                answer(event="ready")
             else:
-                emit({"event": "result", **build_plan(request, emit)})
+                answer(event="result", **build_plan(request, emit))
         except BaseException as error:  # reported to the parent, which raises it there
             fault = getattr(error, "fault", f"{type(error).__name__}: {error}")
-            emit(
-                {
-                    "event": "failure",
-                    "fault": fault,
-                    "repair": getattr(error, "repair", None),
-                    "faults": list(getattr(error, "faults", ())),
-                }
+            answer(
+                event="failure",
+                fault=fault,
+                repair=getattr(error, "repair", None),
+                faults=list(getattr(error, "faults", ())),
             )
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 return 4

@@ -11,6 +11,7 @@ from typing import Any
 
 from layerport.layers.layer import BoundLayer
 from layerport.packs.records import Rewrite
+from layerport.system.records import Record
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Record):
     """One trial beside the example inputs: made-up floating-point inputs of one magnitude.
 
     error: the largest relative error of the candidates that agree, None where the trial proves nothing.
@@ -45,15 +46,65 @@ class Probe:
     nothing: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The trial as a report shows it."""
+        """The trial as a program reads it."""
         return {"magnitude": self.magnitude, "max_relative_error": self.error, "proves_nothing": self.nothing}
+
+
+@dataclass(frozen=True)
+class EvidenceRecord(Record):
+    """What a claim rests on.
+
+    calls: how often the example inputs run the module.  telling_calls: how many of these calls prove anything.
+    probes: the trials at other magnitudes.  probed_at: the path of the module whose trials stand for this one's.
+    summary: the same in a few words.
+    """
+
+    kind: str
+    calls: int
+    telling_calls: int
+    probes: tuple[Probe, ...]
+    probed_at: str | None
+    summary: str
+
+
+@dataclass(frozen=True)
+class CandidateRecord(Record):
+    """One answer of one pack for a module: how far it was from the module, and why it missed."""
+
+    layers: tuple[str, ...]
+    pack: str
+    max_relative_error: float | None
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class ClaimRecord(Record):
+    """What became of one module that packs answered for, as reports and manifests say it.
+
+    status: "claimed", "refused", "ambiguous", "conflict", "not reached" or "inside another claim"; reason: why.
+    layers, pack, max_relative_error: of the candidate that was chosen; of none where none was.
+    """
+
+    module: str
+    module_class: str
+    status: str
+    reason: str
+    layers: tuple[str, ...]
+    pack: str | None
+    max_relative_error: float | None
+    evidence: EvidenceRecord
+    candidates: tuple[CandidateRecord, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The claim as a program reads it."""
+        return {name.removeprefix("module_"): value for name, value in super().to_json().items()}
 
 
 @dataclass
 class Claim:
-    """What became of one module that packs answered for.
+    """The same while it is proven.
 
-    status: "claimed", "refused", "ambiguous", "conflict", "not reached" or "inside another claim".
+    status: as in `ClaimRecord`.
     errors: per candidate its largest relative error against the module, and why it missed.
     calls: how often the example inputs run the module.  telling: how many of these calls prove anything.
     nothing: why the others prove nothing.  module_fault: why the module can be no layer.
@@ -100,31 +151,19 @@ class Claim:
         error = self.errors.get(candidate.number)
         return error if error is not None and math.isfinite(error) else None
 
-    def to_json(self) -> dict[str, Any]:
-        """The claim as a report shows it."""
-        return {
-            "module": self.path,
-            "class": self.module_class,
-            "status": self.status,
-            "reason": self.reason,
-            "layers": list(self.chosen.layers) if self.chosen else [],
-            "pack": self.chosen.pack if self.chosen else None,
-            "max_relative_error": self._error(self.chosen) if self.chosen else None,
-            "evidence": {
-                "kind": "examples",
-                "calls": self.calls,
-                "telling_calls": self.telling,
-                "probes": [probe.to_json() for probe in self.probes],
-                "probed_at": self.probed_at,
-                "summary": self.evidence,
-            },
-            "candidates": [
-                {
-                    "layers": list(candidate.layers),
-                    "pack": candidate.pack,
-                    "max_relative_error": self._error(candidate),
-                    "fault": self.faults.get(candidate.number),
-                }
-                for candidate in self.candidates
-            ],
-        }
+    def record(self) -> ClaimRecord:
+        """What is known by now, without the candidates themselves."""
+        return ClaimRecord(
+            module=self.path,
+            module_class=self.module_class,
+            status=self.status,
+            reason=self.reason,
+            layers=self.chosen.layers if self.chosen else (),
+            pack=self.chosen.pack if self.chosen else None,
+            max_relative_error=self._error(self.chosen) if self.chosen else None,
+            evidence=EvidenceRecord("examples", self.calls, self.telling, self.probes, self.probed_at, self.evidence),
+            candidates=tuple(
+                CandidateRecord(one.layers, one.pack, self._error(one), self.faults.get(one.number))
+                for one in self.candidates
+            ),
+        )

@@ -19,6 +19,7 @@ import torch
 from layerport.layers.layer import Layer
 from layerport.packs.host import Packs
 from layerport.parameters.signature import Kind
+from layerport.system.records import Record
 
 _OPERATORS = {"*": "mul", "+": "add", "-": "sub", "/": "div", "@": "matmul"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -27,7 +28,7 @@ _SHORTEST = 5
 
 
 @dataclass(frozen=True)
-class Lookalike:
+class Lookalike(Record):
     """The modules of one class that look like a layer and are not claimed.
 
     module: the path of the first.  count: how many there are.  reason: what is known of why.
@@ -40,14 +41,8 @@ class Lookalike:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as a report shows it."""
-        return {
-            "module": self.module,
-            "class": self.module_class,
-            "count": self.count,
-            "layer": self.layer,
-            "reason": self.reason,
-        }
+        """The entry as a program reads it."""
+        return {name.removeprefix("module_"): value for name, value in super().to_json().items()}
 
 
 def find_lookalikes(

@@ -17,10 +17,13 @@ from layerport.bundle.plugin_spec import to_bytes
 from layerport.errors import UsageError
 from layerport.front import onnx_files
 from layerport.front.bodies import Bodies
+from layerport.front.claim_records import ClaimRecord
 from layerport.front.claims import claim_layers
 from layerport.front.export import ExportedModel, export_model
 from layerport.front.export_errors import UnknownOperatorError
+from layerport.front.layer_records import LayerRecord
 from layerport.front.leaves import refuse_caches, with_plain_outputs
+from layerport.front.lookalikes import Lookalike
 from layerport.front.nodes import LayerNode, layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
@@ -31,6 +34,7 @@ from layerport.kernels.declaration import Kernel
 from layerport.kernels.sources import source_digest
 from layerport.packs.host import DroppedPack, Packs
 from layerport.sizes.dims import DimRange, apply_ranges, port_json, require_limits
+from layerport.system.records import plain
 from layerport.targets import Target
 
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "nvidia-cuda-nvrtc")
@@ -58,9 +62,9 @@ class Prepared:
 
     manifest: dict[str, Any]
     profile: dict[str, list[list[int]]]
-    layers: list[dict[str, Any]]
-    claims: list[dict[str, Any]]
-    lookalikes: list[dict[str, Any]]
+    layers: tuple[LayerRecord, ...]
+    claims: tuple[ClaimRecord, ...]
+    lookalikes: tuple[Lookalike, ...]
     warnings: list[str]
     digests: dict[str, str]
 
@@ -70,8 +74,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
 
     start: told of each stage.  Raises UsageError, PackError and BuildError.
     """
-    claims: list[dict[str, Any]] = []
-    lookalikes: list[dict[str, Any]] = []
+    claims: tuple[ClaimRecord, ...] = ()
+    lookalikes: tuple[Lookalike, ...] = ()
     warnings: list[str] = []
     outputs: Any = None
     dropped: tuple[DroppedPack, ...] = ()
@@ -95,8 +99,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
             claimed = claim_layers(source, packs, required=wishes.claim, refused=wishes.no_claim, strict=wishes.strict)
             model = claimed.model
             outputs = with_plain_outputs(model, claimed.outputs)
-            claims = [one.to_json() for one in claimed.claims]
-            lookalikes = [one.to_json() for one in claimed.lookalikes]
+            claims = tuple(one.record() for one in claimed.claims)
+            lookalikes = claimed.lookalikes
             dropped = claimed.dropped
             warnings += [one.warning for one in dropped]
         start("export")
@@ -127,7 +131,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     start("compile")
     realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.decompose)
     digests = _source_digests(realisations)
-    layers = [_layer_entry(one, packs, digests) for one in realisations]
+    layers = tuple(_layer_record(one, packs, digests) for one in realisations)
     start("write")
     reference, written = _samples(source, exported, dims, outputs, folder, wishes)
     written |= write_portable(exported.model, folder)
@@ -137,11 +141,11 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "layerport": metadata.version("layerport"),
         "inputs": [port_json(port) for port in exported.inputs],
         "outputs": [port_json(port) for port in exported.outputs],
-        "dims": [dim.to_json() for dim in dims.values()],
-        "conditions": [one.to_json() for one in checked.conditions],
+        "dims": plain(tuple(dims.values())),
+        "conditions": plain(checked.conditions),
         "conditions_dropped": checked.notes,
-        "layers": layers,
-        "claims": claims,
+        "layers": plain(layers),
+        "claims": plain(claims),
         "samples": reference,
         "targets": [],
         "tools": {name: version for name in TOOLS if (version := _version(name))},
@@ -226,27 +230,26 @@ def _source_digests(realisations: Iterable[Realisation]) -> dict[Kernel, str | N
     return {kernel: source_digest(kernel) for kernel in held}
 
 
-def _layer_entry(one: Realisation, packs: Packs, digests: Mapping[Kernel, str | None]) -> dict[str, Any]:
-    info = packs.owner(one.node.layer).info
-    return {
-        "node": one.node.name,
-        "layer": one.node.layer.name,
-        "version": one.node.layer.version,
-        "module": one.node.module,
-        "pack": info.name,
-        "distribution": info.distribution,
-        "pack_version": info.version,
-        "parameters": one.node.bound.parameters.digest,
-        "realised": one.realised,
-        "reason": one.reason,
-        "plugin": one.spec.key if one.spec else None,
-        "plugin_class": one.spec.plugin_class if one.spec else None,
-        "kernels": list(dict.fromkeys(kernel.name for kernel in one.spec.kernels)) if one.spec else [],
-        "kernel_sources": {kernel.name: digests[kernel] for kernel in one.node.layer.kernels if kernel in digests}
-        if one.spec
-        else {},
-        "kernels_left_out": list(one.left_out),
-    }
+def _layer_record(one: Realisation, packs: Packs, digests: Mapping[Kernel, str | None]) -> LayerRecord:
+    layer, spec = one.node.layer, one.spec
+    info = packs.owner(layer).info
+    return LayerRecord(
+        node=one.node.name,
+        layer=layer.name,
+        version=layer.version,
+        module=one.node.module,
+        pack=info.name,
+        distribution=info.distribution,
+        pack_version=info.version,
+        parameters=one.node.bound.parameters.digest,
+        realised=one.realised,
+        reason=one.reason,
+        plugin=spec.key if spec else None,
+        plugin_class=spec.plugin_class if spec else None,
+        kernels=tuple(dict.fromkeys(kernel.name for kernel in spec.kernels)) if spec else (),
+        kernel_sources={kernel.name: digests[kernel] for kernel in layer.kernels if kernel in digests} if spec else {},
+        kernels_left_out=one.left_out,
+    )
 
 
 def _version(name: str) -> str | None:

@@ -50,6 +50,10 @@ class Step(NamedTuple):
     by: str
     path: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """The step as a program reads it."""
+        return {**self._asdict(), "shape": list(self.shape)}
+
 
 class Converted(NamedTuple):
     """An array in the standard form, and the steps that led to it."""
