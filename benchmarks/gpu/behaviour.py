@@ -128,8 +128,8 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
         from layerport.layers.cuda_operator import CudaOperator
 
         inputs = one.tensors(seed=7, device="cuda")
-        assert layer._cuda is not None
-        fresh = CudaOperator(layer, refuse, layer._cuda._environment)
+        assert layer._torch.cuda is not None
+        fresh = CudaOperator(layer, refuse, layer._torch.cuda._environment)
         try:
             with torch.inference_mode(), torch.cuda.graph(torch.cuda.CUDAGraph()):
                 fresh(*one.arguments(inputs))

@@ -188,11 +188,11 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
     index = torch.cuda.current_device()
     library = torch.library.Library("layerport_bench", "FRAGMENT")
     spec = plugin_spec(layer, Target("tensorrt", (architecture,)), *arguments)
-    assert layer._cuda is not None and spec is not None
-    layer._cuda._plans.clear()
+    assert layer._torch.cuda is not None and spec is not None
+    layer._torch.cuda._plans.clear()
     with torch.inference_mode():
         output = layer(*arguments)
-        (plan,) = layer._cuda._plans.values()
+        (plan,) = layer._torch.cuda._plans.values()
         if plan is None:
             raise RuntimeError(f"no kernel takes {one.id}, the smallest case")
         launch, stream = plan._launch, torch.cuda.current_stream().cuda_stream

@@ -149,10 +149,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, cuda: HostCuda) -> Iterator[HostCu
 def layer(stand_in: HostCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A layer whose CUDA implementation Torch calls for CPU tensors, which are "cuda" here."""
     made = scaled("whole_run")
-    assert made._cuda is not None
-    monkeypatch.setattr(made._cuda, "_environment", lambda: stand_in)
+    assert made._torch.cuda is not None
+    monkeypatch.setattr(made._torch.cuda, "_environment", lambda: stand_in)
     library = torch.library.Library(made.namespace, "FRAGMENT")
-    library.impl(made.short_name, made._cuda, "CPU")
+    library.impl(made.short_name, made._torch.cuda, "CPU")
     yield made
     library._destroy()
 

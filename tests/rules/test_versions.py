@@ -9,6 +9,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from layerport.foreign.tested import NEWEST
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,6 +39,12 @@ def test_the_distributions_and_the_changelog_have_one_version() -> None:
     assert newest is not None and newest[1] == core
     (needed,) = (one for one in requirements("builtin_layers") if one.name == "layerport")
     assert needed.specifier.contains(core)
+
+
+def test_the_newest_versions_that_are_tested_are_those_of_the_constraints() -> None:
+    pinned = pins("constraints.txt")
+    for library, newest in NEWEST.items():
+        assert pinned[library].release[:2] == Version(newest).release, library
 
 
 def test_the_oldest_constraints_are_the_floors() -> None:

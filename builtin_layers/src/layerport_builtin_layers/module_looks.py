@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def held(module: torch.nn.Module, name: str) -> Any:
     """What a module or its class holds by this name, None where nothing does.
 
-    Properties and `__getattr__` are not run: libraries warn there of names that they give up.
+    Properties and a `__getattr__` of its own are not run: libraries warn there of names that they give up.
     """
-    for place in (vars(module), module._parameters, module._buffers, module._modules):
-        if name in place:
-            return place[name]
+    if name in vars(module):
+        return vars(module)[name]
+    try:
+        return torch.nn.Module.__getattr__(module, name)  # its parameters, buffers and modules
+    except AttributeError:
+        pass
     value = inspect.getattr_static(type(module), name, None)
     if isinstance(value, staticmethod):
         return value.__func__

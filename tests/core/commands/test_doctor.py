@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from layerport.commands import doctor
+from hidden_names import hide
+from layerport.commands import doctor, doctor_probe
 from layerport.commands.doctor import DoctorReport, doctor_report, render_doctor, run_probe
 from layerport.commands.tables import plain_table, print_table
+from layerport.foreign import tested
 from packs.installer import Site
 
 WORKING = {
@@ -35,6 +37,27 @@ def report(
     requirements = ["torch>=2.10", "tensorrt>=11; extra == 'tensorrt'", "onnx>=1.18"]
     monkeypatch.setattr(metadata, "requires", lambda name: requirements)
     return doctor_report(environ={})
+
+
+def test_a_library_newer_than_the_tested_ones_is_a_note_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report(monkeypatch, {}).warnings == ()
+    versions = {"torch": "2.14.0+cpu", "triton": "4.0.0"}
+    monkeypatch.setattr(tested.metadata, "version", versions.__getitem__)
+    lacking = {"missing": ["it has no torch._C._any_requires_grad (a call): each argument is asked, in Python"]}
+    answer = report(monkeypatch, {"torch names": lacking, "triton names": {"missing": []}})
+    assert answer.warnings == (
+        f"torch 2.14.0+cpu is newer than the tested {tested.NEWEST['torch']}: {lacking['missing'][0]}",
+        f"triton 4.0.0 is newer than the tested {tested.NEWEST['triton']}: every private name that is used is there",
+    )
+    assert finding(answer, "Torch")["found"] and finding(answer, "Torch")["problem"] is None
+
+
+def test_private_names_are_looked_up_where_a_library_is_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not [name for name in doctor_probe.probe() if name.endswith(" names")]
+    monkeypatch.setattr(doctor_probe, "newer_than_tested", {"torch": "2.14.0", "triton": None}.get)
+    hide(monkeypatch, ["torch._C._any_requires_grad"])
+    (said,) = doctor_probe.probe()["torch names"]["missing"]
+    assert said.startswith("it has no torch._C._any_requires_grad (the Autograd implementation of a layer's")
 
 
 def finding(answer: DoctorReport, what: str) -> dict[str, Any]:

@@ -257,7 +257,7 @@ def test_an_edited_kernel_source_or_header_is_read_anew(tmp_path: Path) -> None:
     layer = import_file(tmp_path / "pack.py").scaled
 
     def cubin() -> str:
-        built = layer._cuda.compile("sm_89", torch.empty(1, device="meta"))
+        built = layer._torch.cuda.compile("sm_89", torch.empty(1, device="meta"))
         return str(built.cubin.digest)
 
     digests = [cubin()]

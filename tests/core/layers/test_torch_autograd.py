@@ -110,7 +110,7 @@ def test_parameters_that_a_backward_cannot_have() -> None:
         "it does not take grad_place",
     )
     assert caught.value.repair == "it may take x, low, high, place, and takes grad_low, grad_high, grad_place"
-    assert parts._backward is not None and parts._backward.function is parts_backward
+    assert (written := parts._torch.backward) is not None and written.function is parts_backward
 
 
 @pytest.mark.parametrize(

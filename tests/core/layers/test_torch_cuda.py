@@ -113,7 +113,7 @@ def test_views_are_copied_where_the_kernel_needs_dense_memory(cuda: HostCuda) ->
 @pytest.mark.parametrize("rows", [2, 4], ids=["the reference", "the kernel"])
 def test_outputs_have_the_strides_that_a_compiler_was_told(rows: int, cuda: HostCuda) -> None:
     layer = scaled(f"strides_{rows}")
-    run = operator(layer, cuda, layer._cuda._fallback)  # type: ignore[union-attr]
+    run = operator(layer, cuda, layer._torch.cuda._fallback)  # type: ignore[union-attr]
     weight = cuda.know(torch.ones(rows))
     for x in (torch.randn(rows, 5).t(), torch.randn(1, rows).expand(6, rows), torch.randn(rows, 4, 3).permute(1, 2, 0)):
         told = layer(x.to("meta"), weight.to("meta"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import layerport.engine
+import layerport.foreign
 import layerport.front
 from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.commands.tables import print_table, say
@@ -226,7 +227,8 @@ def _torch_sides(source: str, seconds: float) -> Iterator[Side]:
         yield from (Side(name, missing=f"source {source} is no Torch module") for name in TORCH_SIDES)
         return
     model = made.model.cuda().eval()
-    args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cuda, (made.args, dict(made.kwargs)))
+    tree_map = layerport.foreign.torch_private.pytree.tree_map_only
+    args, kwargs = tree_map(torch.Tensor, torch.Tensor.cuda, (made.args, dict(made.kwargs)))
 
     def calling(function: Any) -> Call:
         def call() -> None:

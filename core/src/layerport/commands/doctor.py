@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any
 
 from layerport.commands.tables import print_table, say
+from layerport.foreign.tested import NEWEST, newer_than_tested
 from layerport.packs.discovery import disable_faults, discover
 from layerport.packs.metadata import canonical
 from layerport.system import processes
@@ -85,7 +86,7 @@ def doctor_report(*, environ: Mapping[str, str] | None = None) -> DoctorReport:
         python=sys.version.split()[0],
         findings=tuple(findings),
         abilities=_abilities({finding.what: finding for finding in findings}),
-        warnings=tuple(disable_faults(infos, environ)),
+        warnings=(*disable_faults(infos, environ), *_newer(probe)),
     )
 
 
@@ -141,6 +142,18 @@ def _libraries() -> list[Finding]:
         ("Triton", ("triton", "triton-windows"), "layers with Triton kernels", "pip install triton"),
     ]
     return [_library(*row) for row in rows]
+
+
+def _newer(probe: Mapping[str, Any]) -> list[str]:
+    """What to know of libraries newer than those that the tests have run with."""
+    notes = []
+    for library, newest in NEWEST.items():
+        if (version := newer_than_tested(library)) is None:
+            continue
+        lacks = probe.get(f"{library} names", {})
+        said = lacks.get("error") or "; ".join(lacks.get("missing", ())) or "every private name that is used is there"
+        notes.append(f"{library} {version} is newer than the tested {newest}: {said}")
+    return notes
 
 
 def _library(what: str, distributions: tuple[str, ...], enables: str, install: str) -> Finding:

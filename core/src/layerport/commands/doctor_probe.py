@@ -12,7 +12,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from layerport.foreign.tested import NEWEST, newer_than_tested
 
 # CUdevice_attribute in cuda.h
 _MAJOR, _MINOR = 75, 76
@@ -26,6 +29,7 @@ def probe() -> dict[str, Any]:
         "headers": _guarded(_headers),
         "tensorrt_rtx": _guarded(lambda: _version_of("tensorrt_rtx")),
         "tensorrt": _guarded(lambda: _version_of("tensorrt")),
+        **{f"{library} names": _guarded(partial(_names, library)) for library in NEWEST if newer_than_tested(library)},
     }
 
 
@@ -75,6 +79,12 @@ def _headers() -> dict[str, Any]:
     if folder is None or not os.path.isfile(os.path.join(folder, "cuda_fp16.h")):
         return {"error": "cuda_fp16.h is not found"}
     return {"folder": folder}
+
+
+def _names(library: str) -> dict[str, Any]:
+    """The private names that a library newer than the tested ones lacks, with what is done instead."""
+    names = importlib.import_module(f"layerport.foreign.{library}_private")
+    return {"missing": [f"it has no {name.path} ({name.use}): {name.gone}" for name in names.missing()]}
 
 
 def _version_of(module: str) -> dict[str, Any]:

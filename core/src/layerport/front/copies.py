@@ -6,9 +6,10 @@ import copy
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from layerport.errors import UsageError
+from layerport.foreign import torch_private
+from layerport.foreign.torch_private import pytree
 
 _PLAIN = frozenset({torch.Tensor, bool, int, float, str, type(None)})
 
@@ -73,8 +74,8 @@ def _are_plain(leaves: list[Any]) -> bool:
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if any(tensor.layout is not torch.strided or tensor.requires_grad for tensor in tensors):
         return False
-    storages = {tensor.untyped_storage()._cdata for tensor in tensors}
-    return len(storages) == len(tensors) and all(tensor.is_contiguous() for tensor in tensors)
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return len(set(map(id, storages))) == len(tensors) and all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _is_a_small_part(tensor: torch.Tensor) -> bool:
@@ -84,6 +85,7 @@ def _is_a_small_part(tensor: torch.Tensor) -> bool:
 def replace_everywhere(model: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> None:
     """Put `new` at every path of the model where `old` stands, so that a module used twice stays one module."""
     for parent in model.modules():
-        for name, child in parent._modules.items():
+        children = torch_private.children(parent)
+        for name, child in children.items():
             if child is old:
-                parent._modules[name] = new
+                children[name] = new

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
+from layerport.foreign import torch_private
+from layerport.foreign.torch_private import pytree
 from layerport.front.sources import Source
 from layerport.sizes.dims import DimRange
 
@@ -32,12 +33,12 @@ def read_dims(source: Source, program: torch.export.ExportedProgram) -> dict[str
     strings: dict[str, DimRange] = {}
     sizes = list(_sizes_of_inputs(program))
     # A size such as 2*n comes after the plain ones, because n may be one of them.
-    for node, place, axis, size in sorted(sizes, key=lambda one: not one[3].node.expr.is_symbol):
-        for symbol in sorted(size.node.expr.free_symbols, key=str):
+    for node, place, axis, size in sorted(sizes, key=lambda one: not torch_private.expression(one[3]).is_symbol):
+        for symbol in sorted(torch_private.expression(size).free_symbols, key=str):
             if str(symbol) in dims:
                 continue
             dim = given.get((place, axis))
-            dim = dim if size.node.expr.is_symbol else getattr(dim, "root", None)
+            dim = dim if torch_private.expression(size).is_symbol else getattr(dim, "root", None)
             made = _range(_name_of(dim) or f"{node}_dim{axis}", dim, symbol, size, program)
             if isinstance(dim, str) and dim in strings and strings[dim].opt == made.opt:
                 made = _both(strings[dim], made)
@@ -71,7 +72,7 @@ def _range(name: str, dim: Any, symbol: Any, size: torch.SymInt, program: torch.
     if least <= 2 and (getattr(dim, "min", None) or 0) < 2:
         # Torch says 2 where nothing was stated, because it treats sizes 0 and 1 apart while it traces.
         least = 1
-    hint = size.node.shape_env.backed_var_to_val.get(symbol)
+    hint = torch_private.example_size(size, symbol)
     return DimRange(name, least, least if hint is None else int(hint), greatest)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
+
+from layerport.foreign import torch_private
+from layerport.foreign.torch_private import pytree
 
 # Beyond this many elements of input nothing is run.
 LARGEST = 2**25
@@ -110,7 +112,7 @@ class _AsOnnx(torch.fx.Interpreter):
         """A size in this run; None for one that depends on data."""
         if isinstance(size, int):
             return size
-        expr = size.node.expr
+        expr = torch_private.expression(size)
         if expr not in self._known:
             assert self._sizes is not None
             named = {symbol: self._sizes.get(symbol.name, symbol) for symbol in expr.free_symbols}

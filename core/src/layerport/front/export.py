@@ -13,9 +13,10 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import values as onnxscript_values
-from torch._dynamo.exc import Unsupported
 
 from layerport.errors import BuildError
+from layerport.foreign import torch_private
+from layerport.foreign.torch_modules import ONNX_LOGGER
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
@@ -118,9 +119,9 @@ def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgr
     try:
         try:
             return export()
-        except Unsupported:
+        except torch_private.unsupported():
             # What torch.cond compiled while the samples were recorded is in its way (seen in Torch 2.13).
-            torch._dynamo.reset()
+            torch.compiler.reset()
             return export()
     except Exception:
         # Without deferring, Torch says what the code made of a dim ("specialized it to be a constant").
@@ -219,7 +220,7 @@ def port_of(value: ir.Value, dims: Mapping[str, DimRange]) -> TensorType:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporter's remarks on packages it does not need and its own deprecations."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger = logging.getLogger(ONNX_LOGGER)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

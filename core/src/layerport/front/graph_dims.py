@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from layerport.errors import UsageError
+from layerport.foreign import torch_private
 from layerport.layers.sympy_sizes import from_sympy
 from layerport.sizes.dims import DimRange
 from layerport.sizes.expressions import Expr, Symbol, parse
@@ -32,9 +33,9 @@ class SizeNames:
         self._taken = {dim.name for dim in dims.values()}
         self._texts: dict[str, str] = {}
         for size in _sizes(program):
-            text = str(size.node.expr)
+            text = str(torch_private.expression(size))
             if text not in self._texts:
-                self._texts[text] = self._of(size.node.expr)
+                self._texts[text] = self._of(torch_private.expression(size))
 
     def __call__(self, text: str | None) -> str | None:
         """The name of a size that torch.onnx wrote as `text`; None for one that Torch knows nothing of."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
+from layerport.foreign import torch_private
+from layerport.foreign.torch_private import pytree
 from layerport.front.evidence import LARGEST, UNKNOWN, Outcome, compare, resized
 from layerport.front.sources import Source
 from layerport.layers.derivation_reading import read_guards
@@ -71,4 +72,4 @@ def guards_of(program: torch.export.ExportedProgram, symbols: Mapping[str, DimRa
 
 
 def _size(size: Any, named: Mapping[str, int]) -> int:
-    return size if isinstance(size, int) else parse(str(size.node.expr)).evaluate(named)
+    return size if isinstance(size, int) else parse(str(torch_private.expression(size))).evaluate(named)

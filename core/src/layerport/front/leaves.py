@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from layerport.errors import UsageError
+from layerport.foreign.torch_private import pytree
 
 _CACHE_REPAIR = (
     "build without the cache: model.config.use_cache = False, or use_cache=False among the inputs; to keep it, wrap "

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from layerport.foreign.torch_private import pytree
 from layerport.front.claim_records import Candidate
 from layerport.front.comparison import TOLERANCES
 from layerport.layers.layer import BoundLayer
@@ -118,7 +118,10 @@ def _attributes(module: torch.nn.Module) -> tuple[Any, ...]:
 
 
 def _tensors(module: torch.nn.Module) -> tuple[Any, ...]:
-    named = (*module._parameters.items(), *module._buffers.items())
+    named = (
+        *module.named_parameters(recurse=False, remove_duplicate=False),
+        *module.named_buffers(recurse=False, remove_duplicate=False),
+    )
     return tuple((name, _type_of(tensor), _few_values(tensor)) for name, tensor in named)
 
 

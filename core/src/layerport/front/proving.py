@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from layerport.foreign import torch_private
+from layerport.foreign.torch_private import pytree
 from layerport.front.claim_records import Candidate, Claim, Probe
 from layerport.front.claimed_layers import run_candidate
 from layerport.front.comparison import TOLERANCES, Difference, compare, relative_error, tells_something
@@ -324,7 +325,9 @@ def _rounding_of(module: torch.nn.Module, candidate: Candidate, inputs: Any, tru
 
 def _versions(inputs: Any) -> list[int]:
     leaves = pytree.tree_leaves(inputs)
-    return [leaf._version for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
+    return [
+        torch_private.version(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()
+    ]
 
 
 def _why_nothing(outputs: Sequence[Any]) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from layerport.bundle.bundle import SAMPLES, write_hashed
 from layerport.errors import UsageError
+from layerport.foreign.torch_private import pytree
 from layerport.front.copies import copy_of_inputs, structural_copy
 from layerport.front.export import ExportedModel
 from layerport.front.sources import Source

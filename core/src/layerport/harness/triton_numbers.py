@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from layerport.foreign import triton_private
 
-def install(interpreter: Any) -> None:
-    """Make the interpreter's module compute with these types."""
+
+def install() -> None:
+    """Make the interpreter compute with these types."""
     known = _narrow()
-    as_it_was = interpreter._get_np_dtype
 
-    def numpy_dtype(kind: Any) -> Any:
-        return (None if kind.is_ptr() else known.get(str(getattr(kind.scalar, "name", "")))) or as_it_was(kind)
+    def holding(as_it_was: Any) -> Any:
+        def numpy_dtype(kind: Any) -> Any:
+            return (None if kind.is_ptr() else known.get(str(getattr(kind.scalar, "name", "")))) or as_it_was(kind)
 
-    interpreter._get_np_dtype = numpy_dtype
-    interpreter._convert_float = convert_float
+        return numpy_dtype
+
+    triton_private.compute_with(holding, convert_float)
 
 
 def convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
@@ -29,13 +32,12 @@ def convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
     As NVIDIA's conversions to float8 do, what is too large becomes the largest finite value, and NaN stays NaN.
     """
     import numpy as np
-    from triton.runtime.interpreter import _ir
 
     values = np.ascontiguousarray(data).view(_numpy(source))
     wide = values.astype(np.float64)
     with np.errstate(all="ignore"):
         made = values.astype(_numpy(target))
-        towards_zero = rounding == _ir.ROUNDING_MODE.RTZ
+        towards_zero = rounding == triton_private.towards_zero()
         if made.itemsize == 1 or towards_zero:
             greatest = _greatest(made.dtype)
             over = (np.abs(wide) > greatest) & ((made.itemsize == 1) | np.isfinite(wide))

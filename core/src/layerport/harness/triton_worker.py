@@ -23,6 +23,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from layerport.foreign import triton_private
 from layerport.harness import triton_numbers
 from layerport.harness.triton_memory import Fault, Memory, Tensor, far_apart
 
@@ -86,9 +87,8 @@ def scalar(value: bool | int | float, annotation: Any) -> Any:
     """A number of the type that it has in the compiled kernel, where the interpreter would go by its value."""
     import numpy as np
     import triton.language as tl
-    from triton.runtime import interpreter, jit
 
-    stated = jit._normalize_ty(annotation) if annotation is not None else ""
+    stated = triton_private.stated_type(annotation) if annotation is not None else ""
     if isinstance(value, bool):
         kind = "u1"
     elif isinstance(value, float):
@@ -98,13 +98,12 @@ def scalar(value: bool | int | float, annotation: Any) -> Any:
     else:
         kind = "i32" if -(2**31) <= value < 2**31 else "i64"
     made = tl.str_to_ty(kind, None)
-    data = np.array([value], np.bool_ if kind == "u1" else interpreter._get_np_dtype(made))
-    return tl.tensor(interpreter.TensorHandle(data, made), made)
+    data = np.array([value], np.bool_ if kind == "u1" else triton_private.numpy_dtype(made))
+    return tl.tensor(triton_private.handle(data, made), made)
 
 
 def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
     import numpy as np
-    from triton.runtime import interpreter
 
     described = request["tensors"]
     room = far_apart([(nbytes, start % _ALIGNMENT) for start, nbytes, *_ in described.values()])
@@ -121,7 +120,7 @@ def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
         programs.reverse()
     elif request["order"] != "forward":
         random.Random(request["order"]).shuffle(programs)
-    builder = interpreter.interpreter_builder
+    builder = triton_private.builder()
     place, load = type(builder).set_grid_idx, type(builder).create_masked_load
 
     def set_grid_idx(x: int, y: int, z: int) -> None:
@@ -131,11 +130,11 @@ def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
 
     def create_masked_load(pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
         # Without `other`, what a masked lane holds is undefined: here it is a NaN or -1, on a GPU it may be anything.
-        kind = interpreter._get_np_dtype(pointers.get_element_ty())
+        kind = triton_private.numpy_dtype(pointers.get_element_ty())
         if other is None and np.dtype(kind) != np.bool_:
             fill = np.empty(pointers.data.shape, kind)
             fill.reshape(-1).view(np.uint8)[...] = request["garbage"]
-            other = interpreter.TensorHandle(fill, pointers.get_element_ty())
+            other = triton_private.handle(fill, pointers.get_element_ty())
         return load(builder, pointers, mask, other, *rest)
 
     builder.set_grid_idx, builder.create_masked_load = set_grid_idx, create_masked_load
@@ -188,14 +187,12 @@ def main() -> None:
     sys.path[:] = json.loads(sys.stdin.readline())
     sys.modules["torch"] = None  # type: ignore[assignment]  # Triton looks for it once, and seconds pass
     import triton.runtime.jit
-    from triton.runtime import interpreter
 
     triton.runtime.jit.mangle_type(1)
     del sys.modules["torch"]
 
-    guard = Memory(interpreter._interpreter)
-    interpreter._interpreter = guard
-    triton_numbers.install(interpreter)
+    guard = triton_private.guard_memory(Memory)
+    triton_numbers.install()
     signal.signal(signal.SIGALRM, stop)
     for line in sys.stdin:
         folder = Path(line.rstrip("\n"))

@@ -12,13 +12,9 @@ from layerport.kernels.declaration import parameter_names
 from layerport.parameters.signature import Kind
 
 if TYPE_CHECKING:
+    from layerport.foreign.torch_private import Dispatch
+    from layerport.layers.binding import TorchBinding
     from layerport.layers.layer import Layer
-
-# Torch's own operator registration is built from these, and has no public names for them.
-_torch: Any = torch._C
-_AUTOCAST = _torch.DispatchKeySet(_torch.DispatchKey.AutocastCPU) | _torch.DispatchKeySet(
-    _torch.DispatchKey.AutocastCUDA
-)
 
 
 class WrittenBackward:
@@ -85,41 +81,35 @@ class WrittenBackward:
         return tuple(placed)
 
 
-def register_autograd(layer: Layer, library: Any) -> None:
+def register_autograd(layer: Layer, binding: TorchBinding, library: Any, dispatch: Dispatch | None) -> None:
     """Differentiate by the author's backward where there is one, else through the reference.
 
     By the same steps as `torch.library.register_autograd`, without what that does for lists of tensors and for
     keyword-only arguments, which no layer has: it costs more than all of a call's other overhead.  Autocast is off
     inside: what a layer computes in is what it is given.  Otherwise a compiled model, whose fake run sees it on and
     whose calls see it off, gets another dtype than it was told.
+
+    dispatch: what those steps are made of; None where Torch no longer has it, and its own function is called.
     """
-    operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
+    if dispatch is None:
+        _register_publicly(layer, binding, library)
+        return
     # Looked up once: this runs at every call.
-    below, after = _torch._AutoDispatchBelowAutograd, _torch._after_autograd_keyset
-    grad_enabled, any_requires_grad = torch.is_grad_enabled, _torch._any_requires_grad
-    redispatch, excluded = operator.redispatch, _torch._ExcludeDispatchKeyGuard
+    below, after, redispatch, any_requires_grad, no_autocast = dispatch
+    grad_enabled, operator = torch.is_grad_enabled, binding.operator
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
-            written = ctx.written = layer._backward
-            if written is not None:
-                with below():
-                    result = redispatch(keyset & after, *inputs)
-                written.save(ctx, inputs, (result,) if isinstance(result, torch.Tensor) else result)
-                return result
-            ctx.tensor_places = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
-            ctx.save_for_backward(*(inputs[place] for place in ctx.tensor_places))
-            ctx.others = tuple(None if isinstance(value, torch.Tensor) else value for value in inputs)
             with below():
-                return redispatch(keyset & after, *inputs)
+                result = redispatch(keyset & after, *inputs)
+            _keep(binding, ctx, inputs, result)
+            return result
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-            with excluded(_AUTOCAST):
-                if ctx.written is not None:
-                    return None, *ctx.written.run(ctx, gradients)
-                return None, *_through_reference(layer, ctx, gradients)
+            with no_autocast():
+                return None, *_gradients(layer, ctx, gradients, ctx.needs_input_grad[1:])
 
     apply: Any = Differentiable.apply
 
@@ -129,24 +119,67 @@ def register_autograd(layer: Layer, library: Any) -> None:
         with below():
             return redispatch(keyset & after, *args)
 
-    def without_autocast(keyset: Any, *args: Any) -> Any:
-        with excluded(_AUTOCAST):
+    def outside_autocast(keyset: Any, *args: Any) -> Any:
+        with no_autocast():
             return operator(*args)
 
     library.impl(layer.short_name, differentiate, "Autograd", with_keyset=True)
     for key in ("AutocastCPU", "AutocastCUDA"):
-        library.impl(layer.short_name, without_autocast, key, with_keyset=True)
+        library.impl(layer.short_name, outside_autocast, key, with_keyset=True)
 
 
-def _through_reference(layer: Layer, ctx: Any, gradients: Sequence[Any]) -> tuple[Any, ...]:
+def _register_publicly(layer: Layer, binding: TorchBinding, library: Any) -> None:
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _keep(binding, ctx, inputs, output)
+
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        # Torch gave `keep` the arguments that were left away too, and wants gradients of those that were given.
+        wanted = ctx.needs_input_grad
+        return _gradients(layer, ctx, gradients, wanted)[: len(wanted)]
+
+    torch.library.register_autograd(layer.name, without_autocast(backward), setup_context=keep, lib=library)
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which no autocast reaches."""
+
+    def run(*args: Any) -> Any:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args)
+
+    return run
+
+
+def _keep(binding: TorchBinding, ctx: Any, inputs: tuple[Any, ...], result: Any) -> None:
+    """Keep for the backward pass what it takes."""
+    written = binding.backward
+    if written is not None:
+        ctx.written = written
+        written.save(ctx, inputs, (result,) if isinstance(result, torch.Tensor) else result)
+        return
+    ctx.written = None
+    places = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+    ctx.save_for_backward(*[inputs[place] for place in places])
+    ctx.tensor_places = places
+    ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+
+
+def _gradients(layer: Layer, ctx: Any, gradients: Sequence[Any], wanted: Sequence[bool]) -> tuple[Any, ...]:
+    """One gradient, or None, for each argument that was kept.  wanted: for which of the arguments one is."""
+    if ctx.written is not None:
+        return ctx.written.run(ctx, gradients)  # type: ignore[no-any-return]
+    return _through_reference(layer, ctx, gradients, wanted)
+
+
+def _through_reference(layer: Layer, ctx: Any, gradients: Sequence[Any], wanted: Sequence[bool]) -> tuple[Any, ...]:
     values = list(ctx.others)
-    wanted = []
+    places = []
     with torch.enable_grad():
         for place, saved in zip(ctx.tensor_places, ctx.saved_tensors, strict=True):
-            if ctx.needs_input_grad[place + 1]:
+            if wanted[place]:
                 # The view keeps the saved tensor's own graph, which a second derivative needs.
                 saved = saved.view_as(saved) if saved.requires_grad else saved.detach().requires_grad_()
-                wanted.append(place)
+                places.append(place)
             values[place] = saved
         # The dispatcher leaves away trailing arguments that have their default value.
         result = layer.reference(*values)
@@ -160,11 +193,11 @@ def _through_reference(layer: Layer, ctx: Any, gradients: Sequence[Any]) -> tupl
     if pairs:
         found = torch.autograd.grad(
             [output for output, _ in pairs],
-            [values[place] for place in wanted],
+            [values[place] for place in places],
             [gradient for _, gradient in pairs],
             allow_unused=True,
             create_graph=torch.is_grad_enabled(),
         )
-        for place, gradient in zip(wanted, found, strict=True):
+        for place, gradient in zip(places, found, strict=True):
             answer[place] = gradient
     return tuple(answer)

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
+from layerport.foreign import torch_private
 from layerport.kernels.choice import Selection, select
 from layerport.kernels.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.kernels.declaration import Kernel
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 _MOST_PLANS = 4096  # of one layer: a model that never repeats a shape must not grow for ever
 _NEW: Any = object()
-_torch: Any = torch._C
 # Looked up once: these are in every call.
 _Tensor = torch.Tensor
 _identity = operator.attrgetter("shape", "dtype", "device")
@@ -50,12 +50,10 @@ class Cuda:
 
     def __init__(self) -> None:
         self.driver = require_driver()
-        # Without the checks of torch.cuda: these are in every call.
-        self.stream: Callable[[int], int] = _torch._cuda_getCurrentRawStream
-        self.current: Callable[[], int] = _torch._cuda_getDevice
-        # What compiled Torch models allocate with: a third of the time of torch.empty.  (shape, strides, dtype) on the
-        # current device.
-        self.empty: Callable[..., torch.Tensor] = _torch._dynamo.guards._empty_strided_cuda
+        # These are in every call.
+        self.stream = torch_private.current_stream()
+        self.current = torch_private.current_device()
+        self.empty = torch_private.empty_strided_cuda()
         self.capturing: Callable[[], bool] = torch.cuda.is_current_stream_capturing
         self._alone = torch.cuda.device_count() == 1
         self._contexts: dict[int, tuple[int, Any]] = {}  # the driver's number of each GPU, and its primary context
@@ -125,7 +123,7 @@ class CudaOperator:
         self._environment = environment
         arguments = layer.signature.arguments
         self._defaults = layer.signature.defaults
-        self._tensors = [(place, one.name) for place, one in enumerate(arguments) if one.kind is not Kind.ATTRIBUTE]
+        self.tensors = [(place, one.name) for place, one in enumerate(arguments) if one.kind is not Kind.ATTRIBUTE]
         self._attributes = [(place, one) for place, one in enumerate(arguments) if one.kind is Kind.ATTRIBUTE]
         self._params = [(place, one.name) for place, one in enumerate(arguments) if one.kind is Kind.PARAM]
         self._plans: dict[Any, LaunchPlan | None] = {}  # None: the reference
@@ -185,7 +183,7 @@ class CudaOperator:
 
     def _device(self, args: Sequence[Any]) -> torch.device:
         """The one device of the call.  Raises UsageError where there are several."""
-        devices = {name: args[place].device for place, name in self._tensors if isinstance(args[place], torch.Tensor)}
+        devices = {name: args[place].device for place, name in self.tensors if isinstance(args[place], torch.Tensor)}
         if len(set(devices.values())) > 1:
             raise UsageError(
                 f"layer {self.layer.name}: its tensors are on different devices",
@@ -221,7 +219,7 @@ class CudaOperator:
         try:
             answer = self.layer.reference(**without_data)
             outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
-            tensors = {name: tensor_arg(name, args[place]) for place, name in self._tensors}
+            tensors = {name: tensor_arg(name, args[place]) for place, name in self.tensors}
             tensors |= {
                 name: tensor_arg(name, output)
                 for name, output in zip(self.layer.signature.output_names, outputs, strict=True)
@@ -347,4 +345,4 @@ def _hashable(value: Any) -> Any:
 
 
 def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() else torch_private.version(tensor)

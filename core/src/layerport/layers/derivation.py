@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as symbolic_config
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
-from layerport.errors import BuildError, UsageError
+from layerport.errors import BuildError, LayerportError, UsageError
+from layerport.foreign import torch_private
+from layerport.foreign.torch_modules import EXPORT_LOGGERS
 from layerport.layers.derivation_reading import Reading, check_deterministic, size_override
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.sizes.expressions import Expr
@@ -29,12 +28,6 @@ from layerport.sizes.tensors import TensorType
 
 __all__ = ["Derivation", "RuleAnswer", "SizeSymbol", "TensorType", "derive", "from_rule"]
 
-_QUIET = (
-    "torch._subclasses.fake_tensor",
-    "torch.fx.experimental.symbolic_shapes",
-    "torch.export._trace",
-    "torch._export.non_strict_utils",
-)
 _PRIMES = (1, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59)
 
 
@@ -94,9 +87,9 @@ def derive(
     for sizes in _example_sizes(present, hint or {}):
         try:
             program = _export(wrapper, present, sizes)
-        except UsageError:
+        except LayerportError:
             raise
-        except GuardOnDataDependentSymNode as error:
+        except torch_private.GuardOnDataDependentSymNode as error:
             raise UsageError(
                 f"{layer}: the reference decides by its data: {str(error).splitlines()[0]}",
                 f"write it without branches or sizes taken from data (torch.where), or {size_override(layer)}",
@@ -169,10 +162,10 @@ class _Wrapper(torch.nn.Module):
         self._layer = layer
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        before = [tensor._version for tensor in tensors]
+        before = [torch_private.version(tensor) for tensor in tensors]
         answer = self._reference(**dict(zip(self._names, tensors, strict=True)), **self._constants)
         pairs = zip(self._names, tensors, before, strict=True)
-        if changed := [name for name, tensor, version in pairs if tensor._version != version]:
+        if changed := [name for name, tensor, version in pairs if torch_private.version(tensor) != version]:
             raise UsageError(
                 f"{self._layer}: the reference changes its input {', '.join(changed)} in place",
                 "write it without in-place operations on its inputs, or clone the tensor first",
@@ -191,7 +184,7 @@ class _Wrapper(torch.nn.Module):
 
 def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorType], sizes: Mapping[str, int]) -> ExportedProgram:
     # Fake inputs hold no memory, whatever the sizes.
-    with FakeTensorMode(shape_env=ShapeEnv()):
+    with torch_private.FakeTensorMode(shape_env=torch_private.ShapeEnv()):
         examples = tuple(
             torch.empty(_example_shape(tensor, sizes), dtype=from_dtype(tensor.dtype)) for tensor in tensors.values()
         )
@@ -210,10 +203,7 @@ def _export(wrapper: torch.nn.Module, tensors: Mapping[str, TensorType], sizes: 
 
 def any_size(**more: bool) -> contextlib.AbstractContextManager[None]:
     """Trace dynamic dims as sizes that may also be 0 or 1; torch.onnx does so where it traces a model itself."""
-    patch: contextlib.AbstractContextManager[None] = symbolic_config.patch(  # type: ignore[attr-defined]
-        backed_size_oblivious=True, **more
-    )
-    return patch
+    return torch_private.size_config(backed_size_oblivious=True, **more)
 
 
 @contextlib.contextmanager
@@ -224,7 +214,7 @@ def quiet_export() -> Iterator[None]:
     def reject(record: logging.LogRecord) -> bool:
         return False
 
-    loggers = [logging.getLogger(name) for name in _QUIET]
+    loggers = [logging.getLogger(name) for name in EXPORT_LOGGERS]
     for logger in loggers:
         logger.addFilter(reject)
     try:

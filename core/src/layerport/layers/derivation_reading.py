@@ -15,6 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from layerport.errors import UsageError
+from layerport.foreign import torch_private
 from layerport.layers.sympy_sizes import from_sympy
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.sizes.expressions import Const, Expr, Symbol, as_expr, minimum
@@ -46,7 +47,7 @@ class Reading:
         self.unread: list[str] = []
         self._layer = layer
         self._nodes = {node.name: node for node in program.graph.nodes}
-        self._shape_env = _shape_env(program)
+        self._facts = torch_private.size_facts(program)
         self._names: dict[str, Expr] = {}
         self._made: dict[str, Expr] = {}
         self._bounds: dict[str, SizeSymbol] = {}
@@ -58,12 +59,10 @@ class Reading:
 
     def constraints(self) -> tuple[Expr, ...]:
         """The conditions on sizes that the reference's run relied on, apart from equal and fixed dims."""
-        if self._shape_env is None:
+        if self._facts is None:
             return ()
         found = dict[str, Expr](self._made)
-        asserts = [one for many in self._shape_env.deferred_runtime_asserts.values() for one in many]
-        for guard in [*self._shape_env.guards, *asserts]:
-            condition = self._shape_env.replace(guard.expr)
+        for condition in self._facts.conditions:
             if condition is sympy.true or any(_is_data(symbol) for symbol in condition.free_symbols):
                 continue
             try:
@@ -156,15 +155,15 @@ class Reading:
             ) from error
 
     def _bound(self, symbol: Any) -> Expr | None:
-        assert self._shape_env is not None
+        assert self._facts is not None
         bounds: list[Expr] = []
-        for one in self._shape_env.deferred_runtime_asserts.get(symbol, []):
-            bounds += self._bound_from_check(symbol, self._shape_env.replace(one.expr))
+        for one in self._facts.asserts.get(symbol, []):
+            bounds += self._bound_from_check(symbol, self._facts.replace(one.expr))
         for node in self._program.graph.nodes:
-            keys = {self._shape_env.replace(key) for key in node.meta.get("unbacked_bindings") or {}}
+            keys = {self._facts.replace(key) for key in node.meta.get("unbacked_bindings") or {}}
             if symbol in keys:
                 bounds += self._bound_from_operator(node)
-        upper = self._shape_env.var_to_range[symbol].upper
+        upper = self._facts.upper(symbol)
         if isinstance(upper, sympy.Integer) and int(upper) < _NO_LIMIT:
             bounds.append(Const(int(upper)))
         return reduce(minimum, bounds) if bounds else None
@@ -225,12 +224,10 @@ def read_guards(program: ExportedProgram, names: Mapping[str, Expr]) -> tuple[tu
 
     names: the expression of each of Torch's symbols.  What depends on data stays in the program as a check.
     """
-    env = _shape_env(program)
+    facts = torch_private.size_facts(program)
     found: dict[str, Expr] = {}
     unread: list[str] = []
-    asserts = [one for many in env.deferred_runtime_asserts.values() for one in many] if env is not None else []
-    for guard in [*env.guards, *asserts] if env is not None else []:
-        condition = env.replace(guard.expr)
+    for condition in facts.conditions if facts is not None else []:
         if condition is sympy.true or any(_is_data(symbol) for symbol in condition.free_symbols):
             continue
         try:
@@ -244,19 +241,11 @@ def read_guards(program: ExportedProgram, names: Mapping[str, Expr]) -> tuple[tu
 
 
 def _sympy_size(size: Any) -> Any:
-    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
+    return sympy.Integer(size) if isinstance(size, int) else torch_private.expression(size)
 
 
 def _is_data(symbol: Any) -> bool:
     return str(symbol.name).startswith(("u", "zuf"))
-
-
-def _shape_env(program: ExportedProgram) -> Any:
-    for node in program.graph.nodes:
-        mode = getattr(node.meta.get("val"), "fake_mode", None)
-        if mode is not None and mode.shape_env is not None:
-            return mode.shape_env
-    return None
 
 
 def _short(layer: str) -> str:
@@ -268,7 +257,7 @@ def check_deterministic(program: ExportedProgram, layer: str) -> None:
     for node in program.graph.nodes:
         if node.op != "call_function" or torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
             continue
-        arguments = node.target._schema.arguments
+        arguments = torch_private.schema(node.target).arguments
         given = {argument.name: argument.default_value for argument in arguments}
         given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
         # An operator that could, and is told not to.

@@ -33,6 +33,7 @@ def explain_dispatch(layer: Layer, *args: Any, **kwargs: Any) -> Dispatch:
     args, kwargs: as in the call, Torch tensors on any device.  Nothing runs and nothing is compiled.
     Raises UsageError for arguments that the call would refuse.
     """
-    if layer._cuda is None:
-        return layer._operator(*args, **kwargs)  # type: ignore[no-any-return]  # it raises: defined twice, or anew
-    return layer._cuda.explain(args, kwargs)
+    binding = layer._torch
+    if binding.cuda is None:
+        return binding.operator(*args, **kwargs)  # type: ignore[no-any-return]  # it raises: defined twice, or anew
+    return binding.cuda.explain(args, kwargs)

@@ -43,7 +43,7 @@ class LaunchPlan:
         alignments = launcher.rule.alignments
         self._inputs = [
             (place, name, alignments.get(name, 1) - 1)
-            for place, name in operator._tensors
+            for place, name in operator.tensors
             if call.tensors[name] is not None
         ]
         self._outputs = [

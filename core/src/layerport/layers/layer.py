@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from layerport.kernels.declaration import CudaSource, Kernel
     from layerport.kernels.triton_source import TritonSource
-    from layerport.layers.autograd import WrittenBackward
-    from layerport.layers.cuda_operator import CudaOperator
+    from layerport.layers.binding import TorchBinding
     from layerport.layers.derivation import Derivation
     from layerport.parameters.conversion import Step
     from layerport.parameters.standard_form import Parameters
@@ -80,14 +79,9 @@ class Layer:
         self._record = self.signature.record
         self.shapes_override: Callable[..., Any] | None = None
         self._kernels: list[Kernel] = []
-        self._operator: Any = None
-        self._direct: Any = None
-        self._backward: WrittenBackward | None = None
-        self._cuda: CudaOperator | None = None
-        self._is_compiling: Callable[[], bool] = bool
         functools.update_wrapper(self, reference, updated=())  # the function's own attributes are not the layer's
 
-        layerport.layers.operator.register_operator(self)
+        self._torch: TorchBinding = layerport.layers.operator.register_operator(self)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -103,14 +97,16 @@ class Layer:
     @property
     def operator(self) -> Any:
         """The Torch operator overload, `torch.ops.<namespace>.<name>.default`."""
-        return self._operator
+        return self._torch.operator
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # torch.compile knows the operator only; anywhere else the function behind it saves a Python call.
-        if kwargs or self._is_compiling():
-            result = self._operator(*args, **kwargs)
+        binding = self._torch
+        is_compiling = binding.is_compiling  # a method call would look for a method first
+        if kwargs or is_compiling():
+            result = binding.operator(*args, **kwargs)
         else:
-            result = self._direct(*args)
+            result = binding.direct(*args)
         return result if self._record is None else self._record(*result)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -175,7 +171,7 @@ class Layer:
         none.  Written with differentiable Torch operations, it can itself be differentiated.
         `layerport.testing.check_backward` compares it with the reference.  Raises UsageError for other parameters.
         """
-        self._backward = layerport.layers.autograd.WrittenBackward(self, function)
+        self._torch.backward = layerport.layers.autograd.WrittenBackward(self, function)
         return function
 
     def bind(self, **values: Any) -> BoundLayer:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerport.errors import UsageError
-from layerport.layers.autograd import register_autograd
+from layerport.foreign import torch_private
+from layerport.layers.autograd import register_autograd, without_autocast
+from layerport.layers.binding import TorchBinding
 from layerport.layers.cuda_operator import CudaOperator
 from layerport.layers.definitions import same_definition, same_place
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
 
-# Torch's own operator registration is built from these, and has no public names for them.
-_torch: Any = torch._C
 # Torch annotates this class in parts only.
 _Library: Any = torch.library.Library
 
@@ -31,12 +31,13 @@ _Library: Any = torch.library.Library
 class _Registered:
     """The operator of an identity.
 
-    library: kept here, because a torch Library unregisters its operators when it is collected.  twins: layers made
-    earlier by the same lines, which call the same operator.
+    library: kept here and nowhere else, because a torch Library unregisters its operators when it is collected.
+    twins: layers made earlier by the same lines, which call the same operator.
     """
 
     library: Any
     layer: Layer
+    binding: TorchBinding
     twins: list[weakref.ref[Layer]] = field(default_factory=list)
 
 
@@ -49,7 +50,7 @@ def registered_layer(name: str) -> Layer | None:
     return None if found is None else found.layer
 
 
-def register_operator(layer: Layer) -> None:
+def register_operator(layer: Layer) -> TorchBinding:
     """Make `torch.ops.<namespace>.<name>` from the layer's reference.
 
     Within one file or session the last definition wins: a layer of other lines that had the identity before says so
@@ -59,9 +60,8 @@ def register_operator(layer: Layer) -> None:
     earlier = _registered.get(layer.name)
     if earlier is not None:
         if not same_place(earlier.layer.reference, layer.reference):
-            layer._operator = layer._direct = _conflict(layer, earlier.layer)
-            return
-        earlier.library._destroy()
+            return TorchBinding(_conflict(layer, earlier.layer), None)
+        earlier.library = None
     library = _Library(layer.namespace, "FRAGMENT")
     try:
         library.define(layer.signature.schema(layer.short_name))
@@ -70,18 +70,22 @@ def register_operator(layer: Layer) -> None:
             f"layer {layer.name} ({layer.origin}): torch does not take its operator: {str(error).splitlines()[0]}",
             "choose another namespace or layer name",
         ) from error
-    implementation = _with_plain_outputs(layer)
+    implementation, without_data = _with_plain_outputs(layer), _without_data(layer)
+    binding = TorchBinding(getattr(getattr(torch.ops, layer.namespace), layer.short_name).default, None)
+    dispatch = torch_private.dispatch(binding.operator)
+    if dispatch is None:
+        implementation, without_data = without_autocast(implementation), without_autocast(without_data)
+    binding.cuda = CudaOperator(layer, implementation)
     library.impl(layer.short_name, implementation, "CompositeExplicitAutograd")
-    layer._cuda = CudaOperator(layer, implementation)
-    library.impl(layer.short_name, layer._cuda, "CUDA")
-    torch.library.register_fake(layer.name, _without_data(layer), lib=library)
-    register_autograd(layer, library)
-    layer._operator = getattr(getattr(torch.ops, layer.namespace), layer.short_name).default
-    layer._direct = layer._operator._op
-    layer._is_compiling = torch.compiler.is_dynamo_compiling
-    now = _registered[layer.name] = _Registered(library, layer)
+    library.impl(layer.short_name, binding.cuda, "CUDA")
+    torch.library.register_fake(layer.name, without_data, lib=library)
+    register_autograd(layer, binding, library, dispatch)
+    binding.direct = torch_private.called_directly(binding.operator)
+    binding.is_compiling = torch.compiler.is_dynamo_compiling
+    now = _registered[layer.name] = _Registered(library, layer, binding)
     if earlier is not None:
         _supersede(earlier, now)
+    return binding
 
 
 def _supersede(earlier: _Registered, now: _Registered) -> None:
@@ -94,7 +98,8 @@ def _supersede(earlier: _Registered, now: _Registered) -> None:
             _follow(old, now)
         elif same is None:
             # The new module is still being run: what the reference refers to is known at the first call.
-            old._operator = old._direct = _undecided(old)
+            before = old._torch
+            old._torch = TorchBinding(_undecided(old), before.cuda, before.backward)
         else:
             _retire(old, layer)
             if old is earlier.layer:
@@ -106,7 +111,7 @@ def _supersede(earlier: _Registered, now: _Registered) -> None:
 
 
 def _follow(old: Layer, now: _Registered) -> None:
-    old._operator, old._direct = now.layer._operator, now.layer._direct
+    old._torch = now.binding
     now.twins.append(weakref.ref(old))
 
 
@@ -117,7 +122,7 @@ def _undecided(old: Layer) -> Any:
             _retire(old, now.layer)
         else:
             _follow(old, now)
-        return old._operator(*args, **kwargs)
+        return old.operator(*args, **kwargs)
 
     return settle
 
@@ -130,8 +135,7 @@ def _retire(old: Layer, layer: Layer) -> None:
             "two another name",
         )
 
-    old._operator = old._direct = refuse
-    old._cuda = None
+    old._torch = TorchBinding(refuse, None)
 
 
 def _conflict(layer: Layer, first: Layer) -> Any:
@@ -153,7 +157,7 @@ def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
     strides and dtypes; so by Torch's own check, written in C++.  Inference tensors do not record views, and it compares
     storages.
     """
-    reference, shares = layer.reference, _torch._any_output_is_alias_to_input_or_output
+    reference, shares = layer.reference, torch_private.shares_memory()
 
     is_contiguous = torch.Tensor.is_contiguous
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from layerport.errors import PackError
+from layerport.foreign import metadata_private
 from layerport.packs.metadata import GROUP, Described, Entry, canonical, describe_distribution, editable_source
 from layerport.system.foreign_text import shown
 
@@ -75,7 +76,8 @@ def discover(*, environ: Mapping[str, str] | None = None) -> tuple[PackInfo, ...
             continue
         seen.add(key)
         first = _first_on_path(described.name, distribution)
-        if getattr(first, "_path", first) != getattr(distribution, "_path", None):
+        place = metadata_private.folder(first)
+        if place is None or place != metadata_private.folder(distribution):
             described = describe_distribution(first, _groups)
         if described is not None:
             found += _packs_of(described, first, blocked)

@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from layerport.foreign import metadata_private
 from layerport.system.foreign_text import reason, shown
 
 GROUP = "layerport"
@@ -51,7 +52,7 @@ def describe_distribution(distribution: metadata.Distribution, is_ours: Any) -> 
 
     is_ours: which of the groups are, given all of them.
     """
-    path = getattr(distribution, "_path", None)  # importlib.metadata reads damaged files as if they were not there
+    path = metadata_private.folder(distribution)
     folder = getattr(path, "name", "")
     found = _FOLDER.fullmatch(folder.lstrip("~"))
     called = found["name"] if found else ""
@@ -85,7 +86,7 @@ def describe_distribution(distribution: metadata.Distribution, is_ours: Any) -> 
 
 def editable_source(distribution: metadata.Distribution) -> str | None:
     """The folder that a distribution was installed from in editable mode."""
-    text, _ = _text(distribution, getattr(distribution, "_path", None), "direct_url.json")
+    text, _ = _text(distribution, metadata_private.folder(distribution), "direct_url.json")
     try:
         said = json.loads(text or "{}")
         if said.get("dir_info", {}).get("editable") is True:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, MutableMapping
 
 from layerport.errors import LayerportError, PackError
+from layerport.foreign.torch_modules import DYNAMO
 from layerport.packs.discovery import PackInfo, discover
 from layerport.system.foreign_text import reason
 
@@ -31,7 +32,7 @@ def spare_torch(infos: Iterable[PackInfo], environ: MutableMapping[str, str]) ->
 @contextlib.contextmanager
 def importing_torch() -> Iterator[None]:
     """Import Torch within the block; raises PackError where a pack's damaged metadata makes that fail, or wait."""
-    damaged = [] if "torch._dynamo" in sys.modules else _damaged(discover())
+    damaged = [] if DYNAMO in sys.modules else _damaged(discover())
     if not damaged:
         yield
         return

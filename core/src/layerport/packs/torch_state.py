@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.modules import module as torch_modules
+
+from layerport.foreign import torch_private
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,21 @@ class _Setting:
     write: Callable[[Any], None]
 
 
+def _set_grad_enabled(value: bool) -> None:
+    torch.set_grad_enabled(value)
+
+
 def _device() -> torch.device | None:
-    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return context.device if context is not None else None
-
-
-_GLOBAL_HOOKS = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-    "_global_module_registration_hooks",
-    "_global_parameter_registration_hooks",
-    "_global_buffer_registration_hooks",
-)
+    device = torch.get_default_device()
+    return None if device == torch.device("cpu") else device  # no device set is the CPU, without a mode that asks
 
 
 def _global_hooks() -> tuple[dict[Any, Any], ...]:
-    return tuple(dict(getattr(torch_modules, name)) for name in _GLOBAL_HOOKS)
+    return tuple(map(dict, torch_private.global_module_hooks()))
 
 
 def _write_global_hooks(hooks: tuple[dict[Any, Any], ...]) -> None:
-    for name, before in zip(_GLOBAL_HOOKS, hooks, strict=True):
-        now = getattr(torch_modules, name)
+    for now, before in zip(torch_private.global_module_hooks(), hooks, strict=True):
         now.clear()
         now.update(before)
 
@@ -65,7 +58,7 @@ def _autocast(device: str) -> _Setting:
 _SETTINGS = (
     _Setting("default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("default device", _device, torch.set_default_device),
-    _Setting("gradient mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
+    _Setting("gradient mode", torch.is_grad_enabled, _set_grad_enabled),
     _Setting(
         "deterministic algorithms",
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),

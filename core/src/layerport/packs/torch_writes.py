@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from layerport.foreign import torch_private
+from layerport.foreign.torch_private import TorchDispatchMode, pytree
 
 
 class ReadOnly(TorchDispatchMode):
@@ -57,8 +58,8 @@ class ReadOnly(TorchDispatchMode):
             return func(*args, **kwargs)
         finally:
             for storage in new:
-                if _same_bytes(storage, self._before[storage._cdata][1]):
-                    del self._before[storage._cdata]
+                if _same_bytes(storage, self._before[id(storage)][1]):
+                    del self._before[id(storage)]
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
@@ -72,11 +73,11 @@ class ReadOnly(TorchDispatchMode):
 
     def shares(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in memory that was written, so that the end of the block changes it."""
-        return _has_memory(tensor) and tensor.untyped_storage()._cdata in self._before
+        return _has_memory(tensor) and _key(tensor) in self._before
 
     def _keep(self, storage: torch.UntypedStorage) -> bool:
         """Keep what is in a storage; False where it is none of ours or is kept already."""
-        key = storage._cdata
+        key = id(storage)
         if key not in self._names or key in self._before:
             return False
         self._before[key] = (storage, storage.clone())
@@ -94,7 +95,7 @@ class ReadOnly(TorchDispatchMode):
 
 def unwatched() -> Any:
     """A block in which no `ReadOnly` around it sees anything: for what has one of its own, or needs none."""
-    return _disable_current_modes()
+    return torch_private.disabled_modes()
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -111,7 +112,7 @@ def _written(func: Any) -> tuple[tuple[int | None, str], ...]:
     """Position (None where it has none) and name of each argument that an operator writes, as its schema says."""
     found = _cache.get(func)
     if found is None:
-        arguments = getattr(getattr(func, "_schema", None), "arguments", ())
+        arguments = torch_private.schema(func).arguments
         found = _cache[func] = tuple(
             (None if argument.kwarg_only else place, argument.name)
             for place, argument in enumerate(arguments)
@@ -136,7 +137,8 @@ def _same_bytes(one: torch.UntypedStorage, other: torch.UntypedStorage) -> bool:
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    """Which storage it is: as long as a tensor holds one, Torch gives the same object for it."""
+    return id(tensor.untyped_storage())
 
 
 def _is_exchanged(tensor: torch.Tensor, alias: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
+from layerport.foreign.onnx_ir_private import TENSOR_BASE
 from layerport.parameters.signature import MISSING, Argument, Attribute, Signature, count
 from layerport.parameters.standard_form import Array, Parameters, standard_dtype_name, standard_fault
 from layerport.parameters.transforms import cast
@@ -162,9 +163,8 @@ _TO_STANDARD = {
     "range": "frameworks.python:from_python",
     "torch.Tensor": "frameworks.torch:from_tensor",
     "onnx.onnx_ml_pb2.TensorProto": "frameworks.onnx:from_proto",
-    # Which of the two is the public base depends on the version of onnx-ir.
     "onnx_ir.TensorProtocol": "frameworks.onnx:from_ir",
-    "onnx_ir._core.TensorBase": "frameworks.onnx:from_ir",
+    TENSOR_BASE: "frameworks.onnx:from_ir",
     "layerport.engine.device_arrays.DeviceArray": "frameworks.dlpack:from_device_array",
     "PySafeSlice": "safetensors:from_slice",
 }

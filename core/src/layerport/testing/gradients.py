@@ -23,7 +23,7 @@ def check_backward(layer: Layer, *args: Any, tolerance: float = 1e-6) -> None:
     """
     import torch
 
-    if layer._backward is None:
+    if layer._torch.backward is None:
         raise UsageError(f"layer {layer.name} has no backward of its own", "write one with @layer.backward")
     wide = tuple(
         one.detach().double().clone().requires_grad_()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from layerport.errors import BuildError, LayerportError
+from layerport.foreign import triton_private
 from layerport.kernels import prepared as prepared_kernels
 from layerport.kernels.cubin import Cubin
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
@@ -129,9 +130,7 @@ def _cached(store: DiskCache, key: str) -> tuple[dict[str, Any], bytes] | None:
 
 def _lower(triton: Any, job: Job) -> str:
     """The kernel in Triton's IR, as text."""
-    from triton._C.libtriton import ir
     from triton.backends.compiler import GPUTarget
-    from triton.compiler.compiler import ASTSource, make_backend
 
     fn = find_function(job.source, job.label)
     call = job.call
@@ -139,18 +138,8 @@ def _lower(triton: Any, job: Job) -> str:
         # Lines of the author's file would put its path into the cubin.
         triton.knobs.compilation.disable_line_info = True
         try:
-            source = ASTSource(fn, call.signature, call.constants, call.hints)
             target = GPUTarget("cuda", int(job.architecture[3:]), _WARP)
-            backend = make_backend(target)
-            options = backend.parse_options(dict(job.options))
-            context = ir.context()
-            ir.load_dialects(context)
-            backend.load_dialects(context)
-            generators, modules = backend.get_codegen_implementation(options), backend.get_module_map()
-            module = source.make_ir(target, options, generators, modules, context)
-            stages: dict[str, Any] = {}
-            backend.add_stages(stages, options, source.language)
-            return str(stages["ttir"](module, {}))
+            return triton_private.lower(fn, call, target, job.options)
         except LayerportError:
             raise
         except Exception as error:

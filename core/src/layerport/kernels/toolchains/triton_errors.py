@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from layerport.errors import BuildError
+from layerport.foreign import triton_private
 
 _DEPTH = 8
 
@@ -46,9 +47,7 @@ def explain(error: BaseException, fn: Any, label: str, architecture: str) -> Bui
 
 def _place(fn: Any, line: int) -> tuple[str, str]:
     """`file:line` of a line of a Triton function, counted from its `def`, and the text there."""
-    from triton.runtime.jit import get_jit_fn_file_line
-
-    file, start = get_jit_fn_file_line(fn)
+    file, start = triton_private.place(fn)
     lines = fn.src.splitlines()
     return f"{file}:{start + line - 1}", lines[line - 1].strip() if line <= len(lines) else ""
 

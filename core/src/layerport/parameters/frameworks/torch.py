@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
+from layerport.foreign import torch_private
 from layerport.parameters.conversion import Hop, full_name
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.parameters.standard_form import Array
@@ -32,7 +33,7 @@ def from_tensor(tensor: torch.Tensor) -> Hop:
     """The tensor's own memory where it is plain, dense, contiguous and on the CPU; else a copy that is."""
     if type(tensor) in (torch.Tensor, torch.nn.Parameter):
         return _view(tensor) or _from_tensor(tensor.detach())
-    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+    with torch.no_grad(), torch_private.without_torch_function():
         return _from_tensor(tensor)
 
 
@@ -150,7 +151,7 @@ def _materialise(tensor: torch.Tensor) -> tuple[torch.Tensor, str]:
         )
     if tensor.is_nested:
         raise UsageError("a nested tensor, which has no one shape", "pad it first: torch.nested.to_padded_tensor")
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if torch_private.is_within_transform(tensor):
         raise UsageError("a tensor inside vmap or grad, which has no data of its own", "convert it outside")
     # A class without a dispatch of its own inherits Torch's, which is one object.
     if getattr(kind, "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__:
@@ -168,7 +169,7 @@ def _unwrap(tensor: Any) -> tuple[torch.Tensor, str]:
     for method in ("full_tensor", "dequantize"):
         if any(method in vars(base) for base in own):
             # The subclass's own methods may rely on __torch_function__.
-            with torch._C._EnableTorchFunction():
+            with torch_private.with_torch_function():
                 plain = getattr(tensor, method)()
             if type(plain) is torch.Tensor:
                 return plain, method
