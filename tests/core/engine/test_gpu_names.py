@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import layerport
+from layerport.foreign import torch_private
 
 SOURCE = Path(layerport.__file__).parent
 FILES = [*sorted(SOURCE.rglob("*.py")), *sorted((Path(__file__).parents[3] / "benchmarks" / "gpu").glob("*.py"))]
@@ -36,7 +37,6 @@ OWNERS = {
     "pathfinder": "cuda.pathfinder",
     "torch.cuda": "torch.cuda",
     "torch._C": "torch._C",
-    "_torch": "torch._C",
 }
 # Only CUDA builds of Torch have these; every build has their stubs, or writes them into models that it compiles.
 OF_CUDA_BUILDS = {
@@ -86,7 +86,12 @@ def arguments(call: ast.Call | None, skipped: int) -> int | None:
     return len(call.args) - skipped
 
 
-USES = sorted(set(uses()), key=str)
+OF_TORCH = {
+    ("torch_private.py", "torch._C", name.path.removeprefix("torch._C."), None)
+    for name in torch_private.NAMES
+    if name.path.startswith("torch._C.") and "cuda" in name.path
+}
+USES = sorted({*uses(), *OF_TORCH}, key=str)
 
 
 def resolve(module: str, name: str) -> Any:
