@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from layerport.dtypes import DType
-from layerport.parameters.standard_form import Array
+from layerport.parameters.arrays import Array
 
 TORCH = [dtype for dtype in DType if dtype.bits != 4]
 

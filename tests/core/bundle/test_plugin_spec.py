@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 
 from layerport.bundle.plugin_spec import (
@@ -35,6 +36,15 @@ def whole() -> PluginSet:
         {"node_1": one.key, "node_2": one.key, "node_3": other.key},
         {"node_1": arrays, "node_2": {"w": arrays["w"]}},
     )
+
+
+def test_the_safetensors_library_writes_the_same_bytes() -> None:
+    data = to_bytes(whole())
+    tensors = safetensors.numpy.load(data)
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    assert len(tensors) >= 3
+    assert safetensors.numpy.save(tensors, metadata) == data
 
 
 def test_what_is_written_comes_back() -> None:

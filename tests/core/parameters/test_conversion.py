@@ -19,8 +19,9 @@ from hypothesis import given
 from layerport.conversion import ConversionTable, Hop, Step, from_standard, to_standard
 from layerport.errors import PackError, UsageError
 from layerport.parameters import conversion
+from layerport.parameters.arrays import Array, standard_fault
+from layerport.parameters.binding import convert_arguments
 from layerport.parameters.signature import Param, Signature
-from layerport.parameters.standard_form import Array, standard_fault
 from standard_arrays import TORCH, laid_out, pointer, same, standard
 
 
@@ -263,7 +264,7 @@ def norm(
 
 def test_convert_arguments() -> None:
     weight = torch.ones(4)
-    parameters, steps = conversion.convert_arguments(
+    parameters, steps = convert_arguments(
         Signature.of(norm), {"weight": weight, "bias": None, "axes": np.array([1])}, path="m.norm"
     )
     assert list(parameters) == ["weight"] and pointer(parameters["weight"]) == pointer(weight)
@@ -273,7 +274,7 @@ def test_convert_arguments() -> None:
 
 def test_convert_arguments_reports_all_faults_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        conversion.convert_arguments(
+        convert_arguments(
             Signature.of(norm),
             {
                 "x": torch.ones(1),
@@ -298,5 +299,5 @@ def test_convert_arguments_reports_all_faults_at_once() -> None:
 def test_convert_arguments_that_are_missing() -> None:
     for values, got in [({}, "nothing"), ({"weight": None}, "None")]:
         with pytest.raises(UsageError) as caught:
-            conversion.convert_arguments(Signature.of(norm), values, path="n")
+            convert_arguments(Signature.of(norm), values, path="n")
         assert caught.value.faults == (f"n.weight: expected a tensor, got {got}",)

@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from layerport.conversion import from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters.standard_form import Array
+from layerport.parameters.arrays import Array
 from standard_arrays import pointer, same, standard
 
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from layerport.conversion import from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import UsageError
+from layerport.parameters.arrays import Array
 from layerport.parameters.signature import Argument, Kind, Signature
-from layerport.parameters.standard_form import Array
 from standard_arrays import pointer, same, standard
 
 trt = pytest.importorskip("tensorrt_rtx")

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from layerport.conversion import from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import UsageError
+from layerport.parameters.arrays import Array, standard_fault
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
-from layerport.parameters.standard_form import Array, standard_fault
 from standard_arrays import TORCH, pointer, same, standard
 
 

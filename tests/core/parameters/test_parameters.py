@@ -24,7 +24,8 @@ from hypothesis import given
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters.standard_form import Parameters, describe, standard_fault
+from layerport.parameters.arrays import describe, standard_fault
+from layerport.parameters.standard_form import Parameters
 
 
 @st.composite

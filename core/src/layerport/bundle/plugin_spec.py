@@ -187,7 +187,6 @@ class PluginSet:
 def to_bytes(plugins: PluginSet) -> bytes:
     """The set as one safetensors file.  The same set gives the same bytes."""
     import numpy as np
-    from safetensors.numpy import save
 
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for spec in plugins.specs.values():
@@ -206,7 +205,7 @@ def to_bytes(plugins: PluginSet) -> bytes:
         "nodes": dict(plugins.nodes),
         "parameters": parameters,
     }
-    return bytes(save(tensors, metadata={_METADATA: dump(header).decode()}))
+    return b"".join(layerport.parameters.safetensors.write(tensors, {_METADATA: dump(header).decode()}))
 
 
 def from_bytes(data: bytes | bytearray) -> PluginSet:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from layerport.kernels.triton_source import TritonSource
     from layerport.layers.binding import TorchBinding
     from layerport.layers.derivation import Derivation
-    from layerport.parameters.conversion import Step
     from layerport.parameters.standard_form import Parameters
+    from layerport.parameters.steps import Step
     from layerport.sizes.tensors import TensorType
     from layerport.targets import Target
 
@@ -180,7 +180,7 @@ class Layer:
         values: every `Param` (any framework type) and every attribute without default, by name.
         Raises UsageError that lists all faults, each with its path.
         """
-        parameters, steps = layerport.parameters.conversion.convert_arguments(self.signature, values, path=self.name)
+        parameters, steps = layerport.parameters.binding.convert_arguments(self.signature, values, path=self.name)
         return BoundLayer(self, parameters, {name: values.get(name) for name in parameters}, tuple(steps))
 
     def module(self, **values: Any) -> torch.nn.Module:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from layerport.late import parts
 
 if TYPE_CHECKING:
-    from layerport.parameters import annotations as annotations
+    from layerport.parameters import binding as binding
     from layerport.parameters import conversion as conversion
+    from layerport.parameters import plain as plain
     from layerport.parameters import safetensors as safetensors
     from layerport.parameters import standard_form as standard_form
 

@@ -1,4 +1,4 @@
-"""Reads a layer's signature from the annotations of its reference: the body of `Signature.of`, and only that.
+"""Reads a layer's signature from the annotations of its reference: for `Signature.of`, and only that.
 
 Imports neither torch nor numpy: a tensor annotation is recognised by the name of its class.
 """
@@ -13,22 +13,11 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerport.errors import UsageError
-from layerport.parameters.signature import (
-    MISSING,
-    SCALARS,
-    TENSOR,
-    Argument,
-    Kind,
-    Param,
-    Signature,
-    WrongValueError,
-    count,
-    normalise,
-    show_value,
-)
+from layerport.parameters.arguments import MISSING, SCALARS, TENSOR, Argument, Kind, Param, count, show_value
+from layerport.parameters.attributes import WrongValueError, normalise
 
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
 _ALLOWED = (
@@ -40,8 +29,17 @@ _RESERVED = frozenset({"plugin_namespace", "plugin_version"})
 _RESERVED_PREFIX = "layerport_"
 
 
-def read_signature(function: Callable[..., Any]) -> Signature:
-    """The signature of a reference.  Raises UsageError with all faults at once."""
+class Read(NamedTuple):
+    """The fields of a `Signature`."""
+
+    arguments: tuple[Argument, ...]
+    outputs: int
+    output_names: tuple[str, ...]
+    record: type[Any] | None
+
+
+def read_signature(function: Callable[..., Any]) -> Read:
+    """What the annotations of a reference say.  Raises UsageError with all faults at once."""
     reader = _Reader(function)
     signature = reader.read()
     if signature is None:
@@ -74,7 +72,7 @@ class _Reader:
         self.name = getattr(function, "__qualname__", None) or repr(function)
         self.faults: list[str] = []
 
-    def read(self) -> Signature | None:
+    def read(self) -> Read | None:
         try:
             signature = inspect.signature(self.function)
         except (TypeError, ValueError) as error:
@@ -89,7 +87,7 @@ class _Reader:
             return None
         named = tuple(name for name in names if name is not None)
         record, _ = self._resolve(signature.return_annotation)
-        return Signature(tuple(arguments), len(names), named, record if named else None)
+        return Read(tuple(arguments), len(names), named, record if named else None)
 
     def _argument(self, parameter: inspect.Parameter) -> Argument | None:
         name, fault = parameter.name, self._fault

@@ -7,19 +7,18 @@ its library and is imported when a value of that library shows up, never to look
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 
-import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.foreign.onnx_ir_private import TENSOR_BASE
-from layerport.parameters.signature import MISSING, Argument, Attribute, Signature, count
-from layerport.parameters.standard_form import Array, Parameters, standard_dtype_name, standard_fault
+from layerport.parameters.arrays import Array, standard_dtype_name, standard_fault
+from layerport.parameters.steps import Converted, Hop, Step, full_name
 from layerport.parameters.transforms import cast
 
 CORE = "layerport"
@@ -27,40 +26,6 @@ _MOST_HOPS = 8
 
 Key: TypeAlias = type | str | Callable[[Any], bool]
 """What a rule is for: a type, its "module.QualName" (so as not to import it), or a predicate on values."""
-
-
-class Hop(NamedTuple):  # a tuple is made in a tenth of a frozen dataclass's time, and a model has many tensors
-    """What a rule may answer with: the next value on the way to an array, and what was done to get it."""
-
-    value: Any
-    action: str
-
-
-class Step(NamedTuple):
-    """One conversion that was made.  dtype, shape and nbytes are those of its result.
-
-    action: "view" (no byte was copied), "copy", "cast", or a rule's own word for it.  by: "layerport" or a
-    pack.
-    """
-
-    source_type: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    action: str
-    by: str
-    path: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The step as a program reads it."""
-        return {**self._asdict(), "shape": list(self.shape)}
-
-
-class Converted(NamedTuple):
-    """An array in the standard form, and the steps that led to it."""
-
-    array: Array
-    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -75,14 +40,6 @@ class _Rule:
         module, _, name = self.function.partition(":")
         loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return loaded
-
-
-def _full_name(kind: type) -> str:
-    """The name under which a type stands in the table: "torch.nn.parameter.Parameter", "list"."""
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-full_name: Callable[[type], str] = lru_cache(1024)(_full_name)
 
 
 class ConversionTable:
@@ -292,63 +249,6 @@ def from_standard(array: Array, target: type | str, *, name: str = "") -> Any:
     if rule is None:
         raise _no_rule(label, "register_back")
     return _apply(rule, label, array, name, kind)
-
-
-def to_plain(value: Any, type_name: str = "") -> Attribute:
-    """A value for an attribute as plain Python: numbers of NumPy and Torch, sequences, enums, plugin fields.
-
-    type_name: the attribute's type, which tells a list of one from a scalar where the value itself cannot.
-    Raises UsageError whose fault describes the value.
-    """
-    return layerport.parameters.frameworks.python.to_plain(value, type_name)
-
-
-def convert_arguments(
-    signature: Signature,
-    values: Mapping[str, Any],
-    *,
-    path: str,
-) -> tuple[Parameters, tuple[Step, ...]]:
-    """Check and convert every parameter and attribute of one layer.
-
-    values: by argument name; None or nothing for an absent optional parameter.  path: the place in the model.
-    Raises UsageError with all faults at once.
-    """
-    arrays: dict[str, Array] = {}
-    steps: list[Step] = []
-    faults: list[str] = []
-    for argument in signature.params:
-        try:
-            converted = _parameter(argument, values.get(argument.name, MISSING), path)
-        except UsageError as error:
-            faults.append(error.fault + (f" ({error.repair})" if error.repair else ""))
-            continue
-        if converted is not None:
-            arrays[argument.name] = converted.array
-            steps += converted.steps
-    tensors = {argument.name for argument in signature.tensors}
-    attributes, wrong = signature.check_attributes(
-        {name: value for name, value in values.items() if name not in tensors}, path=path
-    )
-    faults += wrong
-    faults += [
-        f"{path}.{argument.name}: a run-time input, not a parameter (give it when the layer is called)"
-        for argument in signature.inputs
-        if argument.name in values
-    ]
-    if faults:
-        takes = ", ".join(str(a) for a in signature.arguments if a not in signature.inputs) or "no parameters"
-        raise UsageError(f"{path}: {count(len(faults), 'argument')} at fault", f"it takes {takes}", faults=faults)
-    return Parameters(arrays, attributes), tuple(steps)
-
-
-def _parameter(argument: Argument, value: Any, path: str) -> Converted | None:
-    where = f"{path}.{argument.name}"
-    if value is MISSING or value is None:
-        if argument.optional and (value is None or not argument.required):
-            return None
-        raise UsageError(f"{where}: expected a tensor, got {'None' if value is None else 'nothing'}")
-    return to_standard(value, path=where)
 
 
 def _apply(rule: _Rule, label: str, *arguments: Any) -> Any:

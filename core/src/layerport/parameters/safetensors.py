@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters.standard_form import Array, canonical_bytes
+from layerport.parameters.arrays import Array, canonical_bytes
 from layerport.system.strict_json import read_json
 
 _NAMES = {

@@ -6,90 +6,18 @@ neither torch nor numpy, so `import layerport` stays light; anyone may import it
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any
 
-import layerport.parameters
 from layerport.errors import UsageError
+from layerport.parameters.annotations import read_signature
+from layerport.parameters.arguments import ATTRIBUTE_TYPES, MISSING, Argument, Attribute, Kind, Param, count
+from layerport.parameters.attributes import WrongValueError, normalise
 from layerport.sizes.output_rules import output_name
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Param: TypeAlias = Tensor
-else:
-
-    class Param:
-        """The annotation of a tensor parameter: a constant of the engine.  Type checkers see torch.Tensor."""
-
-
-class Missing(Enum):
-    """The type of MISSING, which says that an argument has no default (None is a default of its own)."""
-
-    MISSING = "missing"
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING: Final = Missing.MISSING
-
-Scalar: TypeAlias = int | float | bool | str
-Attribute: TypeAlias = Scalar | tuple[Scalar, ...] | None
-"""An attribute in the standard form; a list is a tuple there."""
-
-TENSOR: Final = "tensor"
-SCALARS: Mapping[type, str] = {int: "int", float: "float", bool: "bool", str: "str"}
-ATTRIBUTE_TYPES: Final = (*SCALARS.values(), *(f"{name}[]" for name in SCALARS.values()))
-
-
-class Kind(StrEnum):
-    """What an argument is at run time."""
-
-    INPUT = "input"
-    PARAM = "param"
-    ATTRIBUTE = "attribute"
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a layer.
-
-    type: "tensor" or one of ATTRIBUTE_TYPES.  default: MISSING, None for an absent optional, or a value in
-    the standard form (lists as tuples).
-    """
-
-    name: str
-    kind: Kind
-    type: str
-    optional: bool = False
-    default: Attribute | Literal[Missing.MISSING] = MISSING
-
-    def __post_init__(self) -> None:
-        allowed = ATTRIBUTE_TYPES if self.kind is Kind.ATTRIBUTE else (TENSOR,)
-        if self.type not in allowed:
-            raise UsageError(
-                f"argument {self.name!r}: {self.kind} cannot have type {self.type!r}",
-                f"use {', '.join(allowed)}",
-            )
-        if isinstance(self.default, list):
-            object.__setattr__(self, "default", tuple(self.default))
-
-    @property
-    def required(self) -> bool:
-        return self.default is MISSING
-
-    @property
-    def schema_type(self) -> str:
-        return ("Tensor" if self.type == TENSOR else self.type) + ("?" if self.optional else "")
-
-    def __str__(self) -> str:
-        text = f"{self.schema_type} {self.name}"
-        return text if self.default is MISSING else f"{text}={_schema_literal(self.default)}"
+__all__ = ["ATTRIBUTE_TYPES", "MISSING", "Argument", "Attribute", "Kind", "Param", "Signature"]
 
 
 @dataclass(frozen=True)
@@ -208,92 +136,10 @@ class Signature:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
         """The signature of a reference, from its annotations.  Raises UsageError with all faults at once."""
-        return layerport.parameters.annotations.read_signature(function)
-
-
-class WrongValueError(Exception):
-    """Carries "<wanted>, got <value>"."""
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+        return cls(*read_signature(function))
 
 
 def _apart(name: str, taken: Iterable[str]) -> str:
     while name in taken:
         name += "_"
     return name
-
-
-def normalise(value: Any, type_name: str, optional: bool = False) -> Attribute:
-    """`value` as an attribute of this type, in the standard form."""
-    wanted = type_name + ("?" if optional else "")
-    if type(value) not in (int, float, bool, str, list, tuple, types.NoneType):
-        try:
-            value = layerport.parameters.conversion.to_plain(value, type_name)
-        except UsageError as error:
-            raise WrongValueError(f"{wanted}, got {error.fault}") from None
-    if value is None:
-        if optional:
-            return None
-        raise WrongValueError(f"{wanted}, got None")
-    if not type_name.endswith("[]"):
-        return _normalise_scalar(value, type_name, wanted)
-    if not isinstance(value, (list, tuple)):
-        raise WrongValueError(f"{wanted}, got {show_value(value)}")
-    items = []
-    for index, item in enumerate(value):
-        if type(item) not in (int, float, bool, str):
-            item = _plain_item(item, wanted, index)
-        items.append(_normalise_scalar(item, type_name[:-2], wanted, f" at index {index}"))
-    return tuple(items)
-
-
-def _plain_item(item: Any, wanted: str, index: int) -> Any:
-    try:
-        return layerport.parameters.conversion.to_plain(item)
-    except UsageError as error:
-        raise WrongValueError(f"{wanted}, got {error.fault} at index {index}") from None
-
-
-def _normalise_scalar(value: Any, type_name: str, wanted: str, where: str = "") -> Scalar:
-    fault = WrongValueError(f"{wanted}, got {show_value(value)}{where}")
-    if type_name == "float":
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise fault
-        try:
-            return float(value)
-        except OverflowError:
-            raise fault from None
-    if type_name == "int":
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise fault
-        if not -(2**63) <= value < 2**63:
-            raise WrongValueError(f"{wanted} of 64 bits, got {value}{where}")
-        return int(value)
-    if type_name == "bool":
-        if not isinstance(value, bool):
-            raise fault
-        return value
-    if not isinstance(value, str):
-        raise fault
-    if "\0" in value or any(0xD800 <= ord(character) < 0xE000 for character in value):
-        raise WrongValueError(f"{wanted} of UTF-8 text without NUL, got {value!r}{where}")
-    return str(value)
-
-
-def show_value(value: Any) -> str:
-    if value is None:
-        return "None"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def _schema_literal(value: Attribute) -> str:
-    if isinstance(value, str):
-        # Torch's schema parser reads octal escapes byte by byte and nothing else reliably.
-        body = "".join(chr(b) if 32 <= b < 127 and b not in (0x22, 0x5C) else f"\\{b:03o}" for b in value.encode())
-        return f'"{body}"'
-    if isinstance(value, tuple):
-        return f"[{', '.join(_schema_literal(item) for item in value)}]"
-    return repr(value)

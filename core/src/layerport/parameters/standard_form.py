@@ -12,62 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-import layerport.parameters
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters.signature import Attribute, count
+from layerport.parameters import safetensors
+from layerport.parameters.arguments import Attribute, count
+from layerport.parameters.arrays import Array, canonical_bytes, describe, standard_fault
 from layerport.system.strict_json import is_whole, read_json
-
-Array: TypeAlias = NDArray[Any]
 
 _FORMAT = 1
 _METADATA_KEY = "layerport.parameters"
-
-
-def describe(array: Array) -> str:
-    """Dtype and shape as error messages show them: "float32[1, 768]"."""
-    return f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"
-
-
-_C_CONTIGUOUS_AND_ALIGNED = 0x101
-_standard_names: dict[np.dtype[Any], str] = {}
-
-
-def standard_dtype_name(array: Any) -> str | None:
-    """The dtype of an array in the standard form, by name; None for anything else, of which `standard_fault` speaks."""
-    if type(array) is not np.ndarray or array.flags.num & _C_CONTIGUOUS_AND_ALIGNED != _C_CONTIGUOUS_AND_ALIGNED:
-        return None
-    name = _standard_names.get(array.dtype)
-    if name is None and standard_fault(array) is None:
-        name = _standard_names[array.dtype] = DType.from_numpy(array.dtype).value
-    return name
-
-
-def standard_fault(array: Any) -> str | None:
-    """What keeps an array from being in the standard form, or None."""
-    if type(array) is not np.ndarray:
-        return f"expected a numpy.ndarray, got {type(array).__module__}.{type(array).__qualname__}"
-    try:
-        DType.from_numpy(array.dtype)
-    except UsageError as error:
-        return error.fault
-    if not array.dtype.isnative:
-        return f"byte order of {array.dtype} is not the machine's"
-    if not array.flags.c_contiguous or not array.flags.aligned:
-        return f"{describe(array)} with strides {array.strides} is not C-contiguous and aligned"
-    return None
-
-
-def canonical_bytes(array: Array) -> memoryview:
-    """The bytes that stand for an array: its memory, but for 4-bit types, whose upper halves mean nothing."""
-    if DType.from_numpy(array.dtype).bits == 4:
-        array = array.astype(np.int8)
-    return array.reshape(-1).view(np.uint8).data
 
 
 class Parameters(Mapping[str, Array]):
@@ -146,7 +103,7 @@ class Parameters(Mapping[str, Array]):
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; the same content gives the same bytes."""
-        layerport.parameters.safetensors.write_file(path, self._arrays, {_METADATA_KEY: self._metadata()})
+        safetensors.write_file(path, self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
     def load(cls, path: str | Path) -> Parameters:
@@ -154,7 +111,7 @@ class Parameters(Mapping[str, Array]):
 
         Raises UsageError for a file that is not sound.
         """
-        return cls._from_file(*layerport.parameters.safetensors.read_file(path), str(path))
+        return cls._from_file(*safetensors.read_file(path), str(path))
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
@@ -162,7 +119,7 @@ class Parameters(Mapping[str, Array]):
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """What `save` writes, piece by piece: the memory of the arrays as it is."""
-        return layerport.parameters.safetensors.write(self._arrays, {_METADATA_KEY: self._metadata()})
+        return safetensors.write(self._arrays, {_METADATA_KEY: self._metadata()})
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview, *, where: str = "the data") -> Parameters:
@@ -170,7 +127,7 @@ class Parameters(Mapping[str, Array]):
 
         where: what an error calls it.
         """
-        return cls._from_file(*layerport.parameters.safetensors.read(data, where), where)
+        return cls._from_file(*safetensors.read(data, where), where)
 
     def _metadata(self) -> str:
         # One key: safetensors' own writers give several keys in an order that changes from run to run.

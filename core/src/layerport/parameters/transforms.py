@@ -50,7 +50,7 @@ def _cast_to_float(array: Array, dtype: DType, overflow: Overflow) -> Array:
     fits = not array.size or _largest(DType.from_numpy(array.dtype)) <= largest or _is_within(array, largest)
     # Only what fits: of values that do not, each library makes something else.
     if fits and array.size >= _WORTH_TORCH and "torch" in sys.modules:
-        fast = layerport.parameters.frameworks.torch.fast_cast(array, dtype)
+        fast = layerport.parameters.frameworks.torch_arrays.fast_cast(array, dtype)
         if fast is not None:
             return fast
     result = array.astype(dtype.to_numpy(), order="C")
@@ -224,7 +224,7 @@ def unpack_int4(packed: Array, dtype: DType | str = DType.INT4) -> Array:
 
 def _permuted(array: Array, axes: tuple[int, ...]) -> Array:
     if array.size >= _WORTH_TORCH and "torch" in sys.modules and array.flags.c_contiguous:
-        return layerport.parameters.frameworks.torch.fast_permute(array, axes)
+        return layerport.parameters.frameworks.torch_arrays.fast_permute(array, axes)
     return np.asarray(np.transpose(array, axes), order="C")
 
 
@@ -255,7 +255,7 @@ def _is_within(array: Array, largest: float) -> bool:
 def _magnitude(array: Array) -> float:
     """The largest magnitude; infinite or NaN where one of the values is."""
     if array.size >= _WORTH_TORCH and "torch" in sys.modules:
-        fast = layerport.parameters.frameworks.torch.fast_magnitude(array)
+        fast = layerport.parameters.frameworks.torch_arrays.fast_magnitude(array)
         if fast is not None:
             return fast
     values = _plain(array)

@@ -6,8 +6,8 @@ from layerport.late import parts
 
 if TYPE_CHECKING:
     from layerport.parameters.frameworks import onnx_dtypes as onnx_dtypes
-    from layerport.parameters.frameworks import python as python
-    from layerport.parameters.frameworks import torch as torch
+    from layerport.parameters.frameworks import tensorrt as tensorrt
+    from layerport.parameters.frameworks import torch_arrays as torch_arrays
     from layerport.parameters.frameworks import torch_dtypes as torch_dtypes
 
 __getattr__ = parts(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from layerport.errors import UsageError
-from layerport.parameters.conversion import Hop
+from layerport.parameters.steps import Hop
 
 _ON_HOST = frozenset({1, 3, 11})  # kDLCPU, kDLCUDAHost, kDLROCMHost
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.parameters.conversion import Hop
-from layerport.parameters.standard_form import Array
+from layerport.parameters.arrays import Array
+from layerport.parameters.steps import Hop
 
 
 def from_array(array: Array) -> Hop:

@@ -12,9 +12,9 @@ from onnx import TensorProto, numpy_helper
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters import transforms
-from layerport.parameters.conversion import Hop
+from layerport.parameters.arrays import Array
 from layerport.parameters.frameworks.onnx_dtypes import from_dtype, to_dtype
-from layerport.parameters.standard_form import Array
+from layerport.parameters.steps import Hop
 
 
 def from_proto(proto: TensorProto) -> Hop:

@@ -11,10 +11,10 @@ import numpy as np
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters import transforms
-from layerport.parameters.conversion import Hop
+from layerport.parameters.arguments import Attribute
+from layerport.parameters.arrays import Array
 from layerport.parameters.frameworks.tensorrt_dtypes import field_from_dtype, field_to_dtype, from_dtype, to_dtype
-from layerport.parameters.signature import Attribute
-from layerport.parameters.standard_form import Array
+from layerport.parameters.steps import Hop
 
 # Weights made from an address do not keep the array alive, and cannot be read back in every dtype.
 _held: weakref.WeakKeyDictionary[Any, Array] = weakref.WeakKeyDictionary()

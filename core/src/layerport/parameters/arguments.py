@@ -1,0 +1,110 @@
+"""One argument of a layer: what it is, its type and its default.
+
+Imports neither torch nor numpy, so `import layerport` stays light; anyone may import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from layerport.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Param: TypeAlias = Tensor
+else:
+
+    class Param:
+        """The annotation of a tensor parameter: a constant of the engine.  Type checkers see torch.Tensor."""
+
+
+class Missing(Enum):
+    """The type of MISSING, which says that an argument has no default (None is a default of its own)."""
+
+    MISSING = "missing"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = Missing.MISSING
+
+Scalar: TypeAlias = int | float | bool | str
+Attribute: TypeAlias = Scalar | tuple[Scalar, ...] | None
+"""An attribute in the standard form; a list is a tuple there."""
+
+TENSOR: Final = "tensor"
+SCALARS: Mapping[type, str] = {int: "int", float: "float", bool: "bool", str: "str"}
+ATTRIBUTE_TYPES: Final = (*SCALARS.values(), *(f"{name}[]" for name in SCALARS.values()))
+
+
+class Kind(StrEnum):
+    """What an argument is at run time."""
+
+    INPUT = "input"
+    PARAM = "param"
+    ATTRIBUTE = "attribute"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a layer.
+
+    type: "tensor" or one of ATTRIBUTE_TYPES.  default: MISSING, None for an absent optional, or a value in
+    the standard form (lists as tuples).
+    """
+
+    name: str
+    kind: Kind
+    type: str
+    optional: bool = False
+    default: Attribute | Literal[Missing.MISSING] = MISSING
+
+    def __post_init__(self) -> None:
+        allowed = ATTRIBUTE_TYPES if self.kind is Kind.ATTRIBUTE else (TENSOR,)
+        if self.type not in allowed:
+            raise UsageError(
+                f"argument {self.name!r}: {self.kind} cannot have type {self.type!r}",
+                f"use {', '.join(allowed)}",
+            )
+        if isinstance(self.default, list):
+            object.__setattr__(self, "default", tuple(self.default))
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def schema_type(self) -> str:
+        return ("Tensor" if self.type == TENSOR else self.type) + ("?" if self.optional else "")
+
+    def __str__(self) -> str:
+        text = f"{self.schema_type} {self.name}"
+        return text if self.default is MISSING else f"{text}={_schema_literal(self.default)}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, as "2 faults"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def show_value(value: object) -> str:
+    """A value as error messages show it, with its type."""
+    if value is None:
+        return "None"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _schema_literal(value: Attribute) -> str:
+    if isinstance(value, str):
+        # Torch's schema parser reads octal escapes byte by byte and nothing else reliably.
+        body = "".join(chr(b) if 32 <= b < 127 and b not in (0x22, 0x5C) else f"\\{b:03o}" for b in value.encode())
+        return f'"{body}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(_schema_literal(item) for item in value)}]"
+    return repr(value)
