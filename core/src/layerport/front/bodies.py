@@ -179,10 +179,14 @@ def _function(node: LayerNode, graph: ir.Graph) -> ir.Function:
     graph.inputs.clear()
     graph.inputs.extend(inputs)
     for place, inner in enumerate(graph.all_nodes()):
-        strip(inner)
+        # What the exporter wrote down about the machine it ran on: stack traces with paths, and its own notes.
+        inner.metadata_props.clear()
+        inner.doc_string = None
         inner.name = f"n{place}"
         for index, value in enumerate(inner.outputs):
             value.name = f"v{place}_{index}"
+            value.metadata_props.clear()
+            value.doc_string = None
             value.shape = None
             value.type = None
     for value, name in zip(inputs, node.tensors, strict=True):
@@ -194,12 +198,3 @@ def _function(node: LayerNode, graph: ir.Graph) -> ir.Function:
         if not value.is_graph_input():
             value.name = name
     return ir.Function(node.layer.namespace, node.layer.short_name, "", graph=graph, attributes=[])
-
-
-def strip(node: ir.Node) -> None:
-    """Remove what the exporter wrote down about the machine it ran on: stack traces with paths, and its own notes."""
-    node.metadata_props.clear()
-    node.doc_string = None
-    for value in node.outputs:
-        value.metadata_props.clear()
-        value.doc_string = None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from layerport import __version__
 from layerport.bundle.bundle import MODEL, MODEL_DATA, HashedFile
-from layerport.front.bodies import strip
 
 # Below this the weights stay inside the file, which is then one piece to hand around.
 EXTERNAL_BYTES = 16 << 20
@@ -29,13 +29,13 @@ def write_portable(model: ir.Model, folder: Path) -> dict[str, str]:
     model.producer_version = __version__
     model.doc_string = None
     model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.graph.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-        value.doc_string = None
-    for node in model.graph.all_nodes():
-        strip(node)
+    ClearMetadataAndDocStringPass()(model)
+    parts: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for part in parts:  # the pass leaves values alone
+        own = part.initializers.values() if isinstance(part, ir.Graph) else ()
+        for value in (*part.inputs, *own, *(output for node in part for output in node.outputs)):
+            value.metadata_props.clear()
+            value.doc_string = None
     model.ir_version = max(model.ir_version or 10, 10)
     tensors = [value for graph in model.graphs() for value in graph.initializers.values()]
     total = sum(value.const_value.nbytes for value in tensors if value.const_value is not None)
