@@ -111,7 +111,8 @@ def test_verifying_a_portable_bundle_loads_only_what_runs_it(tmp_path: Path) -> 
     )
     done = python(code, str(path))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    # NumPy before 2 loads it by itself.
+    assert done.stdout.splitlines()[-1] == ("[]" if np.__version__ >= "2" else "['numpy.ma']")
 
 
 @pytest.mark.parametrize("step", ["read", "run"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from layerport.front.claim_records import ClaimRecord
     from layerport.front.lookalikes import Lookalike
     from layerport.packs.records import Rewrite
-    from layerport.parameters.conversion import Step
+    from layerport.parameters.steps import Step
     from layerport.parameters.signature import Attribute
 
 

@@ -111,7 +111,7 @@ def from_slice(value: Any) -> Any:
     if 0 in shape:  # the library cannot slice an empty tensor
         return np.empty(shape, _DTYPES[name].to_numpy())
     try:
-        return value[...]
+        return value[()]  # `...` is refused by older ones, `:` for a tensor without dims
     except AttributeError:  # opened for NumPy, in which the library knows no fp8
         raise UsageError(
             f"a safetensors slice of {name}, opened for a framework without that type",
