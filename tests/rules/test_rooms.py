@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 SOURCE = ROOT / "core" / "src" / "layerport"
@@ -113,44 +111,6 @@ def test_imports_within_functions_are_few() -> None:
         "layerport.engine.worker",
         "layerport.packs.trial_child",
     }
-
-
-def in_circles(room_name: str) -> list[set[str]]:
-    """The modules of a room that need each other, what they name late counted."""
-    inside = {name: path for name, path in modules().items() if room(name) == room_name}
-    needs: dict[str, set[str]] = {name: set() for name in inside}
-    for one in imports():
-        if one.source in inside and one.target in inside and inside[one.target].name != "__init__.py":
-            needs[one.source].add(one.target)
-    for name, path in inside.items():
-        if path.name == "__init__.py":
-            needs[name] = set()  # it names its files for type checkers
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in inside:
-                needs[name] |= {ast.unparse(node)} - {one for one in inside if inside[one].name == "__init__.py"}
-
-    def reached(name: str) -> set[str]:
-        found: set[str] = set()
-        waiting = list(needs[name])
-        while waiting:
-            if (one := waiting.pop()) not in found:
-                found.add(one)
-                waiting += needs[one]
-        return found
-
-    ways = {name: reached(name) for name in needs}
-    circles = {frozenset(other for other in ways[name] if name in ways[other]) for name in ways if name in ways[name]}
-    return [set(circle) for circle in circles]
-
-
-# A layer makes its operator, and what is made of a layer names its type.
-IN_CIRCLES = {"layers"}
-
-
-@pytest.mark.parametrize("room_name", sorted(set(order()) - IN_CIRCLES))
-def test_the_modules_of_a_room_need_each_other_in_one_direction(room_name: str) -> None:
-    assert in_circles(room_name) == []
 
 
 def test_the_top_of_the_package_is_small() -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from layerport.front.claim_records import ClaimRecord
     from layerport.front.lookalikes import Lookalike
     from layerport.packs.records import Rewrite
-    from layerport.parameters.steps import Step
     from layerport.parameters.signature import Attribute
+    from layerport.parameters.steps import Step
 
 
 @dataclass(frozen=True)

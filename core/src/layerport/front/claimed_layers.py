@@ -40,7 +40,7 @@ class ClaimedLayer(LayerModule):
     """A layer in the place of a module: takes the module's arguments, by position or name, as the layer's inputs."""
 
     def __init__(self, bound: BoundLayer, module: torch.nn.Module) -> None:
-        super().__init__(bound)
+        super().__init__(bound.layer, bound.parameters, bound.sources)
         self.__dict__["_replaced"] = module  # not a child: its parameters are not this module's
         try:
             self._names: tuple[str, ...] | None = tuple(inspect.signature(module.forward).parameters)

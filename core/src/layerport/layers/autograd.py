@@ -14,7 +14,7 @@ from layerport.parameters.signature import Kind
 if TYPE_CHECKING:
     from layerport.foreign.torch_private import Dispatch
     from layerport.layers.binding import TorchBinding
-    from layerport.layers.layer import Layer
+    from layerport.layers.written import WrittenLayer
 
 
 class WrittenBackward:
@@ -23,7 +23,7 @@ class WrittenBackward:
     Raises UsageError with all faults of its parameters at once.
     """
 
-    def __init__(self, layer: Layer, function: Callable[..., Any]) -> None:
+    def __init__(self, layer: WrittenLayer, function: Callable[..., Any]) -> None:
         self.layer, self.function = layer, function
         signature = layer.signature
         names = parameter_names(function, f"layer {layer.name}: its backward")
@@ -81,7 +81,7 @@ class WrittenBackward:
         return tuple(placed)
 
 
-def register_autograd(layer: Layer, binding: TorchBinding, library: Any, dispatch: Dispatch | None) -> None:
+def register_autograd(layer: WrittenLayer, binding: TorchBinding, library: Any, dispatch: Dispatch | None) -> None:
     """Differentiate by the author's backward where there is one, else through the reference.
 
     By the same steps as `torch.library.register_autograd`, without what that does for lists of tensors and for
@@ -128,7 +128,7 @@ def register_autograd(layer: Layer, binding: TorchBinding, library: Any, dispatc
         library.impl(layer.short_name, outside_autocast, key, with_keyset=True)
 
 
-def _register_publicly(layer: Layer, binding: TorchBinding, library: Any) -> None:
+def _register_publicly(layer: WrittenLayer, binding: TorchBinding, library: Any) -> None:
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _keep(binding, ctx, inputs, output)
 
@@ -164,14 +164,16 @@ def _keep(binding: TorchBinding, ctx: Any, inputs: tuple[Any, ...], result: Any)
     ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
 
 
-def _gradients(layer: Layer, ctx: Any, gradients: Sequence[Any], wanted: Sequence[bool]) -> tuple[Any, ...]:
+def _gradients(layer: WrittenLayer, ctx: Any, gradients: Sequence[Any], wanted: Sequence[bool]) -> tuple[Any, ...]:
     """One gradient, or None, for each argument that was kept.  wanted: for which of the arguments one is."""
     if ctx.written is not None:
         return ctx.written.run(ctx, gradients)  # type: ignore[no-any-return]
     return _through_reference(layer, ctx, gradients, wanted)
 
 
-def _through_reference(layer: Layer, ctx: Any, gradients: Sequence[Any], wanted: Sequence[bool]) -> tuple[Any, ...]:
+def _through_reference(
+    layer: WrittenLayer, ctx: Any, gradients: Sequence[Any], wanted: Sequence[bool]
+) -> tuple[Any, ...]:
     values = list(ctx.others)
     places = []
     with torch.enable_grad():

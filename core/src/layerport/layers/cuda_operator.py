@@ -26,7 +26,7 @@ from layerport.kernels.declaration import Kernel
 from layerport.kernels.launcher import Launcher, require_driver
 from layerport.kernels.tracing import trace
 from layerport.kernels.triton_source import TritonSource
-from layerport.layers.dispatch import Dispatch
+from layerport.layers.binding import Dispatch
 from layerport.layers.launch import Call, LaunchPlan, tensor_arg
 from layerport.parameters.conversion import from_standard, to_standard
 from layerport.parameters.signature import Attribute, Kind
@@ -36,7 +36,7 @@ from layerport.sizes.tensors import TensorType
 from layerport.targets import Target
 
 if TYPE_CHECKING:
-    from layerport.layers.layer import Layer
+    from layerport.layers.written import WrittenLayer
 
 _MOST_PLANS = 4096  # of one layer: a model that never repeats a shape must not grow for ever
 _NEW: Any = object()
@@ -111,7 +111,7 @@ class CudaOperator:
 
     def __init__(
         self,
-        layer: Layer,
+        layer: WrittenLayer,
         fallback: Callable[..., Any],
         environment: Callable[[], Any] = cuda,
         *,
@@ -123,7 +123,7 @@ class CudaOperator:
         self._environment = environment
         arguments = layer.signature.arguments
         self._defaults = layer.signature.defaults
-        self.tensors = [(place, one.name) for place, one in enumerate(arguments) if one.kind is not Kind.ATTRIBUTE]
+        self._tensors = [(place, one.name) for place, one in enumerate(arguments) if one.kind is not Kind.ATTRIBUTE]
         self._attributes = [(place, one) for place, one in enumerate(arguments) if one.kind is Kind.ATTRIBUTE]
         self._params = [(place, one.name) for place, one in enumerate(arguments) if one.kind is Kind.PARAM]
         self._plans: dict[Any, LaunchPlan | None] = {}  # None: the reference
@@ -183,7 +183,7 @@ class CudaOperator:
 
     def _device(self, args: Sequence[Any]) -> torch.device:
         """The one device of the call.  Raises UsageError where there are several."""
-        devices = {name: args[place].device for place, name in self.tensors if isinstance(args[place], torch.Tensor)}
+        devices = {name: args[place].device for place, name in self._tensors if isinstance(args[place], torch.Tensor)}
         if len(set(devices.values())) > 1:
             raise UsageError(
                 f"layer {self.layer.name}: its tensors are on different devices",
@@ -201,7 +201,8 @@ class CudaOperator:
             return None
         environment = self._environment()
         launcher = self._launcher(chosen.kernel, chosen.dtypes, call, environment, index)
-        return LaunchPlan(self, launcher, call, environment, index)
+        names = self.layer.signature.output_names
+        return LaunchPlan(self._tensors, names, launcher, call, environment, index)
 
     def _call(self, given: Sequence[Any], args: Sequence[Any]) -> tuple[Call | None, str]:
         """What rules and predicates see of a call; or None and why the reference does not tell the outputs' sizes.
@@ -219,7 +220,7 @@ class CudaOperator:
         try:
             answer = self.layer.reference(**without_data)
             outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
-            tensors = {name: tensor_arg(name, args[place]) for place, name in self.tensors}
+            tensors = {name: tensor_arg(name, args[place]) for place, name in self._tensors}
             tensors |= {
                 name: tensor_arg(name, output)
                 for name, output in zip(self.layer.signature.output_names, outputs, strict=True)

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from layerport.layers.binding import Dispatch
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
 
-
-@dataclass(frozen=True)
-class Dispatch:
-    """What a call of a layer runs.
-
-    device: where the call's tensors are.  kernel: the name of the kernel that runs there, None for the reference.
-    reasons: why it is the reference, or why each kernel before the chosen one is passed over.
-    """
-
-    layer: str
-    device: str
-    kernel: str | None
-    reasons: tuple[str, ...]
-
-    def __str__(self) -> str:
-        what = f"kernel {self.kernel}" if self.kernel else "the reference"
-        return "\n  ".join((f"{self.layer} on {self.device} runs {what}", *self.reasons))
+__all__ = ["Dispatch", "explain_dispatch"]
 
 
 def explain_dispatch(layer: Layer, *args: Any, **kwargs: Any) -> Dispatch:

@@ -13,7 +13,6 @@ from layerport.sizes.tensors import TensorType, sizes_of
 
 if TYPE_CHECKING:
     from layerport.kernels.launcher import Launcher
-    from layerport.layers.cuda_operator import CudaOperator
 
 
 class Call:
@@ -37,18 +36,24 @@ class Call:
 class LaunchPlan:
     """A launch of which only the tensors and the stream are open.  Called with all arguments of the operator."""
 
-    def __init__(self, operator: CudaOperator, launcher: Launcher, call: Call, environment: Any, index: int) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[tuple[int, str]],
+        output_names: Sequence[str],
+        launcher: Launcher,
+        call: Call,
+        environment: Any,
+        index: int,
+    ) -> None:
         self._launch = launcher.prepare(call.sizes).launch
         self._environment, self._index = environment, index
         alignments = launcher.rule.alignments
         self._inputs = [
-            (place, name, alignments.get(name, 1) - 1)
-            for place, name in operator.tensors
-            if call.tensors[name] is not None
+            (place, name, alignments.get(name, 1) - 1) for place, name in tensors if call.tensors[name] is not None
         ]
         self._outputs = [
             (name, shape, _dense_strides(shape), dtype)
-            for name, (shape, dtype) in zip(operator.layer.signature.output_names, call.outputs, strict=True)
+            for name, (shape, dtype) in zip(output_names, call.outputs, strict=True)
         ]
 
     def __call__(self, args: Sequence[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,8 @@ from layerport.parameters.conversion import from_standard
 from layerport.parameters.signature import Kind
 
 if TYPE_CHECKING:
-    from layerport.layers.layer import BoundLayer
+    from layerport.layers.written import WrittenLayer
+    from layerport.parameters.standard_form import Parameters
 
 
 class LayerModule(torch.nn.Module):
@@ -20,13 +22,13 @@ class LayerModule(torch.nn.Module):
     A source that is a Torch tensor and needed no conversion is registered itself, so shared weights stay shared.
     """
 
-    def __init__(self, bound: BoundLayer) -> None:
+    def __init__(self, layer: WrittenLayer, parameters: Parameters, sources: Mapping[str, Any]) -> None:
         super().__init__()
-        self.layer = bound.layer
-        self.attributes = dict(bound.parameters.attributes)
-        self._most_inputs = len(bound.layer.signature.inputs)
-        for name, array in bound.parameters.items():
-            source = bound.sources.get(name)
+        self.layer = layer
+        self.attributes = dict(parameters.attributes)
+        self._most_inputs = len(layer.signature.inputs)
+        for name, array in parameters.items():
+            source = sources.get(name)
             tensor = from_standard(array, "torch")
             if isinstance(source, torch.Tensor) and _same_memory(source, tensor):
                 tensor = source
@@ -34,8 +36,8 @@ class LayerModule(torch.nn.Module):
                 self.register_parameter(name, tensor)
             else:
                 self.register_buffer(name, tensor)
-        for argument in bound.layer.signature.params:
-            if argument.name not in bound.parameters:
+        for argument in layer.signature.params:
+            if argument.name not in parameters:
                 self.register_parameter(argument.name, None)
 
     def forward(self, *inputs: Any) -> Any:

@@ -21,7 +21,7 @@ from layerport.layers.cuda_operator import CudaOperator
 from layerport.layers.definitions import same_definition, same_place
 
 if TYPE_CHECKING:
-    from layerport.layers.layer import Layer
+    from layerport.layers.written import WrittenLayer
 
 # Torch annotates this class in parts only.
 _Library: Any = torch.library.Library
@@ -36,21 +36,21 @@ class _Registered:
     """
 
     library: Any
-    layer: Layer
+    layer: WrittenLayer
     binding: TorchBinding
-    twins: list[weakref.ref[Layer]] = field(default_factory=list)
+    twins: list[weakref.ref[WrittenLayer]] = field(default_factory=list)
 
 
 _registered: dict[str, _Registered] = {}
 
 
-def registered_layer(name: str) -> Layer | None:
+def registered_layer(name: str) -> WrittenLayer | None:
     """The layer of this process whose operator has this name."""
     found = _registered.get(name)
     return None if found is None else found.layer
 
 
-def register_operator(layer: Layer) -> TorchBinding:
+def register_operator(layer: WrittenLayer) -> TorchBinding:
     """Make `torch.ops.<namespace>.<name>` from the layer's reference.
 
     Within one file or session the last definition wins: a layer of other lines that had the identity before says so
@@ -110,12 +110,12 @@ def _supersede(earlier: _Registered, now: _Registered) -> None:
                 )
 
 
-def _follow(old: Layer, now: _Registered) -> None:
+def _follow(old: WrittenLayer, now: _Registered) -> None:
     old._torch = now.binding
     now.twins.append(weakref.ref(old))
 
 
-def _undecided(old: Layer) -> Any:
+def _undecided(old: WrittenLayer) -> Any:
     def settle(*args: Any, **kwargs: Any) -> Any:
         now = _registered[old.name]
         if same_definition(old.reference, now.layer.reference) is False:
@@ -127,7 +127,7 @@ def _undecided(old: Layer) -> Any:
     return settle
 
 
-def _retire(old: Layer, layer: Layer) -> None:
+def _retire(old: WrittenLayer, layer: WrittenLayer) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise UsageError(
             f"layer {old.name}, defined at {old.origin}, was defined anew at {layer.origin}",
@@ -138,7 +138,7 @@ def _retire(old: Layer, layer: Layer) -> None:
     old._torch = TorchBinding(refuse, None)
 
 
-def _conflict(layer: Layer, first: Layer) -> Any:
+def _conflict(layer: WrittenLayer, first: WrittenLayer) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise UsageError(
             f"layer {layer.name} is defined twice: at {first.origin} and at {layer.origin}",
@@ -148,7 +148,7 @@ def _conflict(layer: Layer, first: Layer) -> Any:
     return refuse
 
 
-def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
+def _with_plain_outputs(layer: WrittenLayer) -> Callable[..., Any]:
     """The reference, its outputs contiguous and in memory of their own.
 
     Contiguous, because a kernel writes them so: what runs without data must not tell a compiler other strides.  In
@@ -183,7 +183,7 @@ def _with_plain_outputs(layer: Layer) -> Callable[..., Any]:
     return run if layer.signature.outputs == 1 else run_several
 
 
-def _without_data(layer: Layer) -> Callable[..., Any]:
+def _without_data(layer: WrittenLayer) -> Callable[..., Any]:
     """What the operator gives for tensors without data; whether sizes that depend on data are dense is not asked."""
 
     def empty(output: torch.Tensor) -> torch.Tensor:
@@ -200,7 +200,7 @@ def _without_data(layer: Layer) -> Callable[..., Any]:
     return run
 
 
-def _several(layer: Layer, results: Any) -> Sequence[torch.Tensor]:
+def _several(layer: WrittenLayer, results: Any) -> Sequence[torch.Tensor]:
     if not isinstance(results, (tuple, list)) or len(results) != layer.signature.outputs:
         raise _wrong_outputs(layer, results)
     if not all(isinstance(item, torch.Tensor) for item in results):
@@ -208,7 +208,7 @@ def _several(layer: Layer, results: Any) -> Sequence[torch.Tensor]:
     return results
 
 
-def _wrong_outputs(layer: Layer, result: Any) -> UsageError:
+def _wrong_outputs(layer: WrittenLayer, result: Any) -> UsageError:
     """Raised before the dispatcher sees the result: it ends the process where the number of outputs is wrong."""
     kinds = ", ".join(type(item).__name__ for item in (result if isinstance(result, (tuple, list)) else [result]))
     wanted = "a tensor" if layer.signature.outputs == 1 else f"a tuple of {layer.signature.outputs} tensors"

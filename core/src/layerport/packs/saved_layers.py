@@ -11,18 +11,16 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import layerport.layers
 from layerport.errors import UsageError
+from layerport.layers.layer import Layer
 from layerport.packs.discovery import PackInfo, discover
 from layerport.packs.faults import missing_line
 from layerport.packs.loading import load_pack
 from layerport.packs.metadata import canonical
 from layerport.system.python_files import import_file, is_file_module
-
-if TYPE_CHECKING:
-    from layerport.layers.layer import Layer
 
 
 def reduce_layer(layer: Layer) -> tuple[Callable[..., Layer], tuple[Any, ...]]:
@@ -83,7 +81,8 @@ def local_layer(name: str, version: int, module: str, file: str) -> Layer:
 
 
 def _registered(name: str) -> Layer | None:
-    return layerport.layers.operator.registered_layer(name)
+    found = layerport.layers.operator.registered_layer(name)
+    return found if isinstance(found, Layer) else None
 
 
 def _load(info: PackInfo) -> str | None:
