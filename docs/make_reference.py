@@ -6,15 +6,27 @@ A test compares the page with what this prints, so it cannot fall behind.
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from pathlib import Path
 
 import click
 
 import layerport as lp
+import layerport.conversion
+import layerport.testing
+import layerport.transforms
 from layerport.cli import main
 from layerport.packs import hookspecs
 
+MODULES = (layerport.conversion, layerport.testing, layerport.transforms)
 PAGE = Path(__file__).with_name("reference.md")
+
+
+def not_api() -> list[str]:
+    """The modules and rooms at the top of the package that are not public."""
+    public = {module.__name__ for module in MODULES}
+    names = sorted(f"layerport.{one.name}" for one in pkgutil.iter_modules(lp.__path__))
+    return [name for name in names if name not in public]
 
 
 def page() -> str:
@@ -33,6 +45,15 @@ def page() -> str:
     ]
     for name in lp.__all__:
         lines.append(f"| `lp.{name}` | {_first_sentence(getattr(lp, name))} |")
+    for module in MODULES:
+        names = ", ".join(f"`{name}`" for name in module.__all__)
+        lines += ["", f"`{module.__name__}`: {names}.  {_first_sentence(module)}"]
+    others = ", ".join(f"`{name}`" for name in not_api())
+    lines += [
+        "",
+        f"All else is no API, whether or not its name begins with `_`, and may change in any version: {others}, and "
+        "whatever is in them but the names above.",
+    ]
     lines += ["", "## Hooks", "", "| hook | what it answers |", "|---|---|"]
     for name, arguments in hookspecs.HOOKS.items():
         lines.append(f"| `{name}({', '.join(arguments)})` | {_first_sentence(getattr(hookspecs, name))} |")

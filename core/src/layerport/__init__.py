@@ -12,25 +12,31 @@ if TYPE_CHECKING:
     from layerport.authoring import layer
     from layerport.building import BuildReport, build
     from layerport.bundle.bundle import Bundle
-    from layerport.bundle.plugin_spec import PluginSpec
+    from layerport.bundle.plugin_spec import KernelCode, PluginSpec
     from layerport.checks.verification import Verification, verify
+    from layerport.dtypes import DType
     from layerport.engine.progress import ProgressEvent
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
     from layerport.front.claim_records import ClaimRecord
     from layerport.front.layer_records import LayerRecord
-    from layerport.kernels.declaration import Launch, cuda
-    from layerport.kernels.triton_source import triton
+    from layerport.kernels.declaration import CudaSource, Kernel, Launch, cuda
+    from layerport.kernels.launch_rules import LaunchRule
+    from layerport.kernels.triton_source import TritonSource, triton
+    from layerport.layers.derivation import Derivation
     from layerport.layers.dispatch import Dispatch, explain_dispatch
-    from layerport.layers.layer import BoundLayer, Layer
-    from layerport.packs.hookspecs import hookimpl, hookspec
-    from layerport.packs.records import rewrite
-    from layerport.parameters.signature import Param
+    from layerport.layers.layer import BoundLayer, Layer, Place
+    from layerport.layers.module import LayerModule
+    from layerport.packs.hookspecs import hookimpl
+    from layerport.packs.records import Rewrite, rewrite
+    from layerport.packs.saved_layers import installed_layer
+    from layerport.parameters.signature import Param, Signature
     from layerport.parameters.standard_form import Parameters
     from layerport.session.session import Session, load
     from layerport.sizes.expressions import Expr, cdiv, maximum, minimum, next_power_of_2, where
     from layerport.sizes.output_rules import SizeSymbol
     from layerport.sizes.tensors import TensorType
-    from layerport.targets import Target
+    from layerport.targets import Target, TorchTarget
+
 
 _HOMES = {
     "BoundLayer": "layers.layer",
@@ -38,21 +44,33 @@ _HOMES = {
     "BuildReport": "building",
     "Bundle": "bundle.bundle",
     "ClaimRecord": "front.claim_records",
+    "CudaSource": "kernels.declaration",
+    "DType": "dtypes",
+    "Derivation": "layers.derivation",
     "Dispatch": "layers.dispatch",
     "Expr": "sizes.expressions",
+    "Kernel": "kernels.declaration",
+    "KernelCode": "bundle.plugin_spec",
     "Launch": "kernels.declaration",
+    "LaunchRule": "kernels.launch_rules",
     "Layer": "layers.layer",
+    "LayerModule": "layers.module",
     "LayerRecord": "front.layer_records",
     "LayerportError": "errors",
     "PackError": "errors",
     "Param": "parameters.signature",
     "Parameters": "parameters.standard_form",
+    "Place": "layers.layer",
     "PluginSpec": "bundle.plugin_spec",
     "ProgressEvent": "engine.progress",
+    "Rewrite": "packs.records",
     "Session": "session.session",
+    "Signature": "parameters.signature",
     "SizeSymbol": "sizes.output_rules",
     "Target": "targets",
     "TensorType": "sizes.tensors",
+    "TorchTarget": "targets",
+    "TritonSource": "kernels.triton_source",
     "UsageError": "errors",
     "Verification": "checks.verification",
     "VerifyError": "errors",
@@ -61,7 +79,7 @@ _HOMES = {
     "cuda": "kernels.declaration",
     "explain_dispatch": "layers.dispatch",
     "hookimpl": "packs.hookspecs",
-    "hookspec": "packs.hookspecs",
+    "installed_layer": "packs.saved_layers",
     "layer": "authoring",
     "load": "session.session",
     "maximum": "sizes.expressions",
@@ -80,21 +98,33 @@ __all__ = [
     "BuildReport",
     "Bundle",
     "ClaimRecord",
+    "CudaSource",
+    "DType",
+    "Derivation",
     "Dispatch",
     "Expr",
+    "Kernel",
+    "KernelCode",
     "Launch",
+    "LaunchRule",
     "Layer",
+    "LayerModule",
     "LayerRecord",
     "LayerportError",
     "PackError",
     "Param",
     "Parameters",
+    "Place",
     "PluginSpec",
     "ProgressEvent",
+    "Rewrite",
     "Session",
+    "Signature",
     "SizeSymbol",
     "Target",
     "TensorType",
+    "TorchTarget",
+    "TritonSource",
     "UsageError",
     "Verification",
     "VerifyError",
@@ -103,7 +133,7 @@ __all__ = [
     "cuda",
     "explain_dispatch",
     "hookimpl",
-    "hookspec",
+    "installed_layer",
     "layer",
     "load",
     "maximum",

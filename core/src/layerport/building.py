@@ -25,7 +25,7 @@ from layerport.errors import LayerportError, VerifyError
 from layerport.packs.clock import reported
 from layerport.packs.discovery import STRICT_VARIABLE, switched_on
 from layerport.session.session import Session
-from layerport.sizes.dims import parse_ranges
+from layerport.sizes.dims import Ranges, parse_ranges
 from layerport.system.records import plain
 from layerport.targets import Target
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from layerport.front.layer_records import LayerRecord
     from layerport.front.lookalikes import Lookalike
     from layerport.front.pipeline import Prepared
+    from layerport.front.sources import Inputs
     from layerport.packs.host import Packs
 
 
@@ -90,8 +91,8 @@ def build(
     args: Any = None,
     dynamic_shapes: Any = None,
     target: str | Target | None = None,
-    ranges: Collection[str] = (),
-    inputs: Collection[str] = (),
+    ranges: Ranges = (),
+    inputs: Inputs = (),
     claim: Collection[str] = (),
     no_claim: Collection[str] = (),
     decompose: Collection[str] = (),
@@ -107,8 +108,9 @@ def build(
     source: an nn.Module (with `args`, and `dynamic_shapes` in torch.export's form), a tuple of these, an
     ExportedProgram, or a text: `module:callable`, `file.py:callable` or the path of an .onnx file.
     target: such as "rtx:sm_89,sm_120" or "portable"; None takes what is installed, and the report says why.
-    ranges: "NAME=MIN..USUAL..MAX" for dynamic dims.  inputs: "NAME=DTYPE:DIMS" example inputs, for a source text that
-    gives a bare module.  claim, no_claim, decompose: layer names.
+    ranges: of dynamic dims, a mapping of name to (least, usual, greatest), or texts "NAME=MIN..USUAL..MAX"; the usual
+    size may be left out.  inputs: example inputs for a bare module, a mapping of name to (dtype, dims) such as
+    {"x": ("float32", ("rows", 64))}, or texts "NAME=DTYPE:DIMS".  claim, no_claim, decompose: layer names.
     packs: packs to use besides the installed ones (module, object or file path).
     strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
     options: what TensorRT shall do, by name, such as {"workspace": 1 << 30}; `layerport build --help` lists them.
@@ -145,12 +147,7 @@ def build(
         report.warnings += [f"pack {one.info.label} failed to load: {one.failure}" for one in loaded.failed]
         report.warnings += loaded.warnings
         report.warnings += [f"pack {one.info.label}: {warning}" for one in loaded for warning in one.warnings]
-        if isinstance(source, (str, Path)):
-            made = sources.open_source(
-                str(source), inputs=inputs, ranges=ranges, args=args, dynamic_shapes=dynamic_shapes
-            )
-        else:
-            made = sources.as_source(source, args=args, dynamic_shapes=dynamic_shapes)
+        made = sources.open_source(source, inputs=inputs, ranges=ranges, args=args, dynamic_shapes=dynamic_shapes)
         with bundles.writing(out, force=force) as folder:
             prepared = pipeline.prepare(
                 made,

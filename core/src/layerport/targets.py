@@ -1,4 +1,4 @@
-"""What an engine is built for: a flavour of TensorRT and GPU architectures.  Anyone may import it."""
+"""What an engine is built for, and the GPU on which Torch runs a kernel.  Anyone may import it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ from layerport.errors import UsageError
 
 RTX_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 FLAVOURS = ("rtx", "tensorrt", "portable")
-TORCH = "torch"  # no engine: the target of a conversion for the Torch operator on a GPU
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A flavour (`rtx`, `tensorrt`, `portable`) and the GPU architectures an engine is for, in ascending order.
-
-    `torch` and one architecture stand for a GPU on which the Torch operator runs a kernel; no engine is built for it.
-    """
+    """A flavour (`rtx`, `tensorrt`, `portable`) and the GPU architectures an engine is for, in ascending order."""
 
     flavour: str
     architectures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.flavour not in (*FLAVOURS, TORCH):
+        if self.flavour not in FLAVOURS:
             raise UsageError(
                 f"target flavour {self.flavour!r} is not known",
                 f"use one of {', '.join(FLAVOURS)}, for example rtx:sm_89,sm_120",
@@ -59,11 +55,6 @@ class Target:
     def parse(cls, text: str) -> Target:
         """The target of an engine from its text, `flavour[:sm_NN,sm_NN]`.  Raises UsageError."""
         flavour, _, rest = text.partition(":")
-        if flavour.strip() == TORCH:
-            raise UsageError(
-                f"target {text} is no engine",
-                f"use one of {', '.join(FLAVOURS)}; Torch runs the layers without a build",
-            )
         return cls(flavour.strip(), tuple(name.strip() for name in rest.split(",") if name.strip()))
 
     def __str__(self) -> str:
@@ -78,3 +69,26 @@ class Target:
     def plan_name(self) -> str:
         """The file name of the engine in a bundle."""
         return f"{self.flavour}-{'+'.join(self.architectures) or 'native'}.plan"
+
+
+@dataclass(frozen=True)
+class TorchTarget:
+    """A GPU on which the Torch operator runs a layer's kernel.  No engine is built for it.
+
+    It stands where a `Target` does when a pack converts parameters; its flavour is "torch".
+    """
+
+    architecture: str
+
+    @property
+    def flavour(self) -> str:
+        """What tells it from a `Target`, none of which has this flavour."""
+        return "torch"
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The one architecture."""
+        return (self.architecture,)
+
+    def __str__(self) -> str:
+        return f"torch:{self.architecture}"

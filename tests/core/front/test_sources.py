@@ -11,13 +11,13 @@ import torch
 
 from layerport.errors import UsageError
 from layerport.front.sources import REPAIR, as_source, example_inputs, open_source
-from small_models import Net, net, sample
+from small_models import Net, bare, net, sample
 from small_setup import MODELS
 
 
-def refused(text: str, **options: Any) -> UsageError:
+def refused(source: Any, **options: Any) -> UsageError:
     with pytest.raises(UsageError) as caught:
-        open_source(text, **options)
+        open_source(source, **options)
     return caught.value
 
 
@@ -130,6 +130,57 @@ def test_inputs_from_texts() -> None:
     assert shapes["x"].keys() == {0} and shapes["x"][0].__name__ == "rows"
     again, _ = example_inputs(["x=float16:rows, 4"], ["rows=1..3..8"])
     assert torch.equal(values["x"], again["x"])
+
+
+def test_inputs_by_name_are_those_of_the_texts() -> None:
+    given = {"x": ("float16", ("rows", 4)), "ids": (torch.int64, [2]), "on": ("bool", ())}
+    texts = ["x=float16:rows, 4", "ids=int64:2", "on=bool:"]
+    values, shapes = example_inputs(given, {"rows": (1, 3, 8)})
+    for found, wanted in zip((values, shapes), example_inputs(texts, ["rows=1..3..8"]), strict=True):
+        assert found.keys() == wanted.keys()
+    for name, value in example_inputs(texts, ["rows=1..3..8"])[0].items():
+        assert torch.equal(values[name], value) and values[name].dtype == value.dtype
+    assert shapes["x"].keys() == {0} and shapes["x"][0].__name__ == "rows"
+
+
+def test_all_faults_of_inputs_by_name_at_once() -> None:
+    given: Any = {
+        "x": ("float99", (2,)),
+        3: ("float32", (1,)),
+        "y": ("float32", ("n", "m", 2)),
+        "tensor": sample(),
+        "text": "float32:2",
+        "flat": ("float32", 2),
+        "axis": ("float32", (2, -1, "a b")),
+        "complex": (torch.complex64, (2,)),
+        "packed": ("int4", (2,)),
+        "good": ("int8", (2,)),
+    }
+    error = refused("small_models:bare", inputs=given)
+    assert error.fault == "example inputs cannot be made"
+    assert error.faults == (
+        "input 'x': 'float99' is not a dtype such as float32 or int64",
+        "3 is not the name of an input",
+        "input 'y': no size is known for n, m; add --range n=MIN..USUAL..MAX",
+        "input 'tensor' is a tensor already; give tensors as args={name: tensor}",
+        "input 'text': 'float32:2' is not (DTYPE, DIMS)",
+        "input 'flat': ('float32', 2) is not (DTYPE, DIMS)",
+        "input 'axis': -1 is neither a size nor the name of a dim",
+        "input 'complex': 'complex64' is not a dtype such as float32 or int64",
+        "input 'packed': torch has no tensors of int4",
+    )
+    assert error.repair == 'write them like {"x": ("float32", (2, 16))}'
+    assert "'x=float32:2' is given twice" not in str(refused("small_models:bare", inputs=["x=int4:2", "z"]))
+    twice = refused("small_models:bare", inputs=["x=float32:2", "x=float32:3"])
+    assert twice.faults == ("input x is given twice",)
+
+
+def test_a_module_takes_inputs_by_name_and_what_has_its_own_refuses_them() -> None:
+    source = open_source(bare(), inputs={"x": ("float32", ("rows", 16))}, ranges={"rows": (1, 4, 8)})
+    assert source.kwargs["x"].shape == (4, 16) and source.dynamic_shapes["x"].keys() == {0}
+    assert "a tuple brings its own example inputs" in str(refused(net(), inputs={"x": ("float32", (2, 16))}))
+    both = refused(bare(), inputs={"x": ("float32", (2, 16))}, args=(sample(),))
+    assert both.fault == "example inputs are given twice"
 
 
 def test_a_bare_module_with_inputs_from_texts() -> None:

@@ -94,6 +94,12 @@ def test_a_source_that_cannot_be_read(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"dtypes": ()}, "kernel scale_0: no dtypes"),
+        ({"dtypes": "float32"}, "kernel scale_0: dtypes is str 'float32', not a tuple"),
+        ({"dtypes": ["float32"]}, r"kernel scale_0: dtypes is list \['float32'\], not a tuple"),
+        ({"dtypes": {"x": "float32"}}, r"kernel scale_0: dtypes is dict \{'x': 'float32'\}, not a tuple"),
+        ({"dtypes": None}, "kernel scale_0: dtypes is NoneType None, not a tuple"),
+        ({"dtypes": ("float32", 3)}, r"kernel scale_0: dtypes\[1\] is int 3, not a name or a mapping"),
+        ({"dtypes": ({"x": ["float32"]},)}, r"kernel scale_0: dtypes\[0\]: unknown dtype \['float32'\]"),
         ({"dtypes": ("float33",)}, "unknown dtype 'float33'"),
         ({"dtypes": ({"x": "float33"},)}, "unknown dtype 'float33'"),
         ({"launch": 3}, "launch and when must be functions"),

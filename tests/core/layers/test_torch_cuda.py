@@ -345,10 +345,15 @@ def test_parameters_are_converted_once_for_each_state(cuda: HostCuda, monkeypatc
 
 
 def test_the_torch_target_is_no_engine() -> None:
-    with pytest.raises(UsageError, match=r"target torch:sm_90 is no engine"):
-        lp.Target.parse("torch:sm_90")
-    with pytest.raises(UsageError, match=r"target torch:sm_90 is no engine"):
-        lp.build(torch.nn.Identity(), "nowhere.lp", target=lp.Target("torch", ("sm_90",)))
+    unknown = r"target flavour 'torch' is not known\n  to repair: use one of rtx, tensorrt, portable"
+    for make in (lambda: lp.Target.parse("torch:sm_90"), lambda: lp.Target("torch", ("sm_90",))):
+        with pytest.raises(UsageError, match=unknown):
+            make()
+    with pytest.raises(UsageError, match=unknown):
+        lp.build(torch.nn.Identity(), "nowhere.lp", target=lp.TorchTarget("sm_90"))  # type: ignore[arg-type]
+    one = lp.TorchTarget("sm_90")
+    assert (one.flavour, one.architectures, str(one)) == ("torch", ("sm_90",), "torch:sm_90")
+    assert not isinstance(one, lp.Target)
 
 
 def test_explain_says_which_and_why() -> None:

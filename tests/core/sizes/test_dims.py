@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -25,6 +26,36 @@ def test_all_unreadable_ranges_at_once() -> None:
         "'s=-1..2' is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX",
     )
     assert caught.value.repair == "write them like --range sequence=1..64..512"
+
+
+def test_ranges_by_name() -> None:
+    texts = parse_ranges(["s=1..64..512", "batch=2..8"])
+    assert parse_ranges({"s": (1, 64, 512), "batch": [2, 8]}) == texts
+    assert parse_ranges({"s": (np.int64(1), 64, 512), "batch": (2, np.int32(8))}) == texts
+    assert parse_ranges({}) == {} and parse_ranges("s=1..2") == {"s": (1, None, 2)}
+    assert all(type(size) is int for size in parse_ranges({"s": (np.int64(1), np.int64(2))})["s"] if size is not None)
+
+
+def test_all_faults_of_ranges_by_name_at_once() -> None:
+    wrong = {"s": (1, 2, 3, 4), 3: (1, 2), "a-b": (1, 2), "t": "1..2", "u": (1, 2.0), "v": (-1, 2), "w": (1, True)}
+    with pytest.raises(UsageError) as caught:
+        parse_ranges({**wrong, "x": 5, "y": (1, None, 3), "z": (9, 8), "good": (1, 2, 3)})  # type: ignore[dict-item]
+    assert caught.value.fault == "ranges cannot be read"
+    assert caught.value.faults == (
+        "dim s: (1, 2, 3, 4) is not (MIN, USUAL, MAX) or (MIN, MAX)",
+        "3 is not the name of a dim",
+        "'a-b' is not the name of a dim",
+        "dim t: '1..2' is not (MIN, USUAL, MAX) or (MIN, MAX)",
+        "dim u: 2.0 is not a whole number from 0",
+        "dim v: -1 is not a whole number from 0",
+        "dim w: True is not a whole number from 0",
+        "dim x: 5 is not (MIN, USUAL, MAX) or (MIN, MAX)",
+        "dim y: None is not a whole number from 0",
+        "range of dim z contradicts itself: min 9, usual 9, max 8",
+    )
+    assert caught.value.repair == 'write them like {"sequence": (1, 64, 512)}'
+    with pytest.raises(UsageError, match=r"\('s', 1, 2\) is not NAME=MIN..USUAL..MAX"):
+        parse_ranges([("s", 1, 2)])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("sizes", [(5, 4, 9), (1, 9, 8), (9, 9, 8), (-1, 1, 2)])

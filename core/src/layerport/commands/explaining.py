@@ -18,9 +18,11 @@ from layerport.system.records import Record
 if TYPE_CHECKING:
     from layerport.front.claim_records import ClaimRecord
     from layerport.front.lookalikes import Lookalike
+    from layerport.front.sources import Inputs
     from layerport.packs.records import Rewrite
     from layerport.parameters.signature import Attribute
     from layerport.parameters.steps import Step
+    from layerport.sizes.dims import Ranges
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def explain(
     source: str,
     layer: str | None = None,
     *,
-    inputs: Sequence[str] = (),
-    ranges: Sequence[str] = (),
+    inputs: Inputs = (),
+    ranges: Ranges = (),
     packs: Sequence[object] = (),
 ) -> Explanation:
     """The claims on a model, with the conversion steps of the chosen ones.

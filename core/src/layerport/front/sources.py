@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,7 +17,7 @@ from layerport.bundle.bundle import MANIFEST, MODEL
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
-from layerport.sizes.dims import parse_ranges
+from layerport.sizes.dims import Ranges, is_size, parse_ranges
 from layerport.system.python_files import import_file
 
 REPAIR = (
@@ -25,6 +25,9 @@ REPAIR = (
     "(module, args, dynamic_shapes) or a module, args being a tuple of example inputs or a dict of keyword inputs; "
     "a bare module takes them from --input NAME=DTYPE:DIMS"
 )
+
+
+Inputs: TypeAlias = Iterable[str] | Mapping[str, tuple[str | torch.dtype, Sequence[int | str]]]
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,22 @@ class Source:
 
 
 def open_source(
-    text: str, *, inputs: Iterable[str] = (), ranges: Iterable[str] = (), args: Any = None, dynamic_shapes: Any = None
+    source: Any, *, inputs: Inputs = (), ranges: Ranges = (), args: Any = None, dynamic_shapes: Any = None
 ) -> Source:
-    """The model that a source text names: `module:callable`, `file.py:callable`, an .onnx file or a bundle.
+    """A model, or the one that a text names: `module:callable`, `file.py:callable`, an .onnx file or a bundle.
 
-    inputs: "NAME=DTYPE:DIMS" for a bare module, DIMS being sizes and names that `ranges` gives sizes for.
+    inputs: for a bare module, as `example_inputs` takes them; names in DIMS are those that `ranges` gives sizes for.
     Raises UsageError where it does not import or returns the wrong thing.
     """
     if inputs:
         if args is not None:
             raise UsageError("example inputs are given twice", "give args or --input, not both")
+        if not isinstance(source, (str, Path, torch.nn.Module)):
+            raise UsageError(f"a {type(source).__name__} brings its own example inputs", "leave inputs away")
         args, dynamic_shapes = example_inputs(inputs, ranges)
+    if not isinstance(source, (str, Path)):
+        return as_source(source, args=args, dynamic_shapes=dynamic_shapes)
+    text = str(source)
     folder = Path(text)
     if text.endswith(".onnx") or (folder / MANIFEST).is_file():
         path = folder if text.endswith(".onnx") else folder / MODEL
@@ -86,11 +94,12 @@ def open_source(
 _INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<dtype>\w+):(?P<dims>[\w,\s]*)")
 
 
-def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Seeded random inputs and their dynamic shapes from "NAME=DTYPE:DIMS", such as "x=float32:batch,3,64".
+def example_inputs(inputs: Inputs, ranges: Ranges) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Seeded random inputs and their dynamic shapes.
 
-    Floats are normal, whole numbers 0..9, bools both.  A name in DIMS takes its usual size from ranges
-    ("batch=1..4..8").  Raises UsageError with all faults.
+    inputs: texts "NAME=DTYPE:DIMS", such as "x=float32:batch,3,64", or a mapping of NAME to (DTYPE, DIMS), such as
+    {"x": ("float32", ("batch", 3, 64))}.  Floats are normal, whole numbers 0..9, bools both.  A name in DIMS takes its
+    usual size from ranges (see `parse_ranges`).  Raises UsageError with all faults.
     """
     sizes = parse_ranges(ranges)
     generator = torch.Generator().manual_seed(0)
@@ -98,26 +107,83 @@ def example_inputs(texts: Iterable[str], ranges: Iterable[str]) -> tuple[dict[st
     shapes: dict[str, Any] = {}
     faults = []
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, _, high) in sizes.items()}
-    for text in texts:
-        match = _INPUT.fullmatch(text.strip())
-        if match is None or match["dtype"] not in DType.__members__.values():
-            faults.append(f"{text!r} is not NAME=DTYPE:DIMS with a dtype such as float32 or int64")
+    for entry in _entries(inputs):
+        name, dtype, axes, said = entry.name, entry.dtype, entry.axes, entry.said
+        if entry.fault:
+            faults.append(entry.fault)
             continue
-        axes = [axis.strip() for axis in match["dims"].split(",") if axis.strip()]
-        unknown = [axis for axis in axes if not axis.isdigit() and axis not in sizes]
+        if name in values:
+            faults.append(f"input {name} is given twice")
+            continue
+        unknown = [axis for axis in axes if isinstance(axis, str) and axis not in sizes]
         if unknown:
             faults.append(
-                f"{text!r}: no size is known for {', '.join(unknown)}; add --range {unknown[0]}=MIN..USUAL..MAX"
+                f"{said}: no size is known for {', '.join(unknown)}; add --range {unknown[0]}=MIN..USUAL..MAX"
             )
             continue
+        try:
+            kind = from_dtype(DType(dtype))
+        except UsageError as error:
+            faults.append(f"{said}: {error.fault}")
+            continue
         # The usual size, but at least 2: torch.export takes an example of size 0 or 1 for a constant.
-        shape = [int(axis) if axis.isdigit() else max(2, sizes[axis][1] or sizes[axis][2]) for axis in axes]
-        dtype = from_dtype(DType(match["dtype"]))
-        values[match["name"]] = random_tensor(shape, dtype, generator)
-        shapes[match["name"]] = {place: dims[axis] for place, axis in enumerate(axes) if not axis.isdigit()}
+        shape = [max(2, sizes[axis][1] or sizes[axis][2]) if isinstance(axis, str) else axis for axis in axes]
+        values[name] = random_tensor(shape, kind, generator)
+        shapes[name] = {place: dims[axis] for place, axis in enumerate(axes) if isinstance(axis, str)}
     if faults:
-        raise UsageError("example inputs cannot be made", "write them like --input x=float32:2,16", faults=faults)
+        raise UsageError(
+            "example inputs cannot be made",
+            'write them like {"x": ("float32", (2, 16))}'
+            if isinstance(inputs, Mapping)
+            else "write them like --input x=float32:2,16",
+            faults=faults,
+        )
     return values, shapes
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One input that was asked for, or what is wrong with it.  said: it in the words of whoever wrote it."""
+
+    said: str
+    name: str = ""
+    dtype: str = ""
+    axes: tuple[int | str, ...] = ()
+    fault: str | None = None
+
+
+def _entries(inputs: Inputs) -> Iterator[_Entry]:
+    if isinstance(inputs, Mapping):
+        for name, value in inputs.items():
+            yield _entry_of(name, value)
+        return
+    for text in (inputs,) if isinstance(inputs, str) else inputs:
+        match = _INPUT.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None or match["dtype"] not in DType.__members__.values():
+            fault = f"{text!r} is not NAME=DTYPE:DIMS with a dtype such as float32 or int64"
+            yield _Entry(repr(text), fault=fault)
+            continue
+        axes = (axis.strip() for axis in match["dims"].split(",") if axis.strip())
+        made = tuple(int(axis) if axis.isdigit() else axis for axis in axes)
+        yield _Entry(repr(text), match["name"], match["dtype"], made)
+
+
+def _entry_of(name: Any, value: Any) -> _Entry:
+    """An entry of a mapping."""
+    said = f"input {name!r:.80}"
+    if not isinstance(name, str) or not name.isidentifier():
+        return _Entry(said, fault=f"{name!r:.80} is not the name of an input")
+    if isinstance(value, torch.Tensor):
+        return _Entry(said, fault=f"{said} is a tensor already; give tensors as args={{name: tensor}}")
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not isinstance(value[1], (tuple, list)):
+        return _Entry(said, fault=f"{said}: {value!r:.80} is not (DTYPE, DIMS)")
+    dtype, axes = value
+    dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(dtype, str) or dtype not in DType.__members__.values():
+        return _Entry(said, fault=f"{said}: {dtype!r:.80} is not a dtype such as float32 or int64")
+    if wrong := [axis for axis in axes if not (is_size(axis) or (isinstance(axis, str) and axis.isidentifier()))]:
+        return _Entry(said, fault=f"{said}: {wrong[0]!r:.80} is neither a size nor the name of a dim")
+    return _Entry(said, name, dtype, tuple(axis if isinstance(axis, str) else int(axis) for axis in axes))
 
 
 def random_tensor(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

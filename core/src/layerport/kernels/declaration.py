@@ -168,6 +168,7 @@ class Launch:
 
 
 DTypes: TypeAlias = "str | Mapping[str, str]"
+_DTYPE_NAMES = frozenset(str(dtype) for dtype in DType)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,16 +195,7 @@ class Kernel:
             )
         if not callable(self.launch) or not (self.when is None or callable(self.when)):
             raise UsageError(f"kernel {self.name}: launch and when must be functions", "decorate a function with it")
-        given = (self.dtypes,) if isinstance(self.dtypes, (str, Mapping)) else tuple(self.dtypes)
-        if not given:
-            raise UsageError(f"kernel {self.name}: no dtypes", 'state them: dtypes=("float32", "float16")')
-        combinations: list[DTypes] = []
-        for item in given:
-            if isinstance(item, Mapping):
-                combinations.append({name: DType.of(dtype) for name, dtype in item.items()})
-            else:
-                combinations.append(DType.of(item))
-        object.__setattr__(self, "dtypes", tuple(combinations))
+        object.__setattr__(self, "dtypes", _combinations(self.name, self.dtypes))
         object.__setattr__(self, "parameters", parameter_names(self.launch, f"kernel {self.name}: launch"))
         file = inspect.unwrap(self.launch).__code__.co_filename
         folder = os.path.dirname(os.path.abspath(file)) if not file.startswith("<") else os.getcwd()
@@ -297,6 +289,34 @@ class Kernel:
             f"kernel {self.name}: attribute {name}, which is {_show(value)}, cannot stand in a C++ template",
             "use ints, bools and C++ names there, and pass other values as arguments of the kernel",
         )
+
+
+def _combinations(kernel: str, given: Any) -> tuple[DTypes, ...]:
+    """What `dtypes=` states.  Raises UsageError with all faults at once."""
+    if not isinstance(given, tuple):
+        raise UsageError(
+            f"kernel {kernel}: dtypes is {_show(given)}, not a tuple",
+            'write dtypes=("float32", "float16"), each item one combination; a single one is ("float32",)',
+        )
+    if not given:
+        raise UsageError(f"kernel {kernel}: no dtypes", 'state them: dtypes=("float32", "float16")')
+    faults = []
+    for place, item in enumerate(given):
+        if not isinstance(item, (str, Mapping)):
+            faults.append(f"dtypes[{place}] is {_show(item)}, not a name or a mapping of tensor name to dtype")
+            continue
+        names = item.values() if isinstance(item, Mapping) else (item,)
+        faults += [
+            f"dtypes[{place}]: unknown dtype {name!r}"
+            for name in names
+            if not (isinstance(name, str) and name in _DTYPE_NAMES)
+        ]
+    if faults:
+        raise UsageError(f"kernel {kernel}: {faults[0]}", f"use {', '.join(DType)}", faults=faults[1:])
+    return tuple(
+        {name: DType.of(dtype) for name, dtype in item.items()} if isinstance(item, Mapping) else DType.of(item)
+        for item in given
+    )
 
 
 def parameter_names(function: Callable[..., Any], label: str) -> tuple[str, ...]:

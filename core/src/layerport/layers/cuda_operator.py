@@ -33,7 +33,7 @@ from layerport.parameters.signature import Attribute, Kind
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.expressions import NoNumberYetError
 from layerport.sizes.tensors import TensorType
-from layerport.targets import Target
+from layerport.targets import TorchTarget
 
 if TYPE_CHECKING:
     from layerport.layers.written import WrittenLayer
@@ -331,7 +331,7 @@ class CudaOperator:
             {one.name: args[place] for place, one in self._attributes}, path=self.layer.name
         )
         parameters = Parameters(standard, attributes)
-        target = Target("torch", (self._environment().architecture(device.index or 0),))
+        target = TorchTarget(self._environment().architecture(device.index or 0))
         assert self.layer.converter is not None
         answer = self.layer.converter.convert(self.layer, parameters, target)
         return {

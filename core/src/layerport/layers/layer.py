@@ -6,7 +6,7 @@ registered by `operator`, which runs when a layer is made, and a reference is a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,13 @@ class Layer(WrittenLayer):
         self,
         source: CudaSource | TritonSource,
         *,
-        dtypes: Sequence[str | Mapping[str, str]],
+        dtypes: tuple[str | Mapping[str, str], ...],
         when: Callable[..., Any] | None = None,
         name: str | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare GPU code for this layer; decorates the launch rule.
 
-        source: `layerport.cuda(...)` or `layerport.triton(...)`.  dtypes: for each supported combination one dtype
+        source: `layerport.cuda(...)` or `layerport.triton(...)`.  dtypes: a tuple; for each combination one dtype
         for all tensors, or a mapping of tensor name (or "*") to dtype.  when: a predicate over shapes, as `launch`
         sees them.
         """
@@ -59,7 +59,7 @@ class Layer(WrittenLayer):
                 Kernel(
                     name=name or f"{self.short_name}_{len(self._kernels)}",
                     source=source,
-                    dtypes=dtypes,  # type: ignore[arg-type]
+                    dtypes=dtypes,
                     launch=launch,
                     when=when,
                 )

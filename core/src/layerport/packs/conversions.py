@@ -7,7 +7,7 @@ import functools
 from layerport.layers.layer import Layer
 from layerport.packs import host
 from layerport.parameters.standard_form import Parameters
-from layerport.targets import Target
+from layerport.targets import TorchTarget
 
 
 @functools.cache
@@ -24,6 +24,6 @@ def has_conversion(layer: Layer) -> bool:
     return "layerport_convert_parameters" in packs.owner(layer).hooks
 
 
-def convert(layer: Layer, parameters: Parameters, target: Target) -> Parameters:
+def convert(layer: Layer, parameters: Parameters, target: TorchTarget) -> Parameters:
     """What the hook of the layer's pack answers."""
     return installed_packs().convert_parameters(layer, parameters, target)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from layerport.layers.layer import BoundLayer, Layer
     from layerport.packs.records import ExportAnswer
     from layerport.parameters.standard_form import Parameters
-    from layerport.targets import Target
+    from layerport.targets import Target, TorchTarget
 
 PROJECT: Final = "layerport"
 
@@ -116,12 +116,14 @@ def layerport_export_parameters(module: torch.nn.Module, name: str) -> ExportAns
 
 
 @hookspec
-def layerport_convert_parameters(layer: Layer, parameters: Parameters, target: Target) -> Parameters | None:
+def layerport_convert_parameters(
+    layer: Layer, parameters: Parameters, target: Target | TorchTarget
+) -> Parameters | None:
     """Return the parameters in the dtype, layout and packing that the kernel wants, or None for as they are.
 
     layer: one of the pack's own layers.  parameters: in the standard form; `parameters.replace(name=array)`
-    makes the changed ones.  target: what the engine is built for, or `torch` and
-    the GPU where the Torch operator runs a kernel.  Only the pack that owns it is asked.
+    makes the changed ones.  target: what the engine is built for, or a
+    `layerport.TorchTarget` where the Torch operator runs a kernel.  Only the pack that owns it is asked.
 
     Example::
 

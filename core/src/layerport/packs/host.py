@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from layerport.bundle.plugin_spec import PluginSpec
     from layerport.layers.layer import BoundLayer, Layer
     from layerport.parameters.standard_form import Parameters
-    from layerport.targets import Target
+    from layerport.targets import Target, TorchTarget
 
 __all__ = [
     "DroppedPack",
@@ -251,7 +251,7 @@ class Packs:
             claims.setdefault(path, []).append((pack, candidates))
 
     def convert_parameters(
-        self, layer: Layer, parameters: Parameters, target: Target, *, path: str | None = None
+        self, layer: Layer, parameters: Parameters, target: Target | TorchTarget, *, path: str | None = None
     ) -> Parameters:
         """The parameters as the kernel wants them: the owner's answer, else the core's, else as they are."""
         arguments: dict[str, Any] = {"layer": layer, "parameters": parameters, "target": target}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
@@ -15,6 +16,8 @@ from layerport.sizes.tensors import TensorType
 
 _LONGEST_NAME = 512
 _parsed = lru_cache(maxsize=1024)(parse)
+Ranges: TypeAlias = Iterable[str] | Mapping[str, Sequence[int]]
+_NAME = re.compile(r"[A-Za-z_]\w*")
 _RANGE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<min>\d+)\.\.(?:(?P<opt>\d+)\.\.)?(?P<max>\d+)")
 
 
@@ -121,21 +124,61 @@ class Sizes:
             self.faults.append(f"{port.name}: dim {name} is {size} here and {known[0]} in {known[1]}")
 
 
-def parse_ranges(texts: Iterable[str]) -> dict[str, tuple[int, int | None, int]]:
-    """`NAME=MIN..USUAL..MAX` (USUAL may be left out) by name.  Raises UsageError with all faults."""
+def parse_ranges(ranges: Ranges) -> dict[str, tuple[int, int | None, int]]:
+    """The least, usual (None where it is left out) and greatest size of dims, by name.
+
+    ranges: texts "NAME=MIN..USUAL..MAX", or a mapping of NAME to (MIN, USUAL, MAX); USUAL may be left out of both.
+    Raises UsageError with all faults.
+    """
     found: dict[str, tuple[int, int | None, int]] = {}
     faults = []
-    for text in texts:
-        match = _RANGE.fullmatch(text.strip())
-        if match is None:
-            faults.append(f"{text!r} is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX")
-        elif match["name"] in found:
-            faults.append(f"dim {match['name']} is given twice")
-        else:
-            found[match["name"]] = (int(match["min"]), int(match["opt"]) if match["opt"] else None, int(match["max"]))
+    if isinstance(ranges, Mapping):
+        for name, sizes in ranges.items():
+            if fault := _range_fault(name, sizes):
+                faults.append(fault)
+            else:
+                least, *usual, greatest = map(operator.index, sizes)
+                found[name] = (least, usual[0] if usual else None, greatest)
+    else:
+        for text in (ranges,) if isinstance(ranges, str) else ranges:
+            match = _RANGE.fullmatch(text.strip()) if isinstance(text, str) else None
+            if match is None:
+                faults.append(f"{text!r} is not NAME=MIN..USUAL..MAX or NAME=MIN..MAX")
+            elif match["name"] in found:
+                faults.append(f"dim {match['name']} is given twice")
+            else:
+                usual_size = int(match["opt"]) if match["opt"] else None
+                found[match["name"]] = (int(match["min"]), usual_size, int(match["max"]))
+    for name, (low, opt, high) in found.items():
+        try:
+            DimRange(name, low, low if opt is None else opt, high)
+        except UsageError as error:
+            faults.append(error.fault)
     if faults:
-        raise UsageError("ranges cannot be read", "write them like --range sequence=1..64..512", faults=faults)
+        raise UsageError(
+            "ranges cannot be read",
+            'write them like {"sequence": (1, 64, 512)}'
+            if isinstance(ranges, Mapping)
+            else "write them like --range sequence=1..64..512",
+            faults=faults,
+        )
     return found
+
+
+def _range_fault(name: Any, sizes: Any) -> str | None:
+    """What is wrong with one entry of a mapping of ranges."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return f"{name!r} is not the name of a dim"
+    if not isinstance(sizes, (tuple, list)) or len(sizes) not in (2, 3):
+        return f"dim {name}: {sizes!r:.80} is not (MIN, USUAL, MAX) or (MIN, MAX)"
+    if wrong := [size for size in sizes if not is_size(size)]:
+        return f"dim {name}: {wrong[0]!r:.80} is not a whole number from 0"
+    return None
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value from Python can be a size: a whole number of any kind, from 0."""
+    return hasattr(type(value), "__index__") and not isinstance(value, bool) and operator.index(value) >= 0
 
 
 def apply_ranges(

@@ -25,7 +25,7 @@ from layerport.parameters.conversion import to_standard
 from layerport.parameters.signature import Kind
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import TensorType, sizes_of
-from layerport.targets import Target
+from layerport.targets import Target, TorchTarget
 from layerport.testing.host_outputs import data_dependent, greatest_sizes, output_arrays
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run_kernel(
     time_limit: float | None = None,
     kernel: str | None = None,
     offset: int | Mapping[str, int] = 0,
-    target: str | Target = "rtx:sm_89",
+    target: str | Target | TorchTarget = "rtx:sm_89",
     pack: object = None,
     **named: Any,
 ) -> Any:
@@ -66,7 +66,7 @@ def run_kernel(
     barrier that not all threads reach, does not end, or gives other results over other garbage or in the opposite
     order; UsageError if no kernel takes these arguments.
     """
-    call = _Call.of(layer, args, named, target if isinstance(target, Target) else Target.parse(target), pack)
+    call = _Call.of(layer, args, named, Target.parse(target) if isinstance(target, str) else target, pack)
     chosen = _choose(call, kernel)
     label = f"layer {layer.name}, kernel {chosen.name}"
     tensors = call.tensors if isinstance(chosen.source, CudaSource) else call.known_tensors()
@@ -113,7 +113,9 @@ class _Call:
     outputs: Outputs
 
     @classmethod
-    def of(cls, layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any], target: Target, pack: object) -> _Call:
+    def of(
+        cls, layer: Layer, args: tuple[Any, ...], named: Mapping[str, Any], target: Target | TorchTarget, pack: object
+    ) -> _Call:
         values = layer.signature.bind(args, named, layer=layer.name)
         given = {
             argument.name: to_standard(value, path=argument.name).array
@@ -162,7 +164,7 @@ class _Call:
 
 
 def _converted(
-    layer: Layer, arrays: dict[str, Array], attributes: Mapping[str, Any], target: Target, pack: object
+    layer: Layer, arrays: dict[str, Array], attributes: Mapping[str, Any], target: Target | TorchTarget, pack: object
 ) -> dict[str, Array]:
     """The arrays with the parameters as the pack converts them for its kernels."""
     names = {argument.name for argument in layer.signature.params} & set(arrays)
