@@ -66,6 +66,8 @@ def met(node: ast.AST) -> Iterator[str]:
             yield from re.findall(r"[A-Za-z_]\w*", ast.unparse(one)) if one is not None else ()
     elif isinstance(node, ast.ClassDef):
         for part in node.body:
+            if isinstance(part, ast.AnnAssign) and "ClassVar" in ast.unparse(part.annotation):
+                continue
             if isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_"):
                 yield from re.findall(r"[A-Za-z_]\w*", ast.unparse(part.annotation))
             elif isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
