@@ -145,6 +145,12 @@ def test_parameters_that_a_pack_converts(tmp_path: Path) -> None:
     report = build(model, tmp_path / "a.lp", packs=[str(tmp_path / "pack.py")])
     assert report.counts == {"lp_converting::project": {"plugin": 1}}, report.layers
     assert report.verification is not None and report.verification.passed
+    (origin,) = report.layers[0].origins
+    assert origin.sources == ("project.weight",) and (origin.dtype, origin.shape) == ("float32", (WIDTH, WIDTH))
+    assert [(one.action, one.by, one.dtype) for one in origin.steps] == [
+        ("view", "layerport", "float32"),
+        ("layerport_convert_parameters", "pack", "int8"),
+    ]
     plugins = from_bytes((tmp_path / "a.lp" / "plugins.safetensors").read_bytes())
     (converted,) = (arrays["weight"] for arrays in plugins.parameters.values())
     weight = model.project.weight.detach().numpy()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from layerport.packs.hookspecs import hookimpl
     from layerport.packs.records import Rewrite, rewrite
     from layerport.packs.saved_layers import installed_layer
+    from layerport.parameters.origins import Origin
     from layerport.parameters.signature import Param, Signature
     from layerport.parameters.standard_form import Parameters
     from layerport.session.session import Session, load
@@ -57,6 +58,7 @@ _HOMES = {
     "LayerModule": "layers.module",
     "LayerRecord": "front.layer_records",
     "LayerportError": "errors",
+    "Origin": "parameters.origins",
     "PackError": "errors",
     "Param": "parameters.signature",
     "Parameters": "parameters.standard_form",
@@ -111,6 +113,7 @@ __all__ = [
     "LayerModule",
     "LayerRecord",
     "LayerportError",
+    "Origin",
     "PackError",
     "Param",
     "Parameters",

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, cast
 import layerport.bundle
 import layerport.parameters
 from layerport.bundle import staging
-from layerport.bundle.manifest import Manifest, dim_of, port_of, read_manifest
+from layerport.bundle.entries import Manifest
+from layerport.bundle.manifest import dim_of, port_of, read_manifest
 from layerport.bundle.names import FORMAT, MANIFEST, MANIFEST_LIMIT, MODEL, MODEL_DATA, PLUGINS, SAMPLES
 from layerport.bundle.replacing import is_whole, put_in_place, recover, require_replaceable, set_aside
 from layerport.errors import BuildError, UsageError

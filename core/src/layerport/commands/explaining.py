@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExplainedParameter(Record):
-    """A parameter of a claimed layer, in the standard form."""
+    """A parameter of a claimed layer, in the standard form; sources, tied: as in `layerport.Origin`."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    tied: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _explained(claim: ClaimRecord, answer: BoundLayer | Rewrite | None) -> Expla
         claim,
         bound=True,
         parameters=tuple(
-            ExplainedParameter(name, array.dtype.name, array.shape) for name, array in answer.parameters.items()
+            ExplainedParameter(one.name, one.dtype, one.shape, one.sources, one.tied) for one in answer.origins
         ),
         attributes=answer.parameters.attributes,
         steps=answer.steps,
@@ -136,6 +138,12 @@ def print_explanation(result: Explanation) -> None:
             ],
         )
     for one in result.claims:
+        for parameter in one.parameters:
+            tied = f", tied to {', '.join(parameter.tied)}" if parameter.tied else ""
+            say(
+                f"{one.claim.module or '(root)'}: {parameter.name}: "
+                f"from {', '.join(parameter.sources) or 'no tensor of the model'}{tied}"
+            )
         for step in one.steps:
             result_type = f"{step.dtype}{list(step.shape)}" if step.dtype else "its next form"
             say(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import layerport.checks
 from layerport.bundle.bundle import Bundle
-from layerport.bundle.manifest import ClaimEntry, LayerEntry, Manifest
+from layerport.bundle.entries import ClaimEntry, LayerEntry, Manifest
 from layerport.commands.tables import print_table, say
 from layerport.system.records import plain
 

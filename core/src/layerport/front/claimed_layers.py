@@ -41,6 +41,7 @@ class ClaimedLayer(LayerModule):
 
     def __init__(self, bound: BoundLayer, module: torch.nn.Module) -> None:
         super().__init__(bound.layer, bound.parameters, bound.sources)
+        self.origins = bound.origins
         self.__dict__["_replaced"] = module  # not a child: its parameters are not this module's
         try:
             self._names: tuple[str, ...] | None = tuple(inspect.signature(module.forward).parameters)

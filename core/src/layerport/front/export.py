@@ -22,6 +22,7 @@ from layerport.front.export_errors import not_traced, not_translated
 from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
+from layerport.front.origins import Origins, read_origins
 from layerport.front.sources import Source
 from layerport.layers.derivation import any_size, quiet_export
 from layerport.layers.layer import Layer
@@ -55,6 +56,7 @@ class ExportedModel:
     """An ONNX graph in memory with the names and ranges of its inputs, outputs and dynamic dims.
 
     guards: what a Torch model's forward needs of its sizes.  conditions: what the bundle that it is from checks.
+    origins: where the parameters of its layers came from, where it is from Torch.
     """
 
     model: ir.Model
@@ -63,6 +65,7 @@ class ExportedModel:
     dims: Mapping[str, DimRange]
     guards: Guards | None = None
     conditions: tuple[Condition, ...] = ()
+    origins: Origins | None = None
 
 
 def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: Any) -> ExportedModel:
@@ -74,6 +77,7 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     check_outputs(outputs)
     program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
     dynamic = read_dims(source, program)
+    layers = tuple(layers)
     table = {layer.operator: translation(layer) for layer in layers}
     # The graph was traced without gradients, and some of its views are refused with them.
     with quiet(), torch.no_grad():
@@ -95,7 +99,8 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
     inputs, outputs = (
         tuple(port_of(value, dims) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)
     )
-    return ExportedModel(graph, inputs, outputs, dims, guards_of(program, dynamic) if dims else None)
+    origins = read_origins(exported.exported_program or program, model, layers)
+    return ExportedModel(graph, inputs, outputs, dims, guards_of(program, dynamic) if dims else None, origins=origins)
 
 
 def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:

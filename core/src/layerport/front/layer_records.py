@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from layerport.parameters.origins import Origin
 from layerport.system.records import Record
 
 
@@ -17,7 +18,7 @@ class LayerRecord(Record):
     realised: "plugin", "decomposed" into its body, or "function" in a portable bundle; reason: why.
     plugin: the key of its plugin spec.  plugin_class: the pack's own, where it has one.
     kernels: those that the plugin holds; kernel_sources: what identifies their sources; kernels_left_out: why others
-    are not among them.
+    are not among them.  origins: where each parameter came from.
     """
 
     node: str
@@ -35,3 +36,4 @@ class LayerRecord(Record):
     kernels: tuple[str, ...]
     kernel_sources: Mapping[str, str | None]
     kernels_left_out: tuple[str, ...]
+    origins: tuple[Origin, ...] = ()

@@ -11,10 +11,12 @@ from typing import Any
 import onnx_ir as ir
 
 from layerport.errors import BuildError, UsageError
+from layerport.front.origins import Origins
 from layerport.layers.layer import BoundLayer, Layer
 from layerport.packs.host import Packs
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
+from layerport.parameters.origins import Origin
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.expressions import Expr, Symbol, parse
 from layerport.sizes.tensors import Dim, TensorType
@@ -42,9 +44,10 @@ class LayerNode:
         return str(self.node.name)
 
 
-def layer_nodes(model: ir.Model, packs: Packs) -> list[LayerNode]:
+def layer_nodes(model: ir.Model, packs: Packs, origins: Origins | None = None) -> list[LayerNode]:
     """Every node of the graph that is a layer of a pack, in order.
 
+    origins: where the parameters came from; without it they are the file's own constants.
     Raises PackError or UsageError for a node of a custom domain whose layer no pack provides and no function defines.
     """
     found = []
@@ -54,7 +57,7 @@ def layer_nodes(model: ir.Model, packs: Packs) -> list[LayerNode]:
             node.name = f"{node.op_type}_{place}"
         taken.add(node.name)
         if is_layer_node(node, model, packs):
-            found.append(layer_node(node, packs))
+            found.append(layer_node(node, packs, origins))
     return found
 
 
@@ -77,14 +80,15 @@ def unknown_layers(model: ir.Model, packs: Packs) -> dict[str, int]:
     return found
 
 
-def layer_node(node: ir.Node, packs: Packs) -> LayerNode:
+def layer_node(node: ir.Node, packs: Packs, origins: Origins | None = None) -> LayerNode:
     """One node as a layer; raises as `layer_nodes` does."""
-    return _layer_node(node, packs.layer(f"{node.domain}::{node.op_type}"))
+    return _layer_node(node, packs.layer(f"{node.domain}::{node.op_type}"), origins)
 
 
-def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
+def _layer_node(node: ir.Node, layer: Layer, origins: Origins | None) -> LayerNode:
     tensors: dict[str, TensorType | None] = {}
     constants: dict[str, Any] = {}
+    read: list[Origin] = []
     opaque: dict[str, Expr] = {}
     signature = layer.signature
     if len(node.inputs) > len(signature.tensors):
@@ -100,13 +104,18 @@ def _layer_node(node: ir.Node, layer: Layer) -> LayerNode:
             continue
         tensors[argument.name] = _tensor(node, argument.name, value, opaque)
         if argument.name in params and value.const_value is not None:
-            constants[argument.name] = to_standard(value.const_value, path=f"{node.name}.{argument.name}").array
+            array, steps = to_standard(value.const_value, path=f"{layer.name}.{argument.name}")
+            constants[argument.name] = array
+            read.append(Origin(argument.name, array.dtype.name, array.shape, (str(value.name),), (), steps))
     attributes = {
         argument.name: _attribute(node, argument.name, argument.type, argument.default)
         for argument in signature.attributes
     }
-    bound = BoundLayer(layer, Parameters(constants, attributes))
-    return LayerNode(node, layer, tensors, bound, _module(node))
+    module, call = _scope(node)
+    known = read if origins is None else [one for one in origins.of(call, module, layer) if one.name in constants]
+    steps = tuple(step for one in known for step in one.steps)
+    bound = BoundLayer(layer, Parameters(constants, attributes), steps=steps, origins=tuple(known))
+    return LayerNode(node, layer, tensors, bound, module)
 
 
 def _tensor(node: ir.Node, name: str, value: ir.Value, opaque: dict[str, Expr]) -> TensorType:
@@ -157,9 +166,10 @@ def _attribute(node: ir.Node, name: str, kind: str, default: Any) -> Any:
     return tuple(value) if kind.endswith("[]") else value
 
 
-def _module(node: ir.Node) -> str:
+def _scope(node: ir.Node) -> tuple[str, str]:
+    """The path of the Torch module that a node came from, and the name of its call in the exported program."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
     except (ValueError, SyntaxError):
-        return ""
-    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ""
+        return "", ""
+    return (str(scopes[-2]), str(scopes[-1])) if isinstance(scopes, list) and len(scopes) >= 2 else ("", "")

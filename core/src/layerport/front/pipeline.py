@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from layerport.bundle import bundle as bundles
-from layerport.bundle.plugin_spec import to_bytes
+from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.errors import UsageError
 from layerport.front import onnx_files
 from layerport.front.bodies import Bodies
@@ -33,6 +33,8 @@ from layerport.front.sources import Source
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.sources import source_digest
 from layerport.packs.host import DroppedPack, Packs
+from layerport.parameters.origins import Origin
+from layerport.parameters.steps import Step
 from layerport.sizes.dims import DimRange, apply_ranges, port_json, require_limits
 from layerport.system.records import plain
 from layerport.targets import Target
@@ -115,7 +117,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     _check_example(exported.dims, dims)
     if wishes.target.flavour != "portable":
         require_limits(dims, str(wishes.target))
-    nodes = layer_nodes(exported.model, packs)
+    nodes = layer_nodes(exported.model, packs, exported.origins)
     _refuse_dropped(nodes, packs, dropped)
     warnings += [
         f"{count} nodes {name} are built from their bodies: no installed pack provides that layer"
@@ -131,7 +133,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     start("compile")
     realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.decompose)
     digests = _source_digests(realisations)
-    layers = tuple(_layer_record(one, packs, digests) for one in realisations)
+    layers = tuple(_layer_record(one, packs, digests, plugins) for one in realisations)
     start("write")
     reference, written = _samples(source, exported, dims, outputs, folder, wishes)
     written |= write_portable(exported.model, folder)
@@ -230,7 +232,9 @@ def _source_digests(realisations: Iterable[Realisation]) -> dict[Kernel, str | N
     return {kernel: source_digest(kernel) for kernel in held}
 
 
-def _layer_record(one: Realisation, packs: Packs, digests: Mapping[Kernel, str | None]) -> LayerRecord:
+def _layer_record(
+    one: Realisation, packs: Packs, digests: Mapping[Kernel, str | None], plugins: PluginSet
+) -> LayerRecord:
     layer, spec = one.node.layer, one.spec
     info = packs.owner(layer).info
     return LayerRecord(
@@ -249,7 +253,20 @@ def _layer_record(one: Realisation, packs: Packs, digests: Mapping[Kernel, str |
         kernels=tuple(dict.fromkeys(kernel.name for kernel in spec.kernels)) if spec else (),
         kernel_sources={kernel.name: digests[kernel] for kernel in layer.kernels if kernel in digests} if spec else {},
         kernels_left_out=one.left_out,
+        origins=tuple(
+            _converted(origin, array, info.name)
+            if (array := plugins.parameters.get(one.node.name, {}).get(origin.name)) is not None
+            else origin
+            for origin in one.node.bound.origins
+        ),
     )
+
+
+def _converted(origin: Origin, array: Any, by: str) -> Origin:
+    """The origin with the step to the form that the kernel wants."""
+    path = origin.steps[-1].path if origin.steps else origin.name
+    step = Step("numpy.ndarray", array.dtype.name, array.shape, array.nbytes, "layerport_convert_parameters", by, path)
+    return replace(origin, steps=(*origin.steps, step))
 
 
 def _version(name: str) -> str | None:

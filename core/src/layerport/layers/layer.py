@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from layerport.kernels.declaration import CudaSource, Kernel
     from layerport.kernels.triton_source import TritonSource
     from layerport.layers.derivation import Derivation
+    from layerport.parameters.origins import Origin
     from layerport.parameters.standard_form import Parameters
     from layerport.parameters.steps import Step
     from layerport.sizes.tensors import TensorType
@@ -122,8 +123,9 @@ class Place:
 class BoundLayer:
     """A layer with the parameters of one place in a model, in the standard form.
 
-    sources: the values as they were given, by parameter name.  steps: how each came to the standard form.
-    place: set when a plugin is asked for; None while parameters are exported.
+    sources: the values as they were given, by parameter name; no longer held once the model is exported.
+    steps: how each came to the standard form.  origins: where each came from, by the names of the model; known once the
+    hook that bound them has answered.  place: set when a plugin is asked for; None while parameters are exported.
     """
 
     layer: Layer
@@ -131,3 +133,4 @@ class BoundLayer:
     sources: Mapping[str, Any] = field(repr=False, default_factory=dict)
     steps: tuple[Step, ...] = field(repr=False, default=())
     place: Place | None = field(repr=False, default=None)
+    origins: tuple[Origin, ...] = field(repr=False, default=())

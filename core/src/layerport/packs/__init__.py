@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from layerport.packs import host as host
     from layerport.packs import named as named
     from layerport.packs import saved_layers as saved_layers
+    from layerport.packs import torch_origins as torch_origins
     from layerport.packs import torch_patches as torch_patches
     from layerport.packs import torch_state as torch_state
     from layerport.packs import torch_watch as torch_watch

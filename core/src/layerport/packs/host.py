@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import layerport.packs
 from layerport import __version__
 from layerport.errors import PackError, UsageError
 from layerport.packs import core_plugin, hookspecs
@@ -35,7 +36,7 @@ from layerport.packs.discovery import (
 from layerport.packs.faults import DroppedPack, blamed, may_provide, missing_line
 from layerport.packs.loading import Pack, load_pack
 from layerport.packs.named import load_named
-from layerport.packs.records import Candidate, is_layer
+from layerport.packs.records import Candidate, is_bound_layer, is_layer
 from layerport.packs.torch_autoload import importing_torch
 from layerport.packs.watch import LastingChangeError, sample, watching
 
@@ -225,18 +226,21 @@ class Packs:
     def _export(self, pack: Pack, modules: Sequence[tuple[str, torch.nn.Module]]) -> dict[str, tuple[Candidate, ...]]:
         """The candidates of one pack, by the module's path."""
         hook = "layerport_export_parameters"
-        if hook not in pack.hooks:
+        if hook not in pack.hooks or not modules:
             return {}
         found = {}
         label = f"pack {pack.info.label}: {hook}"
-        root = modules[0][1] if modules and modules[0][0] == "" else None
+        root = modules[0][1] if modules[0][0] == "" else None
         alone = len(modules) == 1
+        recorder = layerport.packs.torch_origins.Recorder(root or modules[0][1], pack.info.name)
         with contextlib.nullcontext() if alone else watching(label, model=root, layers=pack.layers), running(label):
             for path, module in modules:
                 place = f"{path or 'the root module'} ({type(module).__name__})"
-                answer = self.call(hook, pack, path=place, watched=not alone, module=module, name=path)
+                with recorder:
+                    answer = self.call(hook, pack, path=place, watched=not alone, module=module, name=path)
                 if candidates := tuple(one for one in answer if self._is_own(pack, one, place)):
-                    found[path] = candidates
+                    found[path] = tuple(recorder.bound(one, path) if is_bound_layer(one) else one for one in candidates)
+                recorder.forget()
         return found
 
     def _add(
