@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, NotRequired, TypedDict
 
 
-class Rule:
+class TextRule:
     """What a text must look like; words: the same for people."""
 
     def __init__(self, pattern: str, words: str) -> None:
@@ -16,13 +16,13 @@ class Rule:
         return text.isprintable() and self.pattern.fullmatch(text) is not None
 
 
-Name = Annotated[str, Rule(r".{0,4096}", "text without control characters")]
-FileName = Annotated[str, Rule(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}", "the name of a file in the bundle")]
-Digest = Annotated[str, Rule(r"[0-9a-f]{64}", "a SHA-256 in hex")]
-Layer = Annotated[str, Rule(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}", "namespace::name")]
-Distribution = Annotated[str, Rule(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", "the name of a distribution")]
-PluginClass = Annotated[str, Rule(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}", "module:name")]
-Architecture = Annotated[str, Rule(r"sm_\d{2,3}", "a GPU architecture such as sm_89")]
+Name = Annotated[str, TextRule(r".{0,4096}", "text without control characters")]
+FileName = Annotated[str, TextRule(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}", "the name of a file in the bundle")]
+Digest = Annotated[str, TextRule(r"[0-9a-f]{64}", "a SHA-256 in hex")]
+Layer = Annotated[str, TextRule(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}", "namespace::name")]
+Distribution = Annotated[str, TextRule(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", "the name of a distribution")]
+PluginClass = Annotated[str, TextRule(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}", "module:name")]
+Architecture = Annotated[str, TextRule(r"sm_\d{2,3}", "a GPU architecture such as sm_89")]
 
 
 class FileEntry(TypedDict):

@@ -17,6 +17,8 @@ from layerport.layers.layer import BoundLayer
 from layerport.parameters.origins import Origin
 from layerport.parameters.steps import Step, full_name
 
+_ARRAYS = (torch.Tensor, np.ndarray)
+
 
 @dataclass(frozen=True)
 class _Way:
@@ -43,11 +45,16 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, (torch.Tensor, np.ndarray))]
-        action = _action(func)
-        for made in pytree.tree_leaves(result) if result is not None else given[:1]:
-            if isinstance(made, (torch.Tensor, np.ndarray)) and _changes(action, made, given):
-                self._ways[id(made)] = self._way_of(made, action, given)
+        written = args[:1] if result is None and _action(func) == "__setitem__" else result
+        made = [
+            one for one in (written if isinstance(written, (tuple, list)) else (written,)) if isinstance(one, _ARRAYS)
+        ]
+        if made:  # most calls only ask a tensor for something
+            given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, _ARRAYS)]
+            action = _action(func)
+            for one in made:
+                if _changes(action, one, given):
+                    self._ways[id(one)] = self._way_of(one, action, given)
         return result
 
     def _way_of(self, made: Any, action: str, given: list[Any]) -> _Way:
@@ -85,7 +92,7 @@ class Recorder(TorchFunctionMode):
         known = self._known(value)
         if known is not None:
             return known
-        if isinstance(value, (torch.Tensor, np.ndarray)) and (shared := self._sharing(value)) is not None:
+        if isinstance(value, _ARRAYS) and (shared := self._sharing(value)) is not None:
             step = Step(full_name(type(value)), _dtype(value), tuple(value.shape), value.nbytes, "view", self._by)
             return _Way(value, (shared,), (step,))
         return _Way(value, (), ())
