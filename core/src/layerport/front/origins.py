@@ -107,7 +107,7 @@ def _step(node: torch.fx.Node, path: str) -> Step:
     dtype, shape = _type(node)
     kind = torch.finfo if dtype.startswith(("float", "bfloat")) else torch.iinfo
     size = 1 if dtype in ("", "bool") else kind(getattr(torch, dtype)).bits // 8
-    action = str(getattr(node.target, "_opname", getattr(node.target, "__name__", node.target)))
+    action = str(getattr(node.target, "__name__", node.target)).partition(".")[0]  # "transpose" of "transpose.int"
     return Step("torch.Tensor", dtype, shape, math.prod(shape) * size, action.strip("_"), BY_MODEL, path)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from layerport.foreign import torch_private
 from layerport.layers.layer import BoundLayer
 from layerport.parameters.origins import Origin
 from layerport.parameters.steps import Step, full_name
@@ -50,7 +50,7 @@ class Recorder(TorchFunctionMode):
             one for one in (written if isinstance(written, (tuple, list)) else (written,)) if isinstance(one, _ARRAYS)
         ]
         if made:  # most calls only ask a tensor for something
-            given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, _ARRAYS)]
+            given = [leaf for leaf in torch_private.pytree.tree_leaves((args, kwargs)) if isinstance(leaf, _ARRAYS)]
             action = _action(func)
             for one in made:
                 if _changes(action, one, given):
