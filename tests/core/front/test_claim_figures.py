@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerport.front.claims import relative_error
+from layerport.front.comparison import relative_error
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import layerport as lp
 from layerport.errors import UsageError
-from layerport.front.claims import ClaimedLayer, ClaimedModel, claim_layers
+from layerport.front.claimed_layers import ClaimedLayer
+from layerport.front.claims import ClaimedModel, claim_layers
 from layerport.front.copies import structural_copy
 from layerport.front.sources import Source
 from layerport.packs.host import Packs, load

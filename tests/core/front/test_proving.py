@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import layerport as lp
-from layerport.front.claims import Claim, ClaimedModel, claim_layers
+from layerport.front.claim_records import Claim
+from layerport.front.claims import ClaimedModel, claim_layers
 from layerport.front.probes import LARGEST_INPUT, MAGNITUDES, cut_inputs, probe_inputs
 from layerport.front.sources import Source
 from layerport.packs.host import load

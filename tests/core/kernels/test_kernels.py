@@ -9,7 +9,7 @@ import pytest
 
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.kernels.compilation import Compilation, compile_all, compile_for
+from layerport.kernels.compilation import Compilation, compile_all
 from layerport.kernels.declaration import CudaSource, Kernel, Launch, cuda
 from layerport.parameters.signature import Argument, Kind, Signature
 from layerport.sizes.expressions import Symbol, cdiv
@@ -263,7 +263,9 @@ def test_a_launch_shows_all_faults_at_once() -> None:
 def test_compiles_one_kernel_for_several_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path))
     dtypes = {"x": DType.FLOAT16, "scale": DType.FLOAT32, "output": DType.FLOAT16}
-    cubins = compile_for(kernel(), SIGNATURE, dtypes, {"beta": 1.0}, ["sm_89", "sm_120"], layer="p::scale")
+    names = ("sm_89", "sm_120")
+    wanted = [Compilation(kernel(), SIGNATURE, dtypes, {"beta": 1.0}, name, "p::scale") for name in names]
+    cubins = dict(zip(names, compile_all(wanted), strict=True))
     assert {name: cubin.architecture for name, cubin in cubins.items()} == {
         "sm_89": "sm_89",
         "sm_120": "sm_120",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from asked_packs import export_parameters
 from layerport.dtypes import DType
 from layerport.layers.derivation import derive
 from layerport.layers.layer import BoundLayer, Place
@@ -91,16 +92,16 @@ def test_the_example_of_layers(example: tuple[Packs, Any]) -> None:
 @pytest.mark.parametrize("example", ["layerport_export_parameters"], indirect=True)
 def test_the_example_of_export_parameters(example: tuple[Packs, Any]) -> None:
     packs, module = example
-    ((_, (bound,)),) = packs.export_parameters(module.ScaledSwish(), "act")
+    ((_, (bound,)),) = export_parameters(packs, module.ScaledSwish(), "act")
     assert isinstance(bound, BoundLayer)
     assert bound.layer is module.scaled_swish
     assert bound.parameters.attributes["beta"] == 1.5
     block = module.GatedBlock()
-    ((_, (rewrite,)),) = packs.export_parameters(block, "block")
+    ((_, (rewrite,)),) = export_parameters(packs, block, "block")
     assert isinstance(rewrite, Rewrite)
     x = torch.randn(2, 8)
     torch.testing.assert_close(rewrite.forward(block, x), block(x))
-    assert packs.export_parameters(torch.nn.Linear(2, 2), "other") == []
+    assert export_parameters(packs, torch.nn.Linear(2, 2), "other") == []
 
 
 @pytest.mark.parametrize("example", ["layerport_convert_parameters"], indirect=True)

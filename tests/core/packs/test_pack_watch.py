@@ -159,20 +159,6 @@ def test_what_an_export_hook_changes(deed: Callable[[Any], Any], change: str) ->
     assert torch.equal(model(x), x * torch.arange(1.0, 5.0).square())
 
 
-@pytest.mark.parametrize(("deed", "change"), DEEDS, ids=[f"{n}: {change}" for n, (_, change) in enumerate(DEEDS)])
-def test_one_module_asked_alone_is_put_back(deed: Callable[[Any], Any], change: str) -> None:
-    module = Scale(types.SimpleNamespace(eps=1e-6))
-    before = {name: repr(value) for name, value in vars(module).items()}
-    with torch.no_grad(), pytest.raises(PackError) as caught:
-        load(Pack(deed)).export_parameters(module, "block.0")
-    context = "pack Pack (passed in: Pack): layerport_export_parameters at block.0 (Scale) changed "
-    assert caught.value.fault.startswith(context)
-    own = change.replace("block.0.", "").replace("of block.0", "of the root module").replace("first", "the root module")
-    assert own in caught.value.fault
-    assert {name: repr(value) for name, value in vars(module).items()} == before
-    assert type(module).forward is Scale.forward and torch.equal(module(torch.ones(4)), torch.arange(1.0, 5.0))
-
-
 def test_what_is_written_behind_torchs_back_is_found_but_not_put_back() -> None:
     with pytest.raises(PackError) as caught:
         claim_layers(Source(Net().eval(), (torch.ones(2, 4),)), load(Pack(with_numpy)))

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from layerport.errors import UsageError
-from layerport.front.claim_records import Candidate, Claim, Probe
-from layerport.front.claimed_layers import ClaimedLayer, run_candidate
-from layerport.front.comparison import relative_error
+from layerport.front.claim_records import Candidate, Claim
+from layerport.front.claimed_layers import ClaimedLayer
 from layerport.front.copies import replace_everywhere, structural_copy
 from layerport.front.lookalikes import Lookalike, find_lookalikes
 from layerport.front.proving import prove
@@ -26,17 +25,6 @@ from layerport.packs.discovery import PackInfo
 from layerport.packs.host import DroppedPack, Pack, Packs
 from layerport.packs.records import Candidate as Answer
 from layerport.packs.records import Rewrite
-
-__all__ = [
-    "Candidate",
-    "Claim",
-    "ClaimedLayer",
-    "ClaimedModel",
-    "Probe",
-    "claim_layers",
-    "relative_error",
-    "run_candidate",
-]
 
 
 @dataclass(frozen=True)

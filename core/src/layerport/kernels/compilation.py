@@ -4,7 +4,7 @@ operator.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,23 +92,6 @@ def compile_all(compilations: Sequence[Compilation], *, cache: DiskCache | None 
     Raises BuildError with layer, kernel, file, line, options and architecture.
     """
     return tuple(cubin for cubin, _ in _compile(compilations, cache))
-
-
-def compile_for(
-    kernel: Kernel,
-    signature: Signature,
-    dtypes: Mapping[str, DType],
-    attributes: Mapping[str, Attribute],
-    architectures: Iterable[str],
-    *,
-    layer: str = "",
-    tensors: Mapping[str, TensorType | None] | None = None,
-    cache: DiskCache | None = None,
-) -> dict[str, Cubin]:
-    """The cubins of one kernel by architecture; as `compile_all`."""
-    names = list(dict.fromkeys(architectures))
-    wanted = [Compilation(kernel, signature, dtypes, attributes, name, layer, tensors) for name in names]
-    return dict(zip(names, compile_all(wanted, cache=cache), strict=True))
 
 
 def _compile(compilations: Sequence[Compilation], cache: DiskCache | None) -> list[tuple[Cubin, LaunchRule | None]]:

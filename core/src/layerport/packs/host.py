@@ -6,7 +6,6 @@ conformance kit use this file; no pack does.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -105,7 +104,7 @@ class ModelClaims:
 class Packs:
     """The packs of one process, loaded, with the layers that they provide.
 
-    Made by `load`.  It never changes; `with_plugins` makes another one.
+    Made by `load`.  It never changes.
     warnings: what is wrong with the environment switches.  conflicts: the packs that provide one identity, by
     identity, where nothing says which is meant.
     """
@@ -187,18 +186,6 @@ class Packs:
         call = HookCall(blame.info, hook, function, identity, path, self._trace, watched, pack is self._core)
         return call.ask(arguments, _CHECKS[hook])
 
-    def export_parameters(self, module: torch.nn.Module, name: str) -> list[tuple[Pack, tuple[Candidate, ...]]]:
-        """Every pack's candidates for one module, packs in the order of their names; empty if none claims it.
-
-        Whether two packs may claim one module is not decided here.  The core is asked only if no pack claims.
-        Raises PackError for a candidate with a layer that its pack does not own and no other pack provides.
-        """
-        claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]] = {}
-        for pack in (*self.packs, self._core):
-            if pack is not self._core or not claims:
-                self._add(claims, pack, self._export(pack, [(name, module)]))
-        return claims.get(name, [])
-
     def export_model(
         self, model: torch.nn.Module, *, required: Collection[str] = (), strict: bool = False
     ) -> ModelClaims:
@@ -230,14 +217,13 @@ class Packs:
             return {}
         found = {}
         label = f"pack {pack.info.label}: {hook}"
-        root = modules[0][1] if modules[0][0] == "" else None
-        alone = len(modules) == 1
-        recorder = layerport.packs.torch_origins.Recorder(root or modules[0][1], pack.info.name)
-        with contextlib.nullcontext() if alone else watching(label, model=root, layers=pack.layers), running(label):
+        (_, root), *_ = modules
+        recorder = layerport.packs.torch_origins.Recorder(root, pack.info.name)
+        with watching(label, model=root, layers=pack.layers), running(label):
             for path, module in modules:
                 place = f"{path or 'the root module'} ({type(module).__name__})"
                 with recorder:
-                    answer = self.call(hook, pack, path=place, watched=not alone, module=module, name=path)
+                    answer = self.call(hook, pack, path=place, watched=True, module=module, name=path)
                 if candidates := tuple(one for one in answer if self._is_own(pack, one, place)):
                     found[path] = tuple(recorder.bound(one, path) if is_bound_layer(one) else one for one in candidates)
                 recorder.forget()
@@ -282,17 +268,6 @@ class Packs:
             if answer is not None:
                 return answer
         return None
-
-    def with_plugins(self, *explicit: object) -> Packs:
-        """These packs and further ones that the user names, as in `load`.
-
-        Where an installed pack already provides the layer, name the wanted pack in `load` instead: a Torch
-        operator belongs to whoever registered it first.
-        """
-        added = load_named(explicit, [pack.info for pack in self.packs], self._trace, known=self.packs)
-        replaced = {pack.info for pack in added}
-        kept = [pack for pack in self.packs if pack.info not in replaced]
-        return Packs([*kept, *added], warnings=self.warnings, trace=self._trace)
 
     def raise_for_faults(self) -> None:
         """Raise PackError if any pack failed, any layer is contested or a switch names an unknown pack."""

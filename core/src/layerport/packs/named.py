@@ -15,28 +15,24 @@ from layerport.packs.metadata import canonical
 from layerport.system.foreign_text import type_name
 
 
-def load_named(
-    explicit: Sequence[object], infos: Sequence[PackInfo], trace: bool, known: Sequence[Pack] = ()
-) -> list[Pack]:
+def load_named(explicit: Sequence[object], infos: Sequence[PackInfo], trace: bool) -> list[Pack]:
     """Load the packs that the user names, each once.
 
-    explicit: as in `load`.  known: packs loaded already, so that a plugin object of one of them is that pack.
-    Raises UsageError for a pack that is not there, PackError for a fault in one.
+    explicit: as in `load`.  Raises UsageError for a pack that is not there, PackError for a fault in one.
     """
     loaded: list[Pack] = []
     for given in explicit:
-        pack = _load_one(given, infos, trace, known)
+        pack = _load_one(given, infos, trace)
         if all(pack.plugin is not other.plugin for other in loaded):
             loaded.append(pack)
     return loaded
 
 
-def _load_one(given: object, infos: Sequence[PackInfo], trace: bool, known: Sequence[Pack]) -> Pack:
+def _load_one(given: object, infos: Sequence[PackInfo], trace: bool) -> Pack:
     if isinstance(given, (str, os.PathLike)):
         info, plugin = info_of_name(given, infos), None
     else:
-        twin = next((pack.info for pack in known if pack.plugin is given), None)
-        info, plugin = twin or _info_of(given, infos), given
+        info, plugin = _info_of(given, infos), given
     pack = load_pack(info, plugin=plugin, explicit=True, trace=trace)
     if pack.failure is not None:
         raise PackError(f"pack {info.label}: {pack.failure}", "repair it, or do not name it") from pack.error
