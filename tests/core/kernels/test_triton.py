@@ -116,12 +116,13 @@ def test_a_pack_is_imported_and_listed_without_triton_and_its_use_names_the_pip_
 import sys
 sys.modules["triton"] = None
 from layerport.packs.host import load
-from layerport.commands.packs import _describe_layer
+from layerport.commands.packs import layers_report
 from layerport.sizes.tensors import TensorType
 from layerport.kernels.compilation import Compilation, compile_all
 from layerport.dtypes import DType
 layer = load(sys.argv[1]).layer("triton_tests::rms_norm")
-assert _describe_layer(layer)["toolchains"] == ["triton"]
+(listed,) = [one for one in layers_report(explicit=[sys.argv[1]]).layers if one.name == layer.name]
+assert tuple(listed.toolchains) == ("triton",)
 shapes = {"x": TensorType("x", DType.FLOAT32, (4, 8)), "weight": TensorType("weight", DType.FLOAT32, (8,))}
 shapes["output"] = shapes["x"]
 try:
