@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import layerport as lp
 from layerport.cli import main
+from layerport.front.origins import read_origins
 from layerport.packs.hookspecs import hookimpl
 
 
@@ -73,6 +74,12 @@ def turned(self: Any, x: Tensor) -> Tensor:
 
 def more(self: Any, x: Tensor) -> Tensor:
     return x @ (1 + self.weight)
+
+
+def rewriting(part: Part) -> Part:
+    """The part with its rewrite's forward, as the copy of a model has it."""
+    part.forward = MethodType(part.bind(part).forward, part)  # type: ignore[method-assign]
+    return part
 
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
@@ -160,6 +167,38 @@ def test_a_parameter_that_a_pack_computes_of_several_or_of_none(tmp_path: Path) 
     assert [(one["name"], one["sources"]) for one in found["1"]] == [("weight", []), ("bias", [])]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_values_that_are_no_plain_arrays_stop_nothing(tmp_path: Path) -> None:
+    def odd(module: Any) -> lp.BoundLayer:
+        rows = torch.nested.nested_tensor([module.weight[:2], module.weight[2:]])
+        module.weight.to_sparse()
+        torch.empty(3, device="meta") * 2
+        torch.view_as_complex(module.weight.reshape(18, 2))
+        return project.bind(weight=torch.cat(list(rows.unbind())).to_sparse().to_dense())
+
+    (origin,) = origins(Part(odd, weight(), plain), folder=tmp_path)["0"]
+    assert [step["action"] for step in origin["steps"]][-3:] == ["to_sparse", "to_dense", "view"]
+    assert [step["shape"] for step in origin["steps"]][-3:] == [[], [6, 6], [6, 6]]
+
+
+def test_a_complex_weight_on_the_way_in_a_forward() -> None:
+    def rewritten(module: Any, x: Tensor) -> Tensor:
+        made = torch.view_as_real(torch.view_as_complex(module.weight.reshape(18, 2))).reshape(6, 6)
+        result: Tensor = project(x, made)
+        return result
+
+    part = Part(lambda m: lp.rewrite(rewritten, layers=(project,)), weight(), plain)
+    found = read_origins(torch.export.export(rewriting(part), (X,)), part, [project])
+    ((origin,),) = found.calls.values()
+    assert origin.sources == ("weight",) and [step.dtype for step in origin.steps] == [
+        "float32",
+        "complex64",
+        "float32",
+        "float32",
+    ]
+    assert [step.nbytes for step in origin.steps] == [144] * 4
+
+
 def test_a_rewrite_and_a_layer_that_the_model_calls_itself(tmp_path: Path) -> None:
     def rewritten(module: Any, x: Tensor) -> Tensor:
         result: Tensor = project(x, module.weight.T.contiguous())
@@ -203,6 +242,7 @@ def test_of_an_onnx_file_the_names_of_its_constants(tmp_path: Path) -> None:
 SOURCE = """
 import torch
 from test_origins import PACK, Part, X, project, turned, weight
+from layerport.front.origins import read_origins
 from layerport.packs.hookspecs import hookimpl
 
 layerport_layers = PACK.layerport_layers

@@ -15,7 +15,6 @@ import torch
 
 from layerport.front.claimed_layers import ClaimedLayer
 from layerport.layers.layer import Layer
-from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.parameters.origins import Origin
 from layerport.parameters.steps import Step
 
@@ -105,8 +104,8 @@ class _Reader:
 
 def _step(node: torch.fx.Node, path: str) -> Step:
     dtype, shape = _type(node)
-    kind = torch.finfo if dtype.startswith(("float", "bfloat")) else torch.iinfo
-    size = 1 if dtype in ("", "bool") else kind(getattr(torch, dtype)).bits // 8
+    value = node.meta.get("val")
+    size = value.element_size() if isinstance(value, torch.Tensor) and dtype else 0
     action = str(getattr(node.target, "__name__", node.target)).partition(".")[0]  # "transpose" of "transpose.int"
     return Step("torch.Tensor", dtype, shape, math.prod(shape) * size, action.strip("_"), BY_MODEL, path)
 
@@ -116,4 +115,4 @@ def _type(node: torch.fx.Node) -> tuple[str, tuple[int, ...]]:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
         return "", ()
-    return to_dtype(value.dtype).value, tuple(value.shape)
+    return str(value.dtype).removeprefix("torch."), tuple(value.shape)

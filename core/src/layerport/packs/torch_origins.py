@@ -63,8 +63,7 @@ class Recorder(TorchFunctionMode):
         # Two equal steps are two; one that two values have in common is one.
         steps = tuple({id(step): step for way in ways for step in way.steps}.values())
         if not (len(given) == 1 and _is_same(made, given[0])):
-            kind = full_name(type(given[0] if given else made))
-            steps += (Step(kind, _dtype(made), tuple(made.shape), made.nbytes, action, self._by),)
+            steps += (_step(full_name(type(given[0] if given else made)), made, action, self._by),)
         return _Way(made, sources, steps)
 
     def _known(self, value: Any) -> _Way | None:
@@ -93,18 +92,20 @@ class Recorder(TorchFunctionMode):
         if known is not None:
             return known
         if isinstance(value, _ARRAYS) and (shared := self._sharing(value)) is not None:
-            step = Step(full_name(type(value)), _dtype(value), tuple(value.shape), value.nbytes, "view", self._by)
-            return _Way(value, (shared,), (step,))
+            return _Way(value, (shared,), (_step(full_name(type(value)), value, "view", self._by),))
         return _Way(value, (), ())
 
     def _sharing(self, value: Any) -> torch.Tensor | None:
         """The tensor of the model in whose memory a value lies."""
         start = _address(value)
+        if start is None:
+            return None
         for tensor in self._tensors:
-            if tensor.layout is torch.strided and tensor.nbytes and value.nbytes:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() <= start < storage.data_ptr() + storage.nbytes():
-                    return tensor
+            if (own := _address(tensor)) is None:
+                continue
+            first = own - tensor.storage_offset() * tensor.itemsize
+            if first <= start < first + tensor.untyped_storage().nbytes():
+                return tensor
         return None
 
     def _named(self, way: _Way, module: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -139,11 +140,18 @@ def _is_same(made: Any, given: Any) -> bool:
     """Whether a value is the very memory of another, in the same order."""
     return (
         made is not given
+        and (address := _address(made)) is not None
+        and address == _address(given)
         and _dtype(made) == _dtype(given)
         and tuple(made.shape) == tuple(given.shape)
-        and _address(made) == _address(given)
         and _strides(made) == _strides(given)
     )
+
+
+def _step(source: str, made: Any, action: str, by: str) -> Step:
+    """A step to this value; of one that is no plain array (sparse, nested, made of others) the sizes are not told."""
+    plain = _address(made) is not None
+    return Step(source, _dtype(made), tuple(made.shape) if plain else (), made.nbytes if plain else 0, action, by)
 
 
 def _dtype(value: Any) -> str:
@@ -154,10 +162,16 @@ def _strides(value: Any) -> tuple[int, ...]:
     """In elements."""
     if isinstance(value, np.ndarray):
         return tuple(step // value.itemsize for step in value.strides)
-    return tuple(value.stride()) if value.layout is torch.strided else ()
+    return tuple(value.stride())
 
 
-def _address(value: Any) -> int:
+def _address(value: Any) -> int | None:
+    """Where a value begins in memory; None where it is no plain array of its own."""
     if isinstance(value, np.ndarray):
         return int(value.__array_interface__["data"][0])
-    return value.data_ptr() if value.layout is torch.strided and value.device.type != "meta" else -1
+    if value.layout is not torch.strided or value.is_nested:
+        return None
+    try:
+        return value.data_ptr() or None
+    except RuntimeError:  # a subclass without memory of its own, or on no device
+        return None
