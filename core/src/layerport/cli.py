@@ -285,6 +285,18 @@ def layers(packs: tuple[str, ...], as_json: bool) -> int:
 
 
 @main.command()
+@click.argument("name")
+@click.option("--toolchain", default="cuda", show_default=True, metavar="cuda|triton", help="What its kernel is in.")
+@click.option("--layer", default="scaled_swish", show_default=True, metavar="NAME", help="What its layer is called.")
+@json_option
+@exits
+def new(name: str, toolchain: str, layer: str, as_json: bool) -> int:
+    """Write a new pack NAME: layer, kernel, tests, packaging, CI."""
+    made = layerport.commands.new_pack.new_pack(name, toolchain=toolchain, layer=layer)
+    return _answer(made, layerport.commands.new_pack.render_new_pack, as_json)
+
+
+@main.command()
 @json_option
 @exits
 def doctor(as_json: bool) -> int:
