@@ -23,7 +23,7 @@ import layerport
 import layerport.layers
 from layerport.commands.tables import say
 from layerport.errors import BuildError, UsageError
-from layerport.layers.layer import RESERVED_NAMESPACES
+from layerport.layers.written import RESERVED_NAMESPACES
 from layerport.packs.discovery import discover
 from layerport.packs.metadata import canonical
 from layerport.system.records import Record
