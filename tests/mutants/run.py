@@ -226,7 +226,7 @@ def judge(change: Change, room: str, known: dict[str, Any], work: Path, core: Pa
 
     began = time.monotonic()
     with changed(change.file, after, count):
-        code, said = in_child(work, 60 + 3 * sum(seconds.values()), run)
+        code, said = in_child(work, 60 + 3 * sum(seconds[one] for one in order), run)
     told["verdict"] = {0: "survived", -1: "too long"}.get(code, "caught")
     by = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return told | {"by": by[0][:300] if by else said[-300:], "seconds": round(time.monotonic() - began, 1)}

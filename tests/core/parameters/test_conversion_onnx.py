@@ -72,6 +72,7 @@ def test_onnx_external_data_is_refused_until_loaded(tmp_path: Path) -> None:
 
 def test_onnx_tensors_that_are_not_sound() -> None:
     short = TensorProto(name="w", dims=[4], data_type=TensorProto.FLOAT, raw_data=b"1234")
+    odd = TensorProto(name="w", dims=[3], data_type=TensorProto.INT4, raw_data=b"1")
     negative = TensorProto(name="w", dims=[-1], data_type=TensorProto.FLOAT, raw_data=b"1234")
     few = TensorProto(name="w", dims=[4], data_type=TensorProto.FLOAT, float_data=[1])
     text = onnx.helper.make_tensor("w", TensorProto.STRING, [1], [b"a"])
@@ -79,6 +80,7 @@ def test_onnx_tensors_that_are_not_sound() -> None:
     part.segment.begin = 1
     for proto, message in [
         (short, r"tensor 'w': 4 bytes for float32\[4\], which takes 16"),
+        (odd, r"tensor 'w': 1 bytes for int4\[3\], which takes 2"),
         (negative, r"tensor 'w' has dims \[-1\]"),
         (few, "tensor 'w' is not sound"),
         (text, "ONNX type STRING has no standard form"),

@@ -17,12 +17,18 @@ from layerport.conversion import from_standard, to_standard
 from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.parameters.arrays import Array
+from layerport.parameters.frameworks.tensorrt_dtypes import in_plugins
 from layerport.parameters.signature import Argument, Kind, Signature
 from standard_arrays import pointer, same, standard
 
 trt = pytest.importorskip("tensorrt_rtx")
 WEIGHTS = ["float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "int4", "uint8", "bool"]
 FIELDS = ["float64", "float32", "int64", "int32", "int16", "int8"]
+
+
+def test_which_types_a_plugin_takes() -> None:
+    taken = {"float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "int4", "bool"}
+    assert {dtype.value for dtype in DType if in_plugins(dtype)} == taken
 
 
 @given(standard(WEIGHTS))

@@ -187,6 +187,7 @@ def test_a_cast_is_only_made_when_asked_for(dtype: torch.dtype) -> None:
         ("view", "float32", 280_000, "w"), ("cast", str(dtype)[6:], 140_000, "w"),
     ]  # fmt: skip
     assert to_standard(tensor, dtype=DType.FLOAT32).steps == to_standard(tensor).steps
+    assert to_standard(tensor.to(dtype), dtype=DType.FLOAT32).array.dtype == np.float32
     with pytest.raises(UsageError, match="w: 1 of 1 values are beyond float16 "):
         to_standard(torch.tensor([1e9]), dtype=DType.FLOAT16, path="w")
 

@@ -263,6 +263,7 @@ def _entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict
     [
         (b"abc", "3 bytes, the length of the header alone takes 8"),
         ((2**62).to_bytes(8, "little"), "a header of 4611686018427387904 bytes in a file of 8"),
+        ((93).to_bytes(8, "little") + bytes(92), "a header of 93 bytes in a file of 100"),
         (_file(b"\xff"), "not a sound safetensors file"),
         (_file(b"{"), "not a sound safetensors file"),
         (_file(b"[]"), "not a sound safetensors file"),

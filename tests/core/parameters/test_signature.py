@@ -112,6 +112,7 @@ def test_all_faults_at_once() -> None:
         a,
         b: Unknown,
         c: Tensor | int,
+        c2: int | str | None,
         d: list,  # type: ignore[type-arg]
         e: list[Tensor],
         f: tuple[int, int],
@@ -140,6 +141,7 @@ def test_all_faults_at_once() -> None:
         "argument 'a': no annotation",
         "argument 'b': annotation 'Unknown' cannot be resolved (name 'Unknown' is not defined); import its names",
         "argument 'c': unsupported annotation torch.Tensor | int; one type, or one type and None",
+        "argument 'c2': unsupported annotation int | str | None; one type, or one type and None",
         "argument 'd': unsupported annotation list; say what it holds, as in list[int]",
         "argument 'e': unsupported annotation list[torch.Tensor]; a list holds int, float, bool or str",
         "argument 'f': unsupported annotation tuple[int, int]; a tuple attribute is written tuple[int, ...]",
@@ -337,6 +339,16 @@ def test_an_int_is_an_int(value: Any, got: str) -> None:
     with pytest.raises(UsageError) as caught:
         signature.bind_attributes({"n": value})
     assert caught.value.faults == (f"n: expected int, got {got}",)
+
+
+def test_an_int_has_64_bits() -> None:
+    signature = Signature((Argument("x", Kind.INPUT, "tensor"), Argument("n", Kind.ATTRIBUTE, "int")))
+    for value in (-(2**63), 2**63 - 1):
+        assert signature.bind_attributes({"n": value}) == {"n": value}
+    for value in (-(2**63) - 1, 2**63):
+        with pytest.raises(UsageError) as caught:
+            signature.bind_attributes({"n": value})
+        assert caught.value.faults == (f"n: expected int of 64 bits, got {value}",)
 
 
 def test_the_arguments_of_a_call_by_name() -> None:

@@ -231,6 +231,7 @@ def test_cast_through_torch_is_what_torch_does() -> None:
         (lambda a: transforms.transpose(a[0]), "an array of 1 dims has no two axes"),
         (lambda a: transforms.pad(a, [(1, 1)]), r"widths \[\(1, 1\)\] for shape \[2, 3\]"),
         (lambda a: transforms.pad(a, [(1, -1), (0, 0)]), "widths"),
+        (lambda a: transforms.pad(a, [(0, 0), (0, 0), (1, 1)]), "widths"),
         (
             lambda a: transforms.crop(a, [(2, 1), (0, 0)]),
             r"cannot crop \[\(2, 1\), \(0, 0\)\] from shape \[2, 3\]",
@@ -297,6 +298,17 @@ def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 15) 
             call()
             best[side] = min(best[side], time.perf_counter() - begun)
     return best[0] / best[1]
+
+
+@pytest.mark.parametrize("worst", [-1e6, 1e6])
+@pytest.mark.parametrize("size", [3, 70_000])
+def test_one_value_of_either_sign_that_does_not_fit(size: int, worst: float) -> None:
+    array = np.ones(size, np.float32)
+    array[1] = worst
+    with pytest.raises(UsageError, match=f"1 of {size} values are beyond float16"):
+        transforms.cast(array, "float16")
+    assert float(transforms.cast(array, "float16", overflow="saturate")[1]) == np.sign(worst) * 65504
+    assert float(transforms.cast(array, "bfloat16")[1]) == float(ml_dtypes.bfloat16(worst))
 
 
 def test_large_arrays_take_about_as_long_as_torch_itself_takes() -> None:

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 
 from layerport.errors import UsageError
-from layerport.sizes.dims import DimRange, apply_ranges, parse_ranges, port, port_json, require_limits
+from layerport.sizes.dims import (
+    DimRange,
+    Sizes,
+    apply_ranges,
+    follows_from,
+    parse_ranges,
+    port,
+    port_json,
+    require_limits,
+)
+from layerport.sizes.tensors import TensorType
 
 
 def test_ranges_with_and_without_a_usual_size() -> None:
@@ -111,3 +121,58 @@ def test_texts_of_a_port() -> None:
     x = port("x", "float32", ("batch", 16))
     assert str(x) == "x: float32[batch, 16]" and x.form == "float32[batch, 16]"
     assert port_json(x) == {"name": "x", "dtype": "float32", "dims": ["batch", 16]}
+
+
+KNOWN = {"n": DimRange("n", 2, 4, 8), "m": DimRange("m", 1, 1, None)}
+
+
+def gathered(*ports: tuple[TensorType, tuple[int, ...]]) -> tuple[dict[str, int], list[str]]:
+    sizes = Sizes(KNOWN)
+    for one, shape in ports:
+        sizes.add(one, shape, f"float32{list(shape)}")
+    return sizes.values(), sizes.faults
+
+
+def test_sizes_are_read_from_shapes() -> None:
+    x = port("x", "float32", ["n", 3, None, "m"])
+    assert gathered((x, (2, 3, 99, 1))) == ({"n": 2, "m": 1}, [])
+    assert gathered((x, (8, 3, 0, 10**6))) == ({"n": 8, "m": 10**6}, [])
+    assert gathered((x, (8, 4, 0, 1)))[1] == ["x: axis 1 must be 3, got float32[8, 4, 0, 1]"]
+    assert gathered((x, (1, 3, 0, 0)))[1] == ["x: dim n must be 2..8, got 1", "x: dim m must be 1..any, got 0"]
+    assert gathered((x, (9, 3, 0, 1)))[1] == ["x: dim n must be 2..8, got 9"]
+
+
+def test_one_dim_has_one_size() -> None:
+    x, y = port("x", "float32", ["n"]), port("y", "float32", ["n", "n"])
+    assert gathered((x, (4,)), (y, (4, 4))) == ({"n": 4}, [])
+    assert gathered((x, (4,)), (y, (4, 5)))[1] == ["y: dim n is 5 here and 4 in x"]
+
+
+def test_expressions_of_one_unknown_are_solved() -> None:
+    assert gathered((port("x", "float32", ["2*n + 1"]), (7,))) == ({"n": 3}, [])
+    assert gathered((port("x", "float32", ["2*n + 1"]), (8,)))[1] == ["x: dim 2*n + 1 cannot be 8"]
+    assert gathered((port("x", "float32", ["2*n + 1"]), (19,)))[1] == ["x: dim n must be 2..8, got 9"]
+    assert gathered((port("x", "float32", ["5 - n"]), (2,)))[1] == ["x: dim 5 - n cannot be 2"]
+    # n is known from elsewhere, so the sum tells m; and one that holds no unknown must be right
+    known, total = port("x", "float32", ["n"]), port("y", "float32", ["n + 3*m"])
+    assert gathered((total, (10,)), (known, (4,))) == ({"n": 4, "m": 2}, [])
+    assert gathered((known, (4,)), (port("y", "float32", ["n + 1"]), (5,))) == ({"n": 4}, [])
+    assert gathered((known, (4,)), (port("y", "float32", ["n + 1"]), (6,)))[1] == ["y: dim n + 1 must be 5, got 6"]
+    # two unknowns in one expression tell neither
+    assert gathered((total, (10,))) == ({}, [])
+
+
+def test_a_port_there_and_back() -> None:
+    made = port("x", "float16", ["n", 2, "2*n", None])
+    told = port_json(made)
+    assert told == {"name": "x", "dtype": "float16", "dims": ["n", 2, "2*n", None]}
+    assert port(**told) == made
+    for name in ("", "a\n", "x" * 513):
+        with pytest.raises(UsageError, match="cannot be the name of an input or output"):
+            port(name, "float32", [])
+    assert len(port("x" * 512, "float32", []).name) == 512
+
+
+def test_what_follows_from_dims() -> None:
+    assert follows_from("2*n + m", KNOWN) and follows_from("3", KNOWN)
+    assert not follows_from("2*n + k", KNOWN) and not follows_from(None, KNOWN) and not follows_from("n +", KNOWN)

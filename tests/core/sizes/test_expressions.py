@@ -282,6 +282,7 @@ def test_expressions_are_limited_in_depth_and_size() -> None:
         ("(x.0]", "nothing of an expression"),
         ("9" * 5000, "does not fit 64 bits"),
         ("(" * 5000 + "1", "nesting deeper than"),
+        ("min(" * 5000 + "1", "nesting deeper than"),
         ("1" + " " * 500_000, "a size expression of 500001 characters"),
         ("x.0 // 0", "division by zero"),
         ("x" * 200, "is no name of a size"),

@@ -85,3 +85,40 @@ def test_numbers_beyond_64_bits() -> None:
 def test_a_division_by_zero_is_no_proof() -> None:
     finding = prove(parse("n//(m - 3) < 7"), {"n": (1, 2), "m": (1, 9)})
     assert {"m": 3, "n": 1} in finding.counterexamples
+
+
+@pytest.mark.parametrize(
+    ("text", "proven"),
+    [
+        # Each can be decided by intervals alone: no box of these ranges is small enough to be tried size by size.
+        ("a * b >= 9", True),
+        ("a * b * c >= 28", False),
+        ("or(a < 3, b >= 3)", True),
+        ("where(a < 3, 0, b) >= 3", True),
+        ("where(a >= 3, b, 0) >= 3", True),
+        ("where(a < b, a, b) >= 3", True),
+        ("where(a < b, a, b) >= 4", False),
+        ("-(a * b) <= -9", True),
+        ("min(a, b) >= 3", True),
+        ("max(a, 2*b) >= 7", False),
+        ("not(a < 3)", True),
+        ("and(a >= 3, b < 3)", False),
+    ],
+)
+def test_wide_ranges_are_decided_by_their_ends(text: str, proven: bool) -> None:
+    condition = parse(text)
+    finding = prove(condition, dict.fromkeys(condition.symbols(), (3, 10**9)))
+    assert finding.proven is proven
+    assert all(not condition.evaluate(point) for point in finding.counterexamples)
+    assert bool(finding.counterexamples) is not proven
+
+
+def test_a_size_that_is_known_beside_a_wide_range() -> None:
+    wide = (3, 10**9)
+    for text, proven in (("or(n == 3, m < 3)", True), ("or(n == 4, m < 3)", False), ("or(n != 3, m < 3)", False)):
+        assert prove(parse(text), {"n": (3, 3), "m": wide}).proven is proven
+
+
+@pytest.mark.parametrize("text", ["a // (b - 4) >= -1", "a // (b - 4) <= 10**9", "ceildiv(a, b - 4) >= -1"])
+def test_a_division_by_zero_somewhere_in_a_wide_range(text: str) -> None:
+    assert not prove(parse(text.replace("10**9", "1000000000")), dict.fromkeys("ab", (3, 10**9))).proven

@@ -259,7 +259,7 @@ def _magnitude(array: Array) -> float:
         if fast is not None:
             return fast
     values = _plain(array)
-    return max(-float(values.min()), float(values.max()), key=lambda value: (value != value, value))
+    return max(-float(values.min()), float(values.max()))
 
 
 @cache

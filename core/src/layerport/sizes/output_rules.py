@@ -135,6 +135,7 @@ def _output(
                 faults.append(f"output {index}: {made} names {', '.join(strangers)}, a size of no argument")
             if isinstance(made, Const) and made.value < 0:
                 faults.append(f"output {index}: a size of {made}")
+                continue
             dims.append(made)
         return TensorType(output_name(index, count), DType.of(pair[0]), tuple(dims))
     except UsageError as error:
