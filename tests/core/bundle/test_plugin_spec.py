@@ -160,6 +160,7 @@ def test_an_image_that_is_not_there() -> None:
         set_in_spec("version", -1),
         set_in_spec("version", 10**40),
         set_in_spec("version", True),
+        set_in_spec("version", 1.0),
         set_in_spec("inputs", [["x", "float99", 2, False]]),
         set_in_spec("inputs", [["x y", "float32", 2, False]]),
         set_in_spec("inputs", [["x", "float32"]]),
