@@ -132,6 +132,35 @@ def test_many_strange_files_are_counted(tmp_path: Path) -> None:
     assert len(caught.value.faults) == 21 and caught.value.faults[-1] == "and 30 more"
 
 
+def test_a_bundle_is_whole_with_all_its_files_and_no_other(tmp_path: Path) -> None:
+    out = write_small(tmp_path / "a.lp", "old", more=("samples.safetensors",))
+    assert replacing.is_whole(out)
+    (out / "samples.safetensors").unlink()
+    assert not replacing.is_whole(out)
+    (out / "samples.safetensors").write_text("again")
+    (out / "other").write_text("")
+    assert not replacing.is_whole(out)
+    (out / "other").unlink()
+    (out / bundles.MANIFEST).unlink()
+    assert not replacing.is_whole(out)
+
+
+def test_removing_takes_a_bundles_files_and_follows_no_link(tmp_path: Path) -> None:
+    out = write_small(tmp_path / "a.lp", "old")
+    link, missing = tmp_path / "link.lp", tmp_path / "missing.lp"
+    link.symlink_to(out.name)
+    before = content(out)
+    replacing.remove_bundle(link)
+    replacing.remove_bundle(missing)
+    assert content(out) == before and link.is_symlink()
+    (out / "thesis.tex").write_text("")
+    replacing.remove_bundle(out)
+    assert os.listdir(out) == ["thesis.tex"]
+    again = write_small(tmp_path / "b.lp", "old")
+    replacing.remove_bundle(again)
+    assert not again.exists()
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_link_at_the_output_is_never_followed_or_replaced(tmp_path: Path, force: bool) -> None:
     target = write_small(tmp_path / "v1.lp", "old")

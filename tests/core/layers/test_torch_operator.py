@@ -10,6 +10,7 @@ from torch import Tensor
 
 import layerport as lp
 from layerport.errors import UsageError
+from layerport.layers.operator import registered_layer
 
 
 @lp.layer("lp_operator::swish")
@@ -176,7 +177,9 @@ def test_the_same_source_again_takes_the_place_of_the_first() -> None:
 
     first = make(2.0)
     assert torch.equal(first(torch.ones(1)), torch.tensor([2.0]))
+    assert registered_layer("lp_operator::reloaded") is first and registered_layer("lp_operator::none") is None
     second = make(3.0)
+    assert registered_layer("lp_operator::reloaded") is second
     assert torch.equal(second(torch.ones(1)), torch.tensor([3.0]))
     assert torch.equal(torch.ops.lp_operator.reloaded(torch.ones(1)), torch.tensor([3.0]))
 

@@ -94,7 +94,8 @@ def test_no_kernel_for_some_shapes_is_no_plugin() -> None:
     layer = made("half", "even")
     assert held(layer, RTX) == [] and plugin_from_kernels(layer, bound(layer), RTX) is None
     assert why_no_kernel(bound(layer), RTX) == (
-        "scaled_0 takes float16, here are float32; no kernel takes every shape: scaled_1 only where x.0 - 2*(x.0//2) == 0"
+        "scaled_0 takes float16, here are float32; "
+        "no kernel takes every shape: scaled_1 only where x.0 - 2*(x.0//2) == 0"
     )
     assert why_no_kernel(bound(made()), RTX) == "the layer has no kernel"
     assert why_no_kernel(bound(made("any")), RTX) == f"its pack gives no plugin for {RTX}"
