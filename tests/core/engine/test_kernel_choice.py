@@ -93,11 +93,11 @@ def test_what_fits_is_held_and_what_does_not_has_its_reason(tmp_path: Path) -> N
         "twice_4: twice_3 takes every shape before it, and no GPU compares them",
     )
     (layer,) = built(PACK, tmp_path).layers
-    assert layer["realised"] == "plugin"
-    assert layer["kernels"] == ["twice_2", "twice_3"]
-    assert tuple(layer["kernels_left_out"]) == reasons
+    assert layer.realised == "plugin"
+    assert list(layer.kernels) == ["twice_2", "twice_3"]
+    assert tuple(layer.kernels_left_out) == reasons
     (spec,) = from_bytes((tmp_path / "b.lp" / "plugins.safetensors").read_bytes()).specs.values()
-    assert [kernel.name for kernel in spec.kernels] == layer["kernels"]
+    assert [kernel.name for kernel in spec.kernels] == list(layer.kernels)
     assert [kernel.guard is None for kernel in spec.kernels] == [False, True]
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "b.lp")])
     assert shown.exit_code == 0
@@ -109,5 +109,5 @@ def test_no_kernel_for_every_shape(tmp_path: Path) -> None:
     every = PACK.index('@twice.kernel(lp.cuda(SOURCE, "twice<1>"), dtypes=("float32",))')
     pack = (PACK[:every] + PACK[PACK.index("@lp.hookimpl") :]).replace("lp_choice::", "lp_no_choice::")
     (layer,) = built(pack, tmp_path).layers
-    assert (layer["realised"], layer["kernels"], layer["kernels_left_out"]) == ("decomposed", [], [])
-    assert "no kernel takes every shape: twice_2 only where " in layer["reason"]
+    assert (layer.realised, list(layer.kernels), list(layer.kernels_left_out)) == ("decomposed", [], [])
+    assert "no kernel takes every shape: twice_2 only where " in layer.reason

@@ -252,7 +252,7 @@ def test_logger_and_monitor_over_the_real_bindings(stub: dict[str, str]) -> None
         "logger.log(trt.ILogger.INFO, 'fine')\n"
         "monitor.phase_start('a', None, 3); assert monitor.step_complete('a', 0) is True; monitor.phase_finish('a')\n"
         "assert (logger.errors, logger.warnings) == (['bad'], ['odd'])\n"
-        "assert [one['event'] for one in told] == ['log', 'phase', 'step', 'finish']\n"
+        "assert [one.kind for one in told] == ['log', 'phase', 'step', 'finish']\n"
     )
     inside(stub, code)
 
