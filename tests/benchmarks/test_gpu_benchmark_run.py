@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_gpu_benchmark import FOLDER, large_case
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.test_gpu_benchmark import FOLDER, large_case
 from host_cuda import HostCuda, cuda_fixture, scaled  # noqa: F401
 from host_driver import HostLaunchDriver
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_kernel_checks import ROWS, TRANSPOSED, PackedLinear, changed, prepared
 
+from core.checks.test_kernel_checks import ROWS, TRANSPOSED, PackedLinear, changed, prepared
 from gpu_doubles import Status
 from host_driver import HostLaunchDriver
 from layerport.checks.kernel_checks import check_kernels

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_plugin import stand_in
 
+from core.engine.test_plugin import stand_in
 from host_driver import HostLaunchDriver
 from layerport.engine import plugin as plugins
 from layerport.engine import runner

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_runner import Recorder
 
+from core.engine.test_runner import Recorder
 from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import plugin as plugins
 from layerport.engine.plan_fields import read_field
@@ -105,7 +105,7 @@ def test_a_run_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     made = plugins.plugin_class(stand_in())(spec())
     with pytest.raises(BuildError) as caught:
         made.on_shape_change([], [])
-    assert caught.value.fault == "layer pack::layer cannot run: no CUDA driver or GPU"
+    assert caught.value.fault == f"layer pack::layer cannot run: no CUDA driver or GPU"
 
 
 def field(data: bytes) -> Any:
@@ -140,10 +140,10 @@ def test_a_creator_keeps_its_reason() -> None:
 
 
 def test_a_pack_s_own_class_only_where_it_is_allowed() -> None:
-    own = spec(kernels=(), images={}, plugin_class="test_plugin:Own")
+    own = spec(kernels=(), images={}, plugin_class=f"{__name__}:Own")
     with pytest.raises(BuildError) as caught:
         creator({own.key: own}).create_plugin("node", field(own.key.encode()), Phase.BUILD)
-    assert caught.value.fault == "layer pack::layer has its own plugin class test_plugin:Own"
+    assert caught.value.fault == f"layer pack::layer has its own plugin class {__name__}:Own"
     assert caught.value.repair == "install the pack that provides it"
     made = creator({own.key: own}, allow=True).create_plugin("node", field(own.key.encode()), Phase.BUILD)
     assert isinstance(made, Own) and made.spec is own
