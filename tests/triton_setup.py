@@ -18,12 +18,25 @@ from layerport.parameters.signature import Signature
 from layerport.sizes.expressions import Symbol
 from layerport.sizes.tensors import TensorType
 from layerport.system.disk_cache import DiskCache
+from layerport.system.python_files import import_file
 from small_setup import TESTS
 
 PACK = TESTS / "packs" / "triton_pack.py"
 FUNCTIONS = TESTS / "packs" / "triton_functions.py"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_120")
 BLOCK = 64
+
+
+@pytest.fixture(name="store")
+def store_fixture(tmp_path: Path) -> DiskCache:
+    """An empty cache."""
+    return DiskCache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module", name="pack")
+def pack_fixture() -> Any:
+    """The module of the pack of Triton layers."""
+    return import_file(str(PACK))
 
 
 def reference(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import layerport.checks
 import layerport.front
 import layerport.packs
 from layerport.bundle import bundle as bundles
+from layerport.bundle.manifest import realised_counts
 from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
@@ -61,11 +62,7 @@ class BuildReport:
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Per layer, how many nodes were realised in which way."""
-        counts: dict[str, dict[str, int]] = {}
-        for one in self.layers:
-            per_layer = counts.setdefault(one.layer, {})
-            per_layer[one.realised] = per_layer.get(one.realised, 0) + 1
-        return counts
+        return realised_counts((one.layer, one.realised) for one in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """The report as a program reads it."""

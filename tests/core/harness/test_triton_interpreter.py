@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -19,32 +18,22 @@ from layerport.errors import LayerportError, PackError, UsageError
 from layerport.harness import triton_interpreter
 from layerport.system import processes
 from layerport.system.disk_cache import DiskCache
-from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
-from triton_setup import (
+from triton_setup import (  # noqa: F401
     BLOCK,
     FUNCTIONS,
-    PACK,
     build,
     kernel,
     launch_many,
     line_of,
     many,
+    pack_fixture,
     passing,
     reference,
     shift_kernel,
+    store_fixture,
     tensors,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> DiskCache:
-    return DiskCache(tmp_path / "cache")
-
-
-@pytest.fixture(scope="module")
-def pack() -> Any:
-    return import_file(str(PACK))
 
 
 def layer_of(name: str, number: list[int] = [0], **options: Any) -> lp.Layer:  # noqa: B006 - counts the layers

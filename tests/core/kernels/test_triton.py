@@ -39,7 +39,7 @@ from layerport.system.disk_cache import DiskCache
 from layerport.system.python_files import import_file
 from plan_reading import fields_in
 from small_setup import TESTS, python
-from triton_setup import (
+from triton_setup import (  # noqa: F401
     ARCHITECTURES,
     FUNCTIONS,
     MANY,
@@ -49,21 +49,13 @@ from triton_setup import (
     fault,
     kernel,
     line_of,
+    pack_fixture,
     passing,
     reference,
     shift_kernel,
+    store_fixture,
     tensors,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> DiskCache:
-    return DiskCache(tmp_path / "cache")
-
-
-@pytest.fixture(scope="module")
-def pack() -> Any:
-    return import_file(str(PACK))
 
 
 @pytest.fixture

@@ -227,6 +227,15 @@ def _profile_faults(profile: Mapping[str, list[list[int]]], inputs: list[PortEnt
             yield f"targets: the profile of {name!r:.80} is not three shapes of an input"
 
 
+def realised_counts(nodes: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """Per layer, how many nodes were realised in which way.  nodes: the layer of each, and how it was realised."""
+    counts: dict[str, dict[str, int]] = {}
+    for layer, realised in nodes:
+        per_layer = counts.setdefault(layer, {})
+        per_layer[realised] = per_layer.get(realised, 0) + 1
+    return counts
+
+
 def dim_of(entry: DimEntry) -> DimRange:
     """The dim of an entry.  Raises UsageError where its range contradicts itself."""
     return DimRange(entry["name"], entry["min"], entry["opt"], entry["max"])

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from layerport.errors import BuildError, UsageError
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.sizes.expressions import Expr, parse
 from layerport.sizes.output_rules import SizeSymbol
-from layerport.sizes.tensors import TensorType
+from layerport.sizes.tensors import TensorType, renamed
 from layerport.system.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -100,13 +100,12 @@ class PluginSpec:
             array = bound.parameters.get(name)
             dtype = tensor.dtype if array is None else DType.from_numpy(array.dtype)
             inputs.append(TensorType.symbolic(name, dtype, tensor.ndim if array is None else array.ndim))
-        outputs = zip(layer.signature.output_names, place.derivation.outputs, strict=True)
         attributes = bound.parameters.attributes
         return cls(
             layer=layer.name,
             version=layer.version,
             inputs=tuple(inputs),
-            outputs=tuple(replace(rule, name=name) for name, rule in outputs),
+            outputs=renamed(place.derivation.outputs, layer.signature.output_names),
             sizes=tuple(size for size in place.derivation.size_symbols if size.upper_bound is not None),
             parameters=frozenset(argument.name for argument in layer.signature.params),
             attributes={key: list(value) if isinstance(value, tuple) else value for key, value in attributes.items()},
@@ -321,7 +320,7 @@ def dump(value: Any) -> bytes:
 
 def _check_sizes(layer: str, inputs: tuple[TensorType, ...], kernels: tuple[KernelCode, ...]) -> None:
     """A launch is computed from the inputs' sizes; others, such as those that depend on data, are not known then."""
-    known = {str(dim) for one in inputs for dim in one.shape}
+    known = frozenset().union(*(one.symbols() for one in inputs))
     for kernel in kernels:
         used = kernel.launch.symbols() | (frozenset() if kernel.guard is None else kernel.guard.symbols())
         if unknown := sorted(used - known):

@@ -9,7 +9,6 @@ import importlib.util
 import keyword
 import os
 import re
-import shutil
 import string
 import sys
 import tempfile
@@ -66,22 +65,17 @@ def new_pack(name: str, *, toolchain: str = "cuda", layer: str = "scaled_swish",
 
     files = dict(_filled(toolchain, _values(name, layer, toolchain)))
     try:
-        part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=place.parent))
-    except OSError as error:
-        raise _failed(place, error) from error
-    try:
-        os.chmod(part, 0o777 & ~_umask())
-        for path, text in files.items():
-            file = part / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8", newline="\n")
-        rename_new(part, place)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=place.parent, ignore_cleanup_errors=True) as outer:
+            part = Path(outer, name)
+            for path, text in files.items():
+                file = part / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8", newline="\n")
+            rename_new(part, place)
     except FileExistsError as error:  # somebody was faster
         raise UsageError(f"{place} is there already, kept", "choose another name or another folder") from error
     except OSError as error:
         raise _failed(place, error) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return NewPack(name, layer, toolchain, str(place), tuple(sorted(files)))
 
 
@@ -172,12 +166,6 @@ def _templates(folder: Traversable, within: str = "") -> Iterator[tuple[str, Tra
             yield from _templates(one, f"{within}{one.name}/")
         elif one.name.endswith(_SUFFIX):
             yield within + one.name.removesuffix(_SUFFIX), one
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _failed(place: Path, error: OSError) -> BuildError:

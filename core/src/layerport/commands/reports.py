@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import layerport.checks
 from layerport.bundle.bundle import Bundle
 from layerport.bundle.entries import ClaimEntry, LayerEntry, Manifest
+from layerport.bundle.manifest import realised_counts
 from layerport.commands.tables import print_table, say
 from layerport.system.records import plain
 
@@ -29,10 +30,7 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a program reads it, with the bundle's path and what became of each layer before it."""
-        counts: dict[str, dict[str, int]] = {}
-        for one in self.manifest["layers"]:
-            per_layer = counts.setdefault(one["layer"], {})
-            per_layer[one["realised"]] = per_layer.get(one["realised"], 0) + 1
+        counts = realised_counts((one["layer"], one["realised"]) for one in self.manifest["layers"])
         return {"bundle": self.bundle, "counts": counts, **self.manifest}
 
 

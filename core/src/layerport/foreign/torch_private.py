@@ -229,9 +229,10 @@ def empty_strided_cuda() -> Callable[..., torch.Tensor]:
 # Tensors
 
 
-def version(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to in place; not of an inference tensor, which does not count."""
-    return int(NAMES.of(tensor, "torch.Tensor._version"))
+def versions() -> Callable[[torch.Tensor], int]:
+    """A function of a tensor: how often it was written to in place.  An inference tensor does not count that."""
+    found: Callable[[torch.Tensor], int] = NAMES.find("torch.Tensor._version").__get__
+    return found
 
 
 def children(module: torch.nn.Module) -> dict[str, torch.nn.Module | None]:

@@ -324,10 +324,8 @@ def _rounding_of(module: torch.nn.Module, candidate: Candidate, inputs: Any, tru
 
 
 def _versions(inputs: Any) -> list[int]:
-    leaves = pytree.tree_leaves(inputs)
-    return [
-        torch_private.version(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()
-    ]
+    version, leaves = torch_private.versions(), pytree.tree_leaves(inputs)
+    return [version(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
 
 
 def _why_nothing(outputs: Sequence[Any]) -> str:

@@ -53,14 +53,21 @@ class HasKernels(Protocol):
 
 
 def candidates(
-    layer: HasKernels, tensors: Mapping[str, TensorType | None], attributes: Mapping[str, Attribute]
+    layer: HasKernels,
+    tensors: Mapping[str, TensorType | None],
+    attributes: Mapping[str, Attribute],
+    *,
+    only: str | None = None,
 ) -> Iterator[Candidate | str]:
     """Each kernel of the layer, in its order: as a candidate, or in words why it takes no such tensors.
 
     tensors: every tensor argument and output by the layer's names, None for an absent one; a guard is over those sizes
-    that are no numbers.  Raises PackError for a predicate or dtype table that is at fault.
+    that are no numbers.  only: the name of the one kernel that is asked for; the others are not looked at.
+    Raises PackError for a predicate or dtype table that is at fault.
     """
     for kernel in layer.kernels:
+        if only is not None and kernel.name != only:
+            continue
         dtypes = dtypes_for(kernel, layer.signature, tensors)
         if dtypes is None:
             stated = " | ".join(show_dtypes(one) for one in kernel.combinations(layer.signature))
@@ -83,14 +90,12 @@ def select(
 ) -> Selection:
     """The first kernel of the layer that takes these tensors, all sizes of which are numbers.
 
-    only: the name of the one kernel that may be chosen.  Arguments and errors as in `candidates`.
+    Arguments and errors as in `candidates`.
     """
     reasons: list[str] = []
-    for kernel, one in zip(layer.kernels, candidates(layer, tensors, attributes), strict=True):
-        if only is not None and kernel.name != only:
-            continue
+    for one in candidates(layer, tensors, attributes, only=only):
         if isinstance(one, Candidate):
-            return Selection(kernel, one.dtypes, tuple(reasons))
+            return Selection(one.kernel, one.dtypes, tuple(reasons))
         reasons.append(one)
     present = _dtypes(layer.signature, tensors)
     return Selection(None, present, tuple(reasons) or ("the layer has no kernel",))

@@ -196,7 +196,7 @@ class _Tracer:
         return ScalarArg("int", as_expr(value))
 
     def check_symbols(self, function: Callable[..., Any], what: str, used: frozenset[str]) -> None:
-        known: frozenset[str] = frozenset().union(*(dim.symbols() for tensor in self.tensors for dim in tensor.dims))
+        known: frozenset[str] = frozenset().union(*(tensor.symbols() for tensor in self.tensors))
         # A size of an argument is "x.0"; one that depends on data has a name of its own.
         if late := sorted(name for name in used & known if "." not in name):
             raise self.fault(

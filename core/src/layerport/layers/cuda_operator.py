@@ -130,6 +130,7 @@ class CudaOperator:
         self._launchers: dict[Any, Launcher] = {}
         self._need_numbers: set[Kernel] = set()
         self._converts: bool | None = None if self._params else False
+        self._version: Any = None  # looked up once, where parameters are converted: it is in every call then
         self._converted: Any = WeakTensorKeyDictionary()
 
     def __call__(self, *args: Any) -> Any:
@@ -303,11 +304,12 @@ class CudaOperator:
         """The arguments with the parameters as the kernel wants them, converted once for each state of a parameter."""
         if self._converts is None:
             self._converts = self._has_conversion()
+            self._version = torch_private.versions() if self._converts else None
         present = [(place, name) for place, name in self._params if args[place] is not None]
         if not self._converts or not present:
             return args
         first = args[present[0][0]]
-        state = tuple((id(args[place]), _version(args[place]), args[place].data_ptr()) for place, _ in present)
+        state = tuple((id(args[place]), self._state(args[place]), args[place].data_ptr()) for place, _ in present)
         state += tuple(_hashable(args[place]) for place, _ in self._attributes)
         known = self._converted.get(first)
         if known is None or known[0] != state:
@@ -318,6 +320,9 @@ class CudaOperator:
         for place, tensor in known[1].items():
             replaced[place] = tensor
         return tuple(replaced)
+
+    def _state(self, tensor: torch.Tensor) -> int:
+        return 0 if tensor.is_inference() else int(self._version(tensor))
 
     def _has_conversion(self) -> bool:
         return self.layer.converter is not None and self.layer.converter.has_conversion(self.layer)
@@ -343,7 +348,3 @@ class CudaOperator:
 
 def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else torch_private.version(tensor)

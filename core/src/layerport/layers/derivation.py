@@ -162,10 +162,11 @@ class _Wrapper(torch.nn.Module):
         self._layer = layer
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        before = [torch_private.version(tensor) for tensor in tensors]
+        version = torch_private.versions()
+        before = [version(tensor) for tensor in tensors]
         answer = self._reference(**dict(zip(self._names, tensors, strict=True)), **self._constants)
         pairs = zip(self._names, tensors, before, strict=True)
-        if changed := [name for name, tensor, version in pairs if torch_private.version(tensor) != version]:
+        if changed := [name for name, tensor, earlier in pairs if version(tensor) != earlier]:
             raise UsageError(
                 f"{self._layer}: the reference changes its input {', '.join(changed)} in place",
                 "write it without in-place operations on its inputs, or clone the tensor first",

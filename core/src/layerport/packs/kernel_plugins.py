@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layerport.bundle.plugin_spec import KernelCode, PluginSpec
@@ -11,7 +11,7 @@ from layerport.kernels import compilation
 from layerport.kernels.choice import Candidate, candidates
 from layerport.kernels.compilation import Compilation
 from layerport.kernels.declaration import Kernel
-from layerport.sizes.tensors import TensorType
+from layerport.sizes.tensors import TensorType, renamed
 
 if TYPE_CHECKING:
     from layerport.kernels.launch_rules import LaunchRule
@@ -39,8 +39,8 @@ def tensor_arguments(bound: BoundLayer) -> dict[str, TensorType | None]:
             tensors[name] = TensorType(name, DType(array.dtype.name), tuple(int(size) for size in array.shape))
         else:
             tensors[name] = tensor.by_place()
-    for name, output in zip(bound.layer.signature.output_names, bound.place.derivation.outputs, strict=True):
-        tensors[name] = replace(output, name=name)
+    for output in renamed(bound.place.derivation.outputs, bound.layer.signature.output_names):
+        tensors[output.name] = output
     for size in bound.place.derivation.size_symbols:
         tensors[size.name] = TensorType(size.name, DType.INT64, ())
     return tensors

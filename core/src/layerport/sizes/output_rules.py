@@ -6,7 +6,7 @@ Torch-free, so that plugin specs can be made from these records anywhere.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def from_rule(
             f"{layer}: its shape rule failed: {type(error).__name__}: {error}", "correct the shape rule"
         ) from error
     pairs = [answer] if _is_pair(answer) else list(answer) if isinstance(answer, (tuple, list)) else []
-    known = {symbol for value in values.values() if isinstance(value, TensorType) for symbol in _symbols(value.shape)}
+    known = {symbol for value in values.values() if isinstance(value, TensorType) for symbol in value.symbols()}
     sizes: dict[str, SizeSymbol] = {}
     faults: list[str] = []
     outputs = [_output(index, len(pairs), pair, known, sizes, faults) for index, pair in enumerate(pairs)]
@@ -141,7 +141,3 @@ def _output(
     except UsageError as error:
         faults.append(f"output {index}: {error.fault}")
         return None
-
-
-def _symbols(dims: Iterable[Dim]) -> frozenset[str]:
-    return frozenset().union(*(dim.symbols() for dim in dims if isinstance(dim, Expr)))

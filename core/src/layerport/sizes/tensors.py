@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from layerport.dtypes import DType
@@ -42,7 +42,7 @@ class TensorType:
     @classmethod
     def symbolic(cls, name: str, dtype: DType, rank: int) -> TensorType:
         """A tensor of which only the rank is known; its sizes are the symbols "name.0", "name.1", ..."""
-        return cls(name, dtype, tuple(Symbol(f"{name}.{axis}") for axis in range(rank)))
+        return cls(name, dtype, (None,) * rank).by_place()
 
     @property
     def ndim(self) -> int:
@@ -52,8 +52,11 @@ class TensorType:
     @property
     def dims(self) -> tuple[Expr, ...]:
         """The shape as expressions, the symbol of its place where nothing is known of a dim."""
-        pairs = zip(self.shape, self.by_place().shape, strict=True)
-        return tuple(as_expr(known if dim is None else dim) for dim, known in pairs if known is not None)
+        return tuple(self._place(axis) if dim is None else as_expr(dim) for axis, dim in enumerate(self.shape))
+
+    def symbols(self) -> frozenset[str]:
+        """The names of the sizes that its shape depends on."""
+        return frozenset().union(*(dim.symbols() for dim in self.dims))
 
     @property
     def itemsize(self) -> int:
@@ -66,8 +69,11 @@ class TensorType:
 
     def by_place(self) -> TensorType:
         """The same tensor with the symbol of its place ("x.0") for each dim that is no number."""
-        dims = (dim if isinstance(dim, int) else Symbol(f"{self.name}.{axis}") for axis, dim in enumerate(self.shape))
+        dims = (dim if isinstance(dim, int) else self._place(axis) for axis, dim in enumerate(self.shape))
         return TensorType(self.name, self.dtype, tuple(dims))
+
+    def _place(self, axis: int) -> Symbol:
+        return Symbol(f"{self.name}.{axis}")
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for these sizes.  Raises UsageError where a dim does not follow from them."""
@@ -95,6 +101,11 @@ class TensorType:
     def form(self) -> str:
         """dtype and shape in words, such as `float16[batch, 8, ?]`."""
         return f"{self.dtype}[{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]"
+
+
+def renamed(tensors: Iterable[TensorType], names: Iterable[str]) -> tuple[TensorType, ...]:
+    """The same tensors, as many as the names, under these names."""
+    return tuple(replace(tensor, name=name) for tensor, name in zip(tensors, names, strict=True))
 
 
 def sizes_of(shapes: Mapping[str, Any]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from layerport.packs.host import load
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.signature import Kind
 from layerport.parameters.standard_form import Parameters
-from layerport.sizes.tensors import TensorType, sizes_of
+from layerport.sizes.tensors import TensorType, renamed, sizes_of
 from layerport.targets import Target, TorchTarget
 from layerport.testing.host_outputs import data_dependent, greatest_sizes, output_arrays
 
@@ -141,8 +141,7 @@ class _Call:
             outputs = Outputs(known_outputs, {}, {})
         else:
             # As in a plugin: memory for the greatest size, and the kernel writes how much of it is used.
-            rules = zip(layer.signature.output_names, derivation.outputs, strict=True)
-            written = [replace(rule, name=name) for name, rule in rules]
+            written = renamed(derivation.outputs, layer.signature.output_names)
             outputs = Outputs(written, greatest_sizes(layer, derivation), {})
             tensors |= {one.name: one for one in written}
             tensors |= {name: TensorType(name, DType.INT64, ()) for name in outputs.most}
@@ -157,8 +156,7 @@ class _Call:
         """The tensors with numbers for all sizes, which the constexprs of a Triton kernel may depend on."""
         sizes = self.sizes
         return {
-            name: tensor
-            and TensorType(name, tensor.dtype, tuple(sizes[f"{name}.{axis}"] for axis in range(tensor.ndim)))
+            name: tensor and TensorType(name, tensor.dtype, tensor.by_place().resolve(sizes))
             for name, tensor in self.tensors.items()
         }
 
