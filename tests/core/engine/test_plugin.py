@@ -105,7 +105,7 @@ def test_a_run_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     made = plugins.plugin_class(stand_in())(spec())
     with pytest.raises(BuildError) as caught:
         made.on_shape_change([], [])
-    assert caught.value.fault == f"layer pack::layer cannot run: no CUDA driver or GPU"
+    assert caught.value.fault == "layer pack::layer cannot run: no CUDA driver or GPU"
 
 
 def field(data: bytes) -> Any:
