@@ -123,12 +123,12 @@ def test_dlpack(dtype: torch.dtype) -> None:
     converted = to_standard(Speaker(tensor))
     assert same(converted.array, to_standard(tensor).array)
     assert pointer(converted.array) == pointer(tensor)
-    assert converted.steps[0].source_type == "test_conversion.Speaker"
+    assert converted.steps[0].source_type == f"{__name__}.Speaker"
     assert to_standard(Speaker(tensor.T)).array.tolist() == tensor.T.tolist()
 
 
 def test_dlpack_from_a_device_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match="w: test_conversion.Speaker cannot be converted"):
+    with pytest.raises(UsageError, match=f"w: {__name__}.Speaker cannot be converted"):
         to_standard(Speaker(torch.ones(2), (2, 0)), path="w")
 
 
@@ -181,15 +181,15 @@ def test_a_pack_adds_a_rule_for_its_type() -> None:
     with pytest.raises(UsageError) as caught:
         to_standard(Box(1), path="m.w")
     assert str(caught.value) == (
-        "m.w: no conversion rule for test_conversion.Box\n  to repair: register one with "
-        "layerport.conversion.register('test_conversion.Box', rule, by='your pack')"
+        f"m.w: no conversion rule for {__name__}.Box\n  to repair: register one with "
+        f"layerport.conversion.register('{__name__}.Box', rule, by='your pack')"
     )
     conversion.register(Box, lambda box: box.content, by="boxes")
     tensor = torch.arange(6.0).reshape(2, 3)
     converted = to_standard(SmallBox(tensor), path="m.w")
     assert pointer(converted.array) == pointer(tensor)
     assert converted.steps == (
-        Step("test_conversion.SmallBox", "", (), 0, "convert", "boxes", "m.w"),
+        Step(f"{__name__}.SmallBox", "", (), 0, "convert", "boxes", "m.w"),
         Step("torch.Tensor", "float32", (2, 3), 24, "view", "layerport", "m.w"),
     )
     conversion.register(SmallBox, lambda box: Hop(np.zeros((3, 2)).T, "unpack"), by="boxes")
@@ -199,7 +199,7 @@ def test_a_pack_adds_a_rule_for_its_type() -> None:
 
 @pytest.mark.usefixtures("tables")
 def test_rules_by_name_and_predicate() -> None:
-    conversion.register("test_conversion.SmallBox", lambda box: [1, 2], by="names")
+    conversion.register(f"{__name__}.SmallBox", lambda box: [1, 2], by="names")
     conversion.register(lambda value: isinstance(value, Box), lambda box: [3], by="predicates")
     assert to_standard(SmallBox(0)).array.tolist() == [1, 2]
     assert to_standard(Box(0)).array.tolist() == [3]
@@ -213,8 +213,8 @@ def test_rules_by_name_and_predicate() -> None:
 @pytest.mark.usefixtures("tables")
 def test_two_rules_for_one_type_are_an_error() -> None:
     conversion.register(Box, list, by="one")
-    for key in (Box, "test_conversion.Box"):
-        with pytest.raises(UsageError, match="two conversion rules for test_conversion.Box: one by one, one by two"):
+    for key in (Box, f"{__name__}.Box"):
+        with pytest.raises(UsageError, match=f"two conversion rules for {__name__}.Box: one by one, one by two"):
             conversion.register(key, list, by="two")
     with pytest.raises(UsageError, match="for torch.Tensor: one by layerport, one by two"):
         conversion.register(torch.Tensor, list, by="two")
@@ -227,7 +227,7 @@ def test_a_packs_rule_at_fault_is_named() -> None:
 
     conversion.register(Box, raises, by="boxes")
     with pytest.raises(
-        PackError, match="m.w: the conversion rule for test_conversion.Box by boxes raised KeyError: 'oops'"
+        PackError, match=f"m.w: the conversion rule for {__name__}.Box by boxes raised KeyError: 'oops'"
     ) as caught:
         to_standard(Box(0), path="m.w")
     assert isinstance(caught.value.__cause__.__cause__, KeyError)  # type: ignore[union-attr]
@@ -244,7 +244,7 @@ def test_a_rule_back() -> None:
     conversion.register_back(Box, lambda array, name, target: (target or Box)(array), by="boxes")
     array = np.ones(2)
     assert type(from_standard(array, SmallBox)) is SmallBox
-    assert from_standard(array, "test_conversion.Box").content is array
+    assert from_standard(array, f"{__name__}.Box").content is array
     assert from_standard(array, "numpy") is array
     with pytest.raises(UsageError, match="no conversion rule for jax.Array\n.*register_back"):
         from_standard(array, "jax.Array")

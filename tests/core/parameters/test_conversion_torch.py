@@ -119,7 +119,7 @@ def test_torch_subclasses() -> None:
     assert quantised.array.tolist() == [1, 2] and quantised.steps[0].action == "dequantize"
     parameter = torch.nn.Parameter(Quantised(torch.tensor([2], dtype=torch.int8)), requires_grad=False)
     assert to_standard(parameter).array.tolist() == [1]
-    with pytest.raises(UsageError, match=r"w: test_conversion_torch.Wrapped cannot be made a plain tensor\n.*register"):
+    with pytest.raises(UsageError, match=rf"w: {__name__}.Wrapped cannot be made a plain tensor\n.*register"):
         to_standard(Wrapped(plain), path="w")
 
 
