@@ -35,6 +35,7 @@ def pins(file: str) -> dict[str, Version]:
 def test_the_distributions_and_the_changelog_have_one_version() -> None:
     core = version("core/src/layerport")
     assert version("builtin_layers/src/layerport_builtin_layers") == core
+    assert version("native/src/layerport_native") == core
     newest = re.search(r"^## (\S+), (not released yet|\d{4}-\d{2}-\d{2})$", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest is not None and newest[1] == core
     (needed,) = (one for one in requirements("builtin_layers") if one.name == "layerport")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec
 from layerport.dtypes import DType
 from layerport.engine.bound_model import bind_model
+from layerport.engine.plan_fields import read_field, write_field
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.sizes.expressions import Const, Symbol
 from layerport.sizes.output_rules import SizeSymbol
@@ -57,15 +59,34 @@ def node(name: str, inputs: list[str], output: str, **attributes: Any) -> Any:
     return helper.make_node("layer", inputs, [output], name=name, domain="pack", **attributes)
 
 
-def texts(one: Any) -> dict[str, str]:
-    return {attribute.name: attribute.s.decode() for attribute in one.attribute}
+def texts(one: Any) -> dict[str, bytes]:
+    return {attribute.name: attribute.s for attribute in one.attribute}
 
 
-def test_plugin_nodes_carry_the_key_and_lose_their_function() -> None:
+def told(one: Any) -> str:
+    """The key of a node's spec, and the images that the node keeps."""
+    read = read_field(texts(one)["layerport_spec"])
+    return " ".join([read.key, *sorted(read.images)])
+
+
+def test_plugin_nodes_carry_their_spec_and_lose_their_function() -> None:
     one = spec()
     bound = bind_model(model([node("a", ["x", "w"], "out", eps=0.5)]), PluginSet({one.key: one}, {"a": one.key}))
     (only,) = bound.graph.node
-    assert texts(only) == {"plugin_namespace": "pack", "plugin_version": "1", "layerport_spec": one.key}
+    assert (only.domain, only.op_type) == ("layerport", "Kernel")
+    field = write_field(one, one.digests)
+    assert texts(only) == {"plugin_namespace": b"layerport", "plugin_version": b"1", "layerport_spec": field}
+    assert list(only.input) == ["x", "w"]
+    assert not bound.functions
+    assert {one.domain: one.version for one in bound.opset_import}["layerport"] == 1
+
+
+def test_a_layer_with_its_own_class_keeps_its_name() -> None:
+    one = dataclasses.replace(spec(), kernels=(), images={}, plugin_class="pack.plugins:Own")
+    bound = bind_model(model([node("a", ["x", "w"], "out", eps=0.5)]), PluginSet({one.key: one}, {"a": one.key}))
+    (only,) = bound.graph.node
+    assert (only.domain, only.op_type) == ("pack", "layer")
+    assert texts(only) == {"plugin_namespace": b"pack", "plugin_version": b"1", "layerport_spec": one.key.encode()}
     assert list(only.input) == ["x", "w"]
     assert not bound.functions
 
@@ -86,7 +107,7 @@ def test_a_plugin_and_a_body_of_one_layer_side_by_side() -> None:
     ]
     source = model(nodes, overloads=("first", "second"))
     bound = bind_model(source, PluginSet({one.key: one}, {"b": one.key}))
-    assert [found.op_type for found in bound.graph.node] == ["Mul", "layer", "Add"]
+    assert [found.op_type for found in bound.graph.node] == ["Mul", "Kernel", "Add"]
     assert [found.name for found in bound.graph.node][1] == "b"
     assert bound.graph.node[1].overload == ""
     assert not bound.functions
@@ -130,7 +151,7 @@ def test_nodes_inside_a_branch() -> None:
     bound = bind_model(source, PluginSet({one.key: one}, {"in_then_branch": one.key}))
     (choice,) = bound.graph.node
     inside = {attribute.name: attribute.g.node for attribute in choice.attribute}
-    assert texts(inside["then_branch"][0])["layerport_spec"] == one.key
+    assert told(inside["then_branch"][0]) == " ".join([one.key, *sorted(one.images)])
     assert [found.op_type for found in inside["else_branch"]] == ["Mul"]
 
 
@@ -157,9 +178,12 @@ def test_nodes_that_nobody_needs_are_left_out() -> None:
 
 def test_the_first_node_that_needs_an_image_keeps_it_for_all() -> None:
     rule = LaunchRule((Const(1),) * 3, (Const(1),) * 3, Const(0), ())
-    a, b, c = (character * 64 for character in "abc")
-    first = dataclasses.replace(spec(), kernels=(KernelCode("k", "k", rule, {"sm_80": b, "sm_89": a}),))
-    second = dataclasses.replace(spec(), kernels=(KernelCode("k", "k", rule, {"sm_89": b, "sm_120": c}),))
+    images = {hashlib.sha256(text).hexdigest(): text for text in (b"one", b"two", b"three")}
+    a, b, c = sorted(images)
+    first = dataclasses.replace(spec(), kernels=(KernelCode("k", "k", rule, {"sm_80": b, "sm_89": a}),), images=images)
+    second = dataclasses.replace(
+        spec(), kernels=(KernelCode("k", "k", rule, {"sm_89": b, "sm_120": c}),), images=images
+    )
     plugins = PluginSet(
         {one.key: one for one in (first, second)},
         {"1": first.key, "2": first.key, "3": second.key, "4": second.key},
@@ -168,7 +192,7 @@ def test_the_first_node_that_needs_an_image_keeps_it_for_all() -> None:
     nodes = [node(str(place), [names[place - 1], "w"], names[place]) for place in range(1, 5)]
 
     def named(**options: bool) -> list[str]:
-        return [texts(one)["layerport_spec"] for one in bind_model(model(nodes), plugins, **options).graph.node]
+        return [told(one) for one in bind_model(model(nodes), plugins, **options).graph.node]
 
     one, other = first.key, second.key
     assert named() == [f"{one} {a} {b}", one, f"{other} {c}", other]

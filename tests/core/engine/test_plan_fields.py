@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from pathlib import Path
@@ -47,7 +48,12 @@ def test_fields_of_plans_of_before() -> None:
 def head(**changes: Any) -> bytes:
     """A field of the spec without images, with other numbers in its head."""
     text = dump(spec().to_json())
-    values = {"key": bytes.fromhex(spec().key), "raw": len(text), "text": zlib.compress(text), "count": 0, **changes}
+    values = {"raw": len(text), "text": zlib.compress(text), "count": 0, **changes}
+    try:
+        content = zlib.decompress(values["text"])
+    except zlib.error:
+        content = text
+    values.setdefault("key", hashlib.sha256(content).digest()[:12])
     values = {"packed": len(values["text"]), "length": 44 + len(values["text"]), **values}
     numbers = (values[name] for name in ("length", "key", "raw", "packed", "count"))
     return struct.pack("<18sI12sIIH", MAGIC, *numbers) + values["text"]
@@ -64,7 +70,7 @@ def head(**changes: Any) -> bytes:
         (head(text=b"no zlib"), "a plugin's field cannot be read: error"),
         (head(text=zlib.compress(b"[]"), raw=2), "a plugin's field cannot be read: TypeError"),
         (head(text=zlib.compress(b"{}"), raw=2), "a plugin's field cannot be read: KeyError: 'layer'"),
-        (head(key=b"\0" * 12), f"plugin spec {'0' * 24} has the content of {spec().key}"),
+        (head(key=b"\0" * 12), f"plugin spec {'0' * 24} has another content"),
         (head(count=65535), "a plugin's "),
         (head() + b"x", f"a plugin's field has {len(head()) + 1} bytes, its head says {len(head())}"),
         (head(length=len(head()) + 1) + b"x", f"of which {len(head())} are accounted for"),

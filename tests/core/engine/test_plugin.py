@@ -14,7 +14,7 @@ import pytest
 from core.engine.test_runner import Recorder
 from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import plugin as plugins
-from layerport.engine.plan_fields import read_field
+from layerport.engine.plan_fields import read_field, write_field
 from layerport.errors import BuildError
 from plugin_specs import FIRST, IMAGES, spec
 
@@ -58,7 +58,8 @@ def described(kind: Type, layout: Format = Format.LINEAR, dims: tuple[int, ...] 
 
 def test_it_takes_exactly_the_types_of_its_spec() -> None:
     made = plugins.plugin_class(stand_in())(spec())
-    assert (made.plugin_namespace, made.plugin_name, made.plugin_version) == ("pack", "layer", "1")
+    assert (made.plugin_namespace, made.plugin_name, made.plugin_version) == ("layerport", "Kernel", "1")
+    assert made.metadata_string == "pack::layer"
     assert made.num_outputs == 2
     assert made.get_output_data_types(None) == [Type.FLOAT, Type.INT64]
     right = [described(kind) for kind in (Type.HALF, Type.BF16, Type.FLOAT, Type.INT64)]
@@ -116,16 +117,17 @@ def creator(specs: dict[str, Any] | None = None, *, allow: bool = False) -> Any:
     return plugins.creator_class(stand_in())("pack", "layer", specs or {}, allow)
 
 
-def test_a_creator_finds_the_spec_by_key_and_in_a_plan() -> None:
+def test_a_creator_finds_the_spec_in_the_node_and_in_a_plan() -> None:
     one = spec()
-    maker = creator({one.key: one})
+    maker = plugins.creator_class(stand_in())("layerport", "Kernel", {}, False)
     assert [declared.name for declared in maker.field_names] == [plugins.KEY_FIELD]
-    # The parser ends a string with a NUL.
-    made = maker.create_plugin("node", field(one.key.encode() + b"\0"), Phase.BUILD)
-    assert made.spec is one and not made.kept
-    named = " ".join([one.key, *IMAGES]).encode() + b"\0"
-    assert maker.create_plugin("node", field(named), Phase.BUILD).kept == set(IMAGES)
-    # Plans of before hold a whole set of specs in a field.
+    for kept in ([], [FIRST], IMAGES):
+        written = write_field(one, kept)
+        # The parser ends a string with a NUL.
+        for data, phase in ((written + b"\0", Phase.BUILD), (written, Phase.BUILD), (written, Phase.RUNTIME)):
+            made = maker.create_plugin("node", field(data), phase)
+            assert made.spec.key == one.key and made.kept == set(kept)
+    # Plans of before name each layer, and hold a whole set of specs in a field.
     again = creator().create_plugin("node", field(to_bytes(PluginSet({one.key: one}, {}))), Phase.RUNTIME)
     assert again.spec.key == one.key
 

@@ -183,7 +183,8 @@ one = spec()
 made = plugin.plugin_class(trt)(one)
 assert isinstance(made, trt.IPluginV3) and made.clone() is not made
 assert made.get_capability_interface(trt.PluginCapabilityType.BUILD) is made
-assert (made.plugin_name, made.plugin_namespace, made.plugin_version) == ("layer", "pack", "1")
+assert (made.plugin_name, made.plugin_namespace, made.plugin_version) == ("Kernel", "layerport", "1")
+assert made.metadata_string == "pack::layer"
 assert (made.num_outputs, made.timing_cache_id) == (2, one.key)
 assert made.get_output_data_types([]) == [trt.DataType.FLOAT, trt.DataType.INT64]
 def tensor(kind, form=trt.TensorFormat.LINEAR):
@@ -201,13 +202,13 @@ kept = made.get_fields_to_serialize()
 field, = kept
 assert (field.name, field.type) == (plugin.KEY_FIELD, trt.PluginFieldType.INT8)
 assert read_field(bytes(field.data)).key == one.key
-maker = plugin.creator_class(trt)("pack", "layer", {one.key: one}, False)
-assert (maker.name, maker.plugin_namespace, maker.plugin_version) == ("layer", "pack", "1")
+maker = plugin.creator_class(trt)("layerport", "Kernel", {}, False)
+assert (maker.name, maker.plugin_namespace, maker.plugin_version) == ("Kernel", "layerport", "1")
 assert [declared.name for declared in maker.field_names] == [plugin.KEY_FIELD]
 again = maker.create_plugin("node", kept, trt.TensorRTPhase.RUNTIME)
 assert again.spec.key == one.key and isinstance(again, trt.IPluginV3)
-key = trt.PluginField(plugin.KEY_FIELD, one.key.encode() + b"\\0", trt.PluginFieldType.CHAR)
-assert maker.create_plugin("node", trt.PluginFieldCollection([key]), trt.TensorRTPhase.BUILD).spec is one
+text = trt.PluginField(plugin.KEY_FIELD, bytes(field.data) + b"\\0", trt.PluginFieldType.CHAR)
+assert maker.create_plugin("node", trt.PluginFieldCollection([text]), trt.TensorRTPhase.BUILD).spec.key == one.key
 print("done")
 """
 

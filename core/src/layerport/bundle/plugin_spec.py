@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -38,6 +38,8 @@ _METADATA = "layerport"
 _CARRIED_AS_BYTES = frozenset({DType.UINT8, DType.FLOAT8_E5M2})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LAYER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}")
+_ARCHITECTURE = re.compile(r"sm_[0-9]{2,3}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CLASS = re.compile(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}")
 
 
@@ -279,38 +281,40 @@ def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, com
             name=_match(_IDENTIFIER, kernel["name"]),
             symbol=_match(_IDENTIFIER, kernel["symbol"], limit=4096),
             launch=LaunchRule.from_json(kernel["launch"]),
-            images={
-                _match(re.compile(r"sm_\d{2,3}"), arch): _text(digest) for arch, digest in kernel["images"].items()
-            },
+            images={_match(_ARCHITECTURE, arch): _match(_DIGEST, digest) for arch, digest in _object(kernel["images"])},
             guard=None if kernel["guard"] is None else parse(kernel["guard"]),
         )
-        for kernel in value["kernels"]
+        for kernel in _list(value["kernels"])
     )
     wanted = {digest for kernel in kernels for digest in kernel.images.values()}
     missing = sorted(wanted - set(images))
     if missing and complete:
         raise BuildError(f"layer {layer}: kernel image {missing[0][:12]} is not there", "build the bundle again")
     plugin_class = value["plugin_class"]
-    inputs = tuple(
-        TensorType.symbolic(_match(_IDENTIFIER, name), DType(dtype), _whole(rank, below=_RANKS))
-        for name, dtype, rank, _ in value["inputs"]
-    )
-    _check_sizes(layer, inputs, kernels)
-    return PluginSpec(
+    rows = [_list(row, 4) for row in _list(value["inputs"])]
+    spec = PluginSpec(
         layer=layer,
         version=_whole(value["version"]),
-        inputs=inputs,
-        outputs=tuple(
-            TensorType(_match(_IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in dims))
-            for name, dtype, dims in value["outputs"]
+        inputs=tuple(
+            TensorType.symbolic(_match(_IDENTIFIER, name), DType(dtype), _whole(rank, below=_RANKS))
+            for name, dtype, rank, _ in rows
         ),
-        sizes=tuple(SizeSymbol(_match(_IDENTIFIER, name), parse(bound)) for name, bound in value["sizes"]),
-        parameters=frozenset(one.name for one, (*_, is_one) in zip(inputs, value["inputs"], strict=True) if is_one),
-        attributes=dict(value["attributes"]),
+        outputs=tuple(
+            TensorType(_match(_IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in _list(dims)))
+            for name, dtype, dims in (_list(row, 3) for row in _list(value["outputs"]))
+        ),
+        sizes=tuple(
+            SizeSymbol(_match(_IDENTIFIER, name), parse(bound))
+            for name, bound in (_list(row, 2) for row in _list(value["sizes"]))
+        ),
+        parameters=frozenset(name for name, _, _, is_one in rows if _flag(is_one)),
+        attributes=dict(_object(value["attributes"])),
         kernels=kernels,
         images={digest: images[digest] for digest in sorted(wanted & set(images))},
         plugin_class=None if plugin_class is None else _match(_CLASS, plugin_class),
     )
+    _check_names(spec)
+    return spec
 
 
 def dump(value: Any) -> bytes:
@@ -318,15 +322,31 @@ def dump(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True).encode()
 
 
-def _check_sizes(layer: str, inputs: tuple[TensorType, ...], kernels: tuple[KernelCode, ...]) -> None:
-    """A launch is computed from the inputs' sizes; others, such as those that depend on data, are not known then."""
-    known = frozenset().union(*(one.symbols() for one in inputs))
-    for kernel in kernels:
+def _check_names(spec: PluginSpec) -> None:
+    """Each tensor has a name of its own, and launches and outputs use only what is known when they need it."""
+    names = [one.name for one in (*spec.inputs, *spec.outputs)] + [one.name for one in spec.sizes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BuildError(f"layer {spec.layer}: two tensors are named {twice[0]}", "build the bundle again")
+    known = frozenset[str]().union(*(one.symbols() for one in spec.inputs))
+    bounds = [one.upper_bound.symbols() for one in spec.sizes if one.upper_bound is not None]
+    used = frozenset[str]().union(*(one.symbols() for one in spec.outputs), *bounds)
+    if unknown := sorted(used - known - {one.name for one in spec.sizes}):
+        raise BuildError(
+            f"layer {spec.layer}: an output's size uses {', '.join(unknown)}, a size of no input",
+            "build the bundle again",
+        )
+    for kernel in spec.kernels:
+        # A launch is computed from the inputs' sizes; others, such as those that depend on data, are not known then.
         used = kernel.launch.symbols() | (frozenset() if kernel.guard is None else kernel.guard.symbols())
         if unknown := sorted(used - known):
             raise BuildError(
-                f"layer {layer}, kernel {kernel.name}: its launch uses {', '.join(unknown)}, a size of no input",
+                f"layer {spec.layer}, kernel {kernel.name}: its launch uses {', '.join(unknown)}, a size of no input",
                 "launch for sizes of the inputs: one that depends on data is known after the launch only",
+            )
+        if unknown := sorted(set(kernel.launch.pointers) - set(names)):
+            raise BuildError(
+                f"layer {spec.layer}, kernel {kernel.name}: its launch passes {', '.join(unknown)}, which is no tensor",
+                "build the bundle again",
             )
 
 
@@ -343,6 +363,24 @@ def _match(pattern: re.Pattern[str], value: Any, *, limit: int = 512) -> str:
     if not pattern.fullmatch(text):
         raise ValueError(f"{text!r:.80} is not a name that may stand here")
     return text
+
+
+def _list(value: Any, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        raise ValueError(f"{value!r:.80} is no list" + ("" if length is None else f" of {length}"))
+    return value
+
+
+def _object(value: Any) -> ItemsView[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.80} is no object")
+    return value.items()
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r:.80} is neither true nor false")
+    return value
 
 
 def _whole(value: Any, *, below: int = 2**31) -> int:

@@ -1,6 +1,8 @@
-"""The TensorRT-bound copy of a portable model: plugin nodes name their spec, the others are inlined.
+"""The TensorRT-bound copy of a portable model: plugin nodes carry their spec, the others are inlined.
 
-A node's name for it is the spec's key, and after it the digests of the images that the node's field in the plan keeps.
+A node of a layer with kernels becomes one `layerport::Kernel`, with the whole field that the plan is to keep, so that
+any tool of TensorRT that has the plugin builds the model.  A layer with its own plugin class keeps its name, and its
+node names the spec by its key.
 
 Works on ONNX protobuf and leaves external weights where they are.
 """
@@ -16,7 +18,8 @@ import onnx
 import onnx.inliner
 
 from layerport.bundle.plugin_spec import PluginSet, PluginSpec
-from layerport.engine.plugin import KEY_FIELD, VERSION
+from layerport.engine.plan_fields import write_field
+from layerport.engine.plugin import KEY_FIELD, NAME, NAMESPACE, VERSION
 from layerport.errors import BuildError
 from layerport.parameters.frameworks.onnx_dtypes import from_dtype
 from layerport.sizes.tensors import TensorType
@@ -47,11 +50,16 @@ def bind_model(model: onnx.ModelProto, plugins: PluginSet, *, all_keep: bool = F
     for node in [one for one in _nodes(model.graph) if one.name in plugins.nodes]:
         spec = plugins.specs[plugins.nodes[node.name]]
         _bind(model.graph, node, spec, plugins.parameters.get(node.name, {}), carriers)
-        key = " ".join([spec.key, *sorted(spec.digests - kept)])
-        for item in (("plugin_namespace", spec.namespace), ("plugin_version", VERSION), (KEY_FIELD, key)):
+        told: str | bytes = spec.key
+        if spec.plugin_class is None:
+            node.domain, node.op_type = NAMESPACE, NAME
+            told = write_field(spec, spec.digests - kept)
+        for item in (("plugin_namespace", node.domain), ("plugin_version", VERSION), (KEY_FIELD, told)):
             node.attribute.append(onnx.helper.make_attribute(*item))
         kept |= set() if all_keep else spec.digests
     carriers.drop_unused()
+    if plugins.nodes:
+        model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
     return model
 
 

@@ -1,6 +1,8 @@
-"""The plugin creators of this process for sessions: one for each layer, shared, gone with the last session.
+"""The plugin creators of this process for sessions: one for each name, shared, gone with the last session.
 
 TensorRT's registry takes one creator for each name, and at run time a creator needs nothing but the plan's own fields.
+Plans name `layerport::Kernel` for all layers with kernels, which comes from the native library where that is installed;
+the layers' own names are those of plugin classes of packs, and of all layers in plans of before.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from layerport.engine.plugin import VERSION, creator_class
+from layerport.engine import native
+from layerport.engine.plugin import KERNEL_LAYER, VERSION, creator_class
 from layerport.errors import BuildError
 
 _lock = threading.Lock()
@@ -18,7 +21,7 @@ _classes: set[str] = set()
 
 
 def acquire(trt: Any, layers: Iterable[str], classes: Iterable[str] = ()) -> list[str]:
-    """Register a creator for each layer `namespace::name` that has none yet; `release` the answer later.
+    """Register a creator for all layers with kernels, and for each layer `namespace::name`; `release` the answer later.
 
     classes: plugin classes of installed packs that plans may name.  Raises BuildError where a stranger holds a name.
     """
@@ -27,7 +30,7 @@ def acquire(trt: Any, layers: Iterable[str], classes: Iterable[str] = ()) -> lis
     with _lock:
         _classes.update(classes)
         try:
-            for layer in sorted(set(layers)):
+            for layer in sorted({*layers, *([] if native.load(trt) else [KERNEL_LAYER])}):
                 _take(trt, registry, layer)
                 taken.append(layer)
         except BaseException:

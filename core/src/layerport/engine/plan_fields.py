@@ -8,7 +8,6 @@ It is read from files that nobody vouches for.  Fields of older plans, one whole
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import struct
 import zlib
@@ -19,6 +18,7 @@ from typing import Any
 
 from layerport.bundle.plugin_spec import PluginSpec, dump, from_bytes, spec_from_json
 from layerport.errors import BuildError
+from layerport.system.strict_json import read_json
 
 MAGIC = b"layerport-plugin\0\2"
 _MAGIC = re.compile(re.escape(MAGIC))
@@ -47,7 +47,10 @@ def write_field(spec: PluginSpec, digests: Collection[str]) -> bytes:
 
 
 def read_field(data: bytes) -> PluginSpec:
-    """The spec of a field, with those images that the field keeps.  Raises BuildError where it is damaged."""
+    """The spec of a field, with those images that the field keeps.  Raises BuildError where it is damaged.
+
+    data: as `write_field` gave it, or with the NUL after it with which an ONNX parser ends a text.
+    """
     if not data.startswith(MAGIC):
         specs = from_bytes(data).specs
         if len(specs) != 1:
@@ -106,6 +109,8 @@ def read_plan(plan: Path, places: Iterable[int]) -> PlanFields:
 
 def _parse(data: bytes) -> PluginSpec:
     _, length, key, raw, packed, count = _HEAD.unpack_from(data)
+    if data[length:] == b"\0":
+        data = data[:length]
     if length != len(data):
         raise BuildError(f"a plugin's field has {len(data)} bytes, its head says {length}", _REPAIR)
     place = _HEAD.size
@@ -113,7 +118,10 @@ def _parse(data: bytes) -> PluginSpec:
     for _ in range(count):
         entries.append(_IMAGE.unpack_from(data, place))
         place += _IMAGE.size
-    value: Mapping[str, Any] = json.loads(_unpack(data[place : place + packed], packed, raw, SPEC_LIMIT, "spec"))
+    text = _unpack(data[place : place + packed], packed, raw, SPEC_LIMIT, "spec")
+    if hashlib.sha256(text).digest()[: len(key)] != key:
+        raise BuildError(f"plugin spec {key.hex()} has another content", _REPAIR)
+    value: Mapping[str, Any] = read_json(text, infinite=True)  # an attribute may be -inf
     place += packed
     images = {}
     for digest, image_raw, image_packed in entries:
@@ -124,10 +132,7 @@ def _parse(data: bytes) -> PluginSpec:
         images[digest.hex()] = image
     if place != len(data):
         raise BuildError(f"a plugin's field has {len(data)} bytes, of which {place} are accounted for", _REPAIR)
-    spec = spec_from_json(value, images, complete=False)
-    if spec.key != key.hex():
-        raise BuildError(f"plugin spec {key.hex()} has the content of {spec.key}", _REPAIR)
-    return spec
+    return spec_from_json(value, images, complete=False)
 
 
 def _unpack(data: bytes, packed: int, raw: int, limit: int, what: str) -> bytes:

@@ -18,7 +18,9 @@ from layerport.errors import BuildError
 from layerport.parameters.frameworks.tensorrt_dtypes import from_dtype
 
 KEY_FIELD = "layerport_spec"
-VERSION = "1"
+NAMESPACE, NAME, VERSION = "layerport", "Kernel", "1"
+KERNEL_LAYER = f"{NAMESPACE}::{NAME}"
+"""The plugin of all layers with kernels, as a creator is named; `native/` makes the same one in C++."""
 
 
 def plugin_class(trt: Any) -> type[Any]:
@@ -42,9 +44,10 @@ def plugin_class(trt: Any) -> type[Any]:
             self.spec = spec
             self.kept = frozenset(kept)
             self._images = images.keep({digest: spec.images[digest] for digest in self.kept})
-            self.plugin_namespace = spec.namespace
-            self.plugin_name = spec.short_name
+            self.plugin_namespace = NAMESPACE
+            self.plugin_name = NAME
             self.plugin_version = VERSION
+            self.metadata_string = spec.layer  # what TensorRT's inspector shows
             self.num_outputs = len(spec.outputs) + len(spec.sizes)
             # Equal specs hold equal kernels, so what TensorRT measured of one holds for the other.
             self.timing_cache_id = spec.key
@@ -161,7 +164,11 @@ def creator_class(trt: Any) -> type[Any]:
     generic = plugin_class(trt)
 
     class KernelCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
-        """Makes plugins of one layer: from a key while building, from the plan's own field while running."""
+        """Makes plugins of one name: of `layerport::Kernel` from the node's or the plan's field, which holds the spec.
+
+        A layer with its own plugin class has a creator of its own, whose nodes name the spec by its key; so had all
+        layers in plans of before.
+        """
 
         def __init__(
             self, namespace: str, name: str, specs: Mapping[str, PluginSpec], allow_classes: bool | Container[str]
@@ -188,14 +195,12 @@ def creator_class(trt: Any) -> type[Any]:
             if not found:
                 raise BuildError(f"node {name} names no plugin spec", "build the bundle again")
             data = bytes(found[0].data)
-            if phase == trt.TensorRTPhase.BUILD:
-                key, *kept = data.rstrip(b"\0").decode().split()
-                spec = self._specs[key]
+            if phase == trt.TensorRTPhase.BUILD and self.plugin_namespace != NAMESPACE:
+                spec = self._specs[data.rstrip(b"\0").decode()]
             else:
                 spec = plan_fields.read_field(data)
-                kept = list(spec.images)
             if spec.plugin_class is None:
-                return generic(spec, kept)
+                return generic(spec, list(spec.images))
             allowed = self._allow_classes
             if not (allowed if isinstance(allowed, bool) else spec.plugin_class in allowed):
                 raise BuildError(
@@ -211,7 +216,7 @@ def creator_class(trt: Any) -> type[Any]:
 def register_creators(
     trt: Any, layers: Iterable[str], specs: Mapping[str, PluginSpec], *, allow_classes: bool = False
 ) -> list[Any]:
-    """Register a creator for each layer `namespace::name` and return them; keep them as long as they are needed."""
+    """Register a creator for each name `namespace::name` and return them; keep them as long as they are needed."""
     registry = trt.get_plugin_registry()
     make: Callable[..., Any] = creator_class(trt)
     creators = []

@@ -38,7 +38,7 @@ def build_plan(request: Mapping[str, Any], emit: Tell = lambda event: None) -> d
     Raises BuildError with what TensorRT said.
     """
     from layerport.bundle.plugin_spec import from_bytes
-    from layerport.engine import flavours, plugin
+    from layerport.engine import flavours, native, plugin
     from layerport.engine.options import EngineOptions
 
     options = EngineOptions(**request.get("options") or {})
@@ -46,12 +46,11 @@ def build_plan(request: Mapping[str, Any], emit: Tell = lambda event: None) -> d
     logger = _logger(trt, emit)
     builder = _builder(trt, logger)
     plugins = from_bytes(Path(request["plugins"]).read_bytes())
-    creators = plugin.register_creators(
-        trt,
-        {plugins.specs[key].layer for key in plugins.nodes.values()},
-        plugins.specs,
-        allow_classes=bool(request.get("allow_classes")),
-    )
+    used = [plugins.specs[key] for key in plugins.nodes.values()]
+    names = {one.layer for one in used if one.plugin_class is not None}
+    if any(one.plugin_class is None for one in used) and not native.load(trt):
+        names.add(plugin.KERNEL_LAYER)
+    creators = plugin.register_creators(trt, names, plugins.specs, allow_classes=bool(request.get("allow_classes")))
     job = _Job(trt, builder, logger, creators, request, plugins, options, emit)
     # A plan is checked when it is there: TensorRT may have left the very node away that keeps an image for others.
     written = job.build(all_keep=False) or job.build(all_keep=True)

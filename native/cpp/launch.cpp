@@ -1,0 +1,218 @@
+#include "launch.h"
+
+#include "fault.h"
+#include <cmath>
+#include <cstring>
+
+namespace layerport {
+namespace {
+
+constexpr int64_t unasked_shared = 48 * 1024; // a block gets it without asking
+
+// Signed even if the kernel may declare it unsigned: the usual fault is a count past 2**31 in an `int`.
+bool fits(int64_t value, int size)
+{
+    return size >= 8 || (value >= -(int64_t{1} << (8 * size - 1)) && value < int64_t{1} << (8 * size - 1));
+}
+
+bool takes_width(Argument::Kind kind, int size)
+{
+    switch (kind) {
+    case Argument::Kind::null:
+    case Argument::Kind::pointer:
+        return size == 8;
+    case Argument::Kind::boolean:
+        return size == 1 || size == 4 || size == 8;
+    default:
+        return size == 4 || size == 8;
+    }
+}
+
+void gather(std::vector<int> const& places, int64_t const* sizes, std::vector<int64_t>& into)
+{
+    for (size_t i = 0; i < places.size(); ++i) {
+        into[i] = sizes[places[i]];
+    }
+}
+
+} // namespace
+
+Launch::Launch(Kernel const& kernel, LoadedKernel loaded, std::string label)
+    : kernel_(kernel), loaded_(std::move(loaded)), label_(std::move(label)), guard_(kernel.guard),
+      values_(kernel.launch), guard_sizes_(kernel.guard_sizes.size()), launch_sizes_(kernel.launch_sizes.size()),
+      slots_(kernel.args.size()), table_(kernel.args.size())
+{
+    check_fit();
+    for (size_t i = 0; i < slots_.size(); ++i) {
+        table_[i] = &slots_[i];
+        Argument const& arg = kernel.args[i];
+        if (arg.kind == Argument::Kind::pointer) {
+            patches_.push_back({static_cast<int>(i), arg.tensor, arg.mask});
+        }
+    }
+}
+
+void Launch::check_fit() const
+{
+    std::vector<int> const& sizes = loaded_.cubin.parameter_sizes;
+    if (sizes.size() != kernel_.args.size()) {
+        throw Fault(label_ + ": the launch rule passes " + std::to_string(kernel_.args.size())
+                + " arguments, but the kernel takes " + std::to_string(sizes.size()),
+            damaged);
+    }
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        Argument const& arg = kernel_.args[i];
+        bool fitting = takes_width(arg.kind, sizes[i]);
+        if (fitting && arg.kind == Argument::Kind::integer && kernel_.launch.is_constant(arg.expression)) {
+            fitting = fits(kernel_.launch.node(arg.expression).value, sizes[i]);
+        }
+        if (!fitting) {
+            throw Fault(label_ + ": argument " + std::to_string(i) + " does not fit the kernel's parameter of "
+                    + std::to_string(sizes[i]) + " bytes",
+                damaged);
+        }
+    }
+    Expressions const& launch = kernel_.launch;
+    int const* block = kernel_.block;
+    if (launch.is_constant(block[0]) && launch.is_constant(block[1]) && launch.is_constant(block[2])
+        && launch.is_constant(kernel_.shared)) {
+        int64_t threads = launch.node(block[0]).value * launch.node(block[1]).value * launch.node(block[2]).value;
+        std::string fault = resource_fault(threads, launch.node(kernel_.shared).value);
+        if (!fault.empty()) {
+            throw Fault(label_ + ": the launch rule asks for " + fault, damaged);
+        }
+    }
+}
+
+std::string Launch::resource_fault(int64_t threads, int64_t shared) const
+{
+    Cubin const& cubin = loaded_.cubin;
+    if (cubin.max_threads != 0 && threads > cubin.max_threads) {
+        return "a block of " + std::to_string(threads) + " threads, but __launch_bounds__ of the kernel allows "
+            + std::to_string(cubin.max_threads);
+    }
+    int64_t limit = shared_limit(cubin.architecture);
+    if (limit != 0 && cubin.static_shared + shared > limit) {
+        return std::to_string(cubin.static_shared + shared) + " bytes of shared memory, but sm_"
+            + std::to_string(cubin.architecture) + " has " + std::to_string(limit) + " for one block";
+    }
+    return "";
+}
+
+bool Launch::takes(int64_t const* sizes)
+{
+    if (!kernel_.guard_node) {
+        return true;
+    }
+    gather(kernel_.guard_sizes, sizes, guard_sizes_);
+    guard_.compute(guard_sizes_.data());
+    return guard_.wide(*kernel_.guard_node) != 0;
+}
+
+std::string Launch::sizes_text(int64_t const* sizes) const
+{
+    std::string text;
+    for (size_t i = 0; i < kernel_.launch_sizes.size(); ++i) {
+        text += (text.empty() ? "" : ", ") + kernel_.launch.symbols()[i] + "="
+            + std::to_string(sizes[kernel_.launch_sizes[i]]);
+    }
+    return text.empty() ? "these sizes" : text;
+}
+
+void Launch::prepare(int64_t const* sizes, size_t count)
+{
+    try {
+        compute(sizes, count);
+    } catch (Fault const& fault) {
+        throw Fault(label_ + " cannot be launched with " + sizes_text(sizes) + ": " + fault.what());
+    }
+}
+
+void Launch::compute(int64_t const* sizes, size_t count)
+{
+    gather(kernel_.launch_sizes, sizes, launch_sizes_);
+    values_.compute(launch_sizes_.data());
+    int64_t grid[3], block[3];
+    bool has_zero = false, stated = false;
+    for (int axis = 0; axis < 3; ++axis) {
+        grid[axis] = value(kernel_.grid[axis]);
+        block[axis] = value(kernel_.block[axis]);
+        has_zero = has_zero || grid[axis] == 0 || block[axis] == 0;
+        stated = stated || kernel_.launch.is_zero(kernel_.grid[axis]);
+    }
+    for (size_t i = 0; i < count; ++i) {
+        stated = stated || sizes[i] == 0;
+    }
+    empty_ = has_zero && stated; // nothing to launch, because something is empty
+    if (empty_) {
+        return;
+    }
+    int64_t shared = value(kernel_.shared);
+    std::string fault = limit_fault(grid, block, shared);
+    if (fault.empty()) {
+        fault = resource_fault(block[0] * block[1] * block[2], shared);
+    }
+    if (!fault.empty()) {
+        throw Fault(fault, "use smaller sizes, or correct the launch rule");
+    }
+    for (size_t i = 0; i < slots_.size(); ++i) {
+        pack(i);
+    }
+    if (loaded_.cubin.static_shared + shared > unasked_shared) {
+        loaded_.widen_shared(shared);
+    }
+    for (int axis = 0; axis < 3; ++axis) {
+        grid_[axis] = static_cast<unsigned>(grid[axis]);
+        block_[axis] = static_cast<unsigned>(block[axis]);
+    }
+    shared_ = static_cast<unsigned>(shared);
+}
+
+void Launch::pack(size_t place)
+{
+    Argument const& arg = kernel_.args[place];
+    int size = loaded_.cubin.parameter_sizes[place];
+    uint64_t& slot = slots_[place];
+    if (arg.kind == Argument::Kind::floating) {
+        slot = 0;
+        auto narrow = static_cast<float>(arg.number);
+        if (size == 4 && std::isinf(narrow) && !std::isinf(arg.number)) {
+            throw Fault("argument " + std::to_string(place) + " does not fit a float");
+        }
+        size == 4 ? std::memcpy(&slot, &narrow, 4) : std::memcpy(&slot, &arg.number, 8);
+    } else if (arg.kind == Argument::Kind::integer) {
+        int64_t number = value(arg.expression);
+        if (!fits(number, size)) {
+            throw Fault("argument " + std::to_string(place) + " is " + std::to_string(number)
+                    + " for these sizes, which does not fit " + std::to_string(size) + " bytes",
+                size == 4 ? "declare the kernel's parameter as long long" : "use smaller sizes");
+        }
+        slot = static_cast<uint64_t>(number);
+    } else {
+        slot = arg.kind == Argument::Kind::boolean && arg.flag ? 1 : 0;
+    }
+}
+
+void Launch::operator()(void const* const* inputs, int input_count, void* const* outputs, void* stream)
+{
+    if (empty_) {
+        return;
+    }
+    for (Patch const& patch : patches_) {
+        void const* address = patch.tensor < input_count ? inputs[patch.tensor] : outputs[patch.tensor - input_count];
+        uint64_t number = reinterpret_cast<uintptr_t>(address);
+        if ((number & patch.mask) != 0) {
+            throw Fault(label_ + ": tensor " + std::to_string(patch.tensor) + " lies at " + std::to_string(number)
+                    + ", which is no multiple of " + std::to_string(patch.mask + 1) + " bytes",
+                "a Triton kernel for any address is made with lp.triton(..., alignment=1)");
+        }
+        slots_[static_cast<size_t>(patch.argument)] = number;
+    }
+    int status = driver().launch(loaded_.handle, grid_[0], grid_[1], grid_[2], block_[0], block_[1], block_[2], shared_,
+        stream, table_.data(), nullptr);
+    if (status != 0) {
+        driver().check(status, label_, "cuLaunchKernel");
+    }
+}
+
+} // namespace layerport

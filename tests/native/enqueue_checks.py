@@ -1,0 +1,201 @@
+"""What the native plugin computes, shown in a process of its own: `python enqueue_checks.py FOLDER [CHECK...]`.
+
+The kernels are the real sources, run on the CPU by the host harness; the driver is a stand-in.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from native_plugin import BUILD, CHAR, LaunchBridge, NativeLibrary
+
+from host_driver import HostLaunchDriver
+from layerport.bundle.plugin_spec import PluginSpec
+from layerport.engine.plan_fields import write_field
+from layerport.targets import Target
+from layerport.testing.specs import plugin_spec
+from layerport_builtin_layers.rms_norm.reference import rms_norm
+from layerport_builtin_layers.silu_mul.reference import silu_mul
+from plugin_specs import FIRST
+from plugin_specs import spec as small_spec
+
+TARGET = Target("tensorrt", ("sm_90",))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Checks:
+    def __init__(self, folder: Path) -> None:
+        self.library = NativeLibrary(folder)
+        self.driver = HostLaunchDriver()
+        self.driver.learn_all(pytest.MonkeyPatch())
+
+    def specs(self, layer: Any, *args: Any) -> PluginSpec:
+        found = plugin_spec(layer, TARGET, *args)
+        assert found is not None
+        return found
+
+    def numbers(self) -> None:
+        """Over changing shapes, in three dtypes, with and without the optional weight, of each built-in layer."""
+        for dtype in DTYPES:
+            weight = torch.randn(64).to(dtype)
+            for given in (weight, None):
+                spec = self.specs(rms_norm, torch.empty(3, 5, 64, dtype=dtype), given, 1e-6)
+                bridge = LaunchBridge(self.library, [spec], self.driver)
+                plugin = self.library.plugin(spec).attach()
+                for shape in ((2, 3, 64), (1, 1, 64), (5, 7, 64), (0, 7, 64)):
+                    x = torch.randn(shape).to(dtype)
+                    self.norm(bridge, plugin, x, given)
+                assert {launch[3] for launch in self.driver.launches} == {11}
+            spec = self.specs(silu_mul, torch.empty(3, 96, dtype=dtype), torch.empty(3, 96, dtype=dtype))
+            bridge = LaunchBridge(self.library, [spec], self.driver)
+            plugin = self.library.plugin(spec).attach()
+            for rows in (2, 50, 1):
+                self.gated(bridge, plugin, torch.randn(rows, 96).to(dtype))
+        assert not self.library.log()
+
+    def norm(self, bridge: LaunchBridge, plugin: Any, x: torch.Tensor, weight: torch.Tensor | None) -> None:
+        output = torch.full_like(x, torch.nan)
+        bridge.run(plugin, [x] if weight is None else [x, weight], [output])
+        wanted = rms_norm.reference(x.double(), None if weight is None else weight.double(), 1e-6)
+        torch.testing.assert_close(output.double(), wanted, rtol=1e-2, atol=1e-2)
+
+    def gated(self, bridge: LaunchBridge, plugin: Any, x: torch.Tensor) -> None:
+        output = torch.full_like(x, torch.nan)
+        bridge.run(plugin, [x, x], [output])
+        wanted = torch.nn.functional.silu(x.double()) * x.double()
+        torch.testing.assert_close(output.double(), wanted, rtol=1e-2, atol=1e-2)
+
+    def tactics(self) -> None:
+        """Each tactic gives the same numbers, by another kernel; copies keep the choice."""
+        weight = torch.randn(256)
+        spec = self.specs(rms_norm, torch.empty(4, 256), weight, 1e-6)
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        engine = self.library.plugin(spec)
+        assert engine.tactics() == len({kernel.name for kernel in spec.kernels}) > 1
+        blocks = []
+        for tactic in range(engine.tactics() + 1):
+            assert engine.set_tactic(tactic)
+            plugin = engine.clone().attach()
+            self.norm(bridge, plugin, torch.randn(4, 256), weight)
+            blocks.append(self.driver.launches[-1][:2])
+        assert len(set(blocks)) > 1 and blocks[0] == blocks[1]
+        assert not engine.set_tactic(engine.tactics() + 1)
+        wanted = f"has {engine.tactics()} kernels, tactic {engine.tactics() + 1} was asked for"
+        assert f"layer layerport_builtin::rms_norm {wanted}" in (told := self.library.log()), told
+
+    def contexts(self) -> None:
+        """Two contexts keep sizes of their own, share loaded kernels, and the last one unloads them."""
+        spec = self.specs(silu_mul, torch.empty(3, 96), torch.empty(3, 96))
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        before = self.library.cuda.stand_in_loaded()
+        engine = self.library.plugin(spec)
+        first, second = engine.attach(), engine.attach()
+        assert self.library.cuda.stand_in_loaded() == before + 1
+        small, large = torch.randn(2, 96), torch.randn(50, 96)
+        self.gated(bridge, first, small)
+        self.gated(bridge, second, large)
+        output = torch.full_like(small, torch.nan)
+        self.driver.know(output.data_ptr(), output.numel() * 4)
+        assert first.enqueue([small.data_ptr()] * 2, [output.data_ptr()])
+        torch.testing.assert_close(output, torch.nn.functional.silu(small) * small)
+        for one in (first, engine, second):
+            one.close()
+        assert self.library.cuda.stand_in_loaded() == before
+
+    def threads(self) -> None:
+        """Contexts in threads of their own, each with changing shapes."""
+        spec = self.specs(silu_mul, torch.empty(3, 32), torch.empty(3, 32))
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        engine = self.library.plugin(spec)
+        failures: list[BaseException] = []
+
+        def work(seed: int) -> None:
+            try:
+                plugin = engine.attach()
+                for rows in (1 + seed, 9 - seed, 3):
+                    self.gated(bridge, plugin, torch.randn(rows, 32))
+                plugin.close()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+        assert not failures, failures
+
+    def faults(self) -> None:
+        """Each names the layer, what was expected and what came, in TensorRT's own log; the call fails."""
+        library = self.library
+        spec = self.specs(rms_norm, torch.empty(4, 64), torch.randn(64), 1e-6)
+        plugin = library.plugin(spec).attach()
+        assert not plugin.enqueue([16, 32], [48])
+        assert "launched before its shapes are set" in library.log()
+        assert not plugin.set_shapes([(4, 64)])
+        assert "has 2 inputs, 1 came" in library.log()
+        assert not plugin.set_shapes([(4, 64, 1), (64,)])
+        assert "input x has rank 2, one of rank 3 came" in library.log()
+        gated = library.plugin(self.specs(silu_mul, torch.empty(4, 96), torch.empty(4, 96))).attach()
+        assert not gated.set_shapes([(1 << 60, 96)] * 2)
+        assert "layer layerport_builtin::silu_mul, kernel" in (told := library.log())
+        assert f"cannot be launched with gate.0={1 << 60}" in told, told
+        gated.close()
+        assert plugin.set_shapes([(4, 64), (64,)])
+        library.cuda.stand_in_on_launch(None)
+        library.cuda.stand_in_fail(0, 700)
+        assert not plugin.enqueue([16, 32], [48])
+        assert "cuLaunchKernel failed: CUDA_ERROR_UNKNOWN" in library.log()
+        library.cuda.stand_in_fail(209, 0)
+        fresh = library.plugin(self.specs(rms_norm, torch.empty(4, 128), torch.randn(128), 0.5))
+        other = library.plugin(self.specs(silu_mul, torch.empty(4, 128).half(), torch.empty(4, 128).half())).attach()
+        assert not library.log()  # a plan may be opened where it cannot run
+        assert not other.set_shapes([(4, 128), (4, 128)])
+        assert "cuLibraryLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU" in library.log()
+        library.cuda.stand_in_fail(0, 0)
+        library.cuda.stand_in_architecture(120)
+        assert not fresh.attach().set_shapes([(4, 128), (128,)])
+        assert "has kernels for sm_90, not for sm_120" in library.log()
+        library.cuda.stand_in_architecture(89)
+        engine = library.plugin(small_spec())
+        wrong = engine.attach()  # its images are no cubins
+        assert not wrong.set_shapes([(2, 2), (2,)])
+        assert "given as a cubin cannot be read: no CUDA ELF header" in library.log()
+        wrong.close()
+        engine.close()
+        lonely = library.create(write_field(small_spec(), ()))
+        assert lonely is not None and not lonely.attach().set_shapes([(2, 2), (2,)])
+        assert f"kernel image {FIRST[:12]} is in no plan that is open" in library.log()
+        library.cuda.stand_in_architecture(90)
+
+    def fields(self) -> None:
+        """What a plan keeps is the node's field, byte for byte, with the NUL of a parser taken away."""
+        one = small_spec()
+        data = write_field(one, [FIRST])
+        for given in (data, data + b"\0"):
+            plugin = self.library.create(given, BUILD, CHAR)
+            assert plugin is not None, self.library.log()
+            assert plugin.field() == plugin.clone().field() == data
+            assert (plugin.metadata(), plugin.cache_id()) == ("pack::layer", one.key)
+        for bad in (b"", data[:-1], data + b"x", one.key.encode()):
+            assert self.library.create(bad) is None
+            assert "node the_node: " in self.library.log()
+        own = small_spec(kernels=(), images={}, plugin_class="pack.plugins:Own")
+        assert self.library.create(write_field(own, ())) is None
+        assert "has its own plugin class pack.plugins:Own; open the bundle in Python" in self.library.log()
+
+
+def main() -> None:
+    checks = Checks(Path(sys.argv[1]))
+    for name in sys.argv[2:] or ("faults", "contexts", "numbers", "tactics", "threads", "fields"):
+        getattr(checks, name)()
+        print("passed", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The native plugin driven from Python as TensorRT drives it, over the stand-in for libcuda; never in a test's process.
+
+`LaunchBridge` gives each launch to the host harness, which runs the kernel's source on the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from host_driver import HostLaunchDriver
+from layerport.bundle.plugin_spec import PluginSpec
+from layerport.engine.plan_fields import write_field
+
+CHAR, INT8 = 6, 3
+BUILD, RUNTIME = 0, 1
+_LAUNCH = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+class NativeLibrary:
+    """The plugin library, opened as a registry does, with a log of its own.
+
+    version: what TensorRT calls itself, which decides the layout of its log.
+    """
+
+    def __init__(self, folder: Path, version: int = 110100) -> None:
+        # Opened first, under the name by which the library looks for the driver.
+        self.cuda = ctypes.CDLL(str(folder / "cuda" / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+        self.host = ctypes.CDLL(str(folder / "plugin_host.so"))
+        for name in ("host_open", "host_create", "host_clone", "host_attach"):
+            getattr(self.host, name).restype = ctypes.c_void_p
+        self.host.host_metadata.restype = self.host.host_cache_id.restype = ctypes.c_char_p
+        self.host.host_time.restype = ctypes.c_double
+        self.host.host_log.restype = ctypes.c_size_t
+        self.creator = self.host.host_open(str(folder / "liblayerport_plugins.so").encode(), version)
+        assert self.creator
+
+    def log(self) -> str:
+        """What was written to the log since it was last asked for."""
+        text = ctypes.create_string_buffer(1 << 16)
+        length = self.host.host_log(text, ctypes.c_size_t(len(text)))
+        return text.raw[:length].decode()
+
+    def create(self, data: bytes, phase: int = RUNTIME, kind: int = INT8) -> NativePlugin | None:
+        made = self.host.host_create(ctypes.c_void_p(self.creator), data, len(data), phase, kind)
+        return NativePlugin(self, made) if made else None
+
+    def plugin(self, spec: PluginSpec) -> NativePlugin:
+        """A plugin as an engine holds it; ask for contexts of it."""
+        made = self.create(write_field(spec, spec.digests))
+        assert made is not None, self.log()
+        return made
+
+
+class NativePlugin:
+    """One plugin object; destroyed by `close`."""
+
+    def __init__(self, library: NativeLibrary, handle: int) -> None:
+        self._library, self._host = library, library.host
+        self.handle = ctypes.c_void_p(handle)
+
+    def attach(self) -> NativePlugin:
+        return NativePlugin(self._library, self._host.host_attach(self.handle))
+
+    def clone(self) -> NativePlugin:
+        return NativePlugin(self._library, self._host.host_clone(self.handle))
+
+    def close(self) -> None:
+        self._host.host_destroy(self.handle)
+
+    def tactics(self) -> int:
+        return int(self._host.host_tactics(self.handle))
+
+    def set_tactic(self, tactic: int) -> bool:
+        return self._host.host_set_tactic(self.handle, tactic) == 0
+
+    def field(self) -> bytes:
+        text = ctypes.create_string_buffer(1 << 22)
+        length = self._host.host_field(self.handle, text, len(text))
+        return text.raw[:length]
+
+    def metadata(self) -> str:
+        return str(self._host.host_metadata(self.handle).decode())
+
+    def cache_id(self) -> str:
+        return str(self._host.host_cache_id(self.handle).decode())
+
+    def set_shapes(self, shapes: Sequence[Sequence[int]]) -> bool:
+        return self._host.host_shapes(self.handle, len(shapes), *_dims(shapes)) == 0
+
+    def enqueue(self, inputs: Sequence[int], outputs: Sequence[int], stream: int = 11) -> bool:
+        return self._host.host_enqueue(self.handle, _table(inputs), _table(outputs), ctypes.c_void_p(stream)) == 0
+
+    def time(self, calls: int, shapes: Sequence[Sequence[int]], inputs: Sequence[int], outputs: Sequence[int]) -> float:
+        """Seconds for a call of `enqueue`, or of a change of shape where there are no addresses."""
+        given = (_table(inputs), _table(outputs)) if outputs else (None, None)
+        return float(self._host.host_time(self.handle, calls, len(shapes), *_dims(shapes), *given)) * 1e-9
+
+
+class LaunchBridge:
+    """Runs the launches of the stand-in driver with the host harness."""
+
+    def __init__(self, library: NativeLibrary, specs: Sequence[PluginSpec], driver: HostLaunchDriver) -> None:
+        self.driver = driver
+        self.errors: list[str] = []
+        images = {image for spec in specs for image in spec.images.values()}
+        self._images = sorted(images, key=len)
+        self._called = _LAUNCH(self._launch)
+        library.cuda.stand_in_on_launch(self._called)
+
+    def _launch(self, kernel: int, geometry: Any, stream: int, arguments: int) -> int:
+        try:
+            (image,) = [one for one in self._images if ctypes.string_at(kernel, 64) == one[:64]]
+            assert ctypes.string_at(kernel, len(image)) == image
+            self.driver.libraries[kernel] = image
+            self.driver.cuLaunchKernel(kernel, *geometry[:7], stream, arguments, 0)
+        except BaseException:
+            self.errors.append(traceback.format_exc())
+            return 999
+        return 0
+
+    def run(self, plugin: NativePlugin, inputs: Sequence[Any], outputs: Sequence[np.ndarray[Any, Any]]) -> None:
+        """One inference on host arrays, as TensorRT does it.  inputs: arrays of NumPy or Torch."""
+        arrays = [_address(one) for one in (*inputs, *outputs)]
+        for address, nbytes, _ in arrays:
+            self.driver.know(address, nbytes)
+        shapes = [shape for _, _, shape in arrays[: len(inputs)]]
+        assert plugin.set_shapes(shapes), "the shapes were not taken"
+        addresses = [address for address, _, _ in arrays]
+        assert plugin.enqueue(addresses[: len(inputs)], addresses[len(inputs) :]), self.errors[-1:]
+
+
+def _address(one: Any) -> tuple[int, int, tuple[int, ...]]:
+    if isinstance(one, np.ndarray):
+        return one.ctypes.data, one.nbytes, one.shape
+    return one.data_ptr(), one.numel() * one.element_size(), tuple(one.shape)
+
+
+def _table(addresses: Sequence[int]) -> Any:
+    return (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
+
+
+def _dims(shapes: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    flat = [size for shape in shapes for size in shape]
+    return (ctypes.c_int * max(1, len(shapes)))(*map(len, shapes)), (ctypes.c_int64 * max(1, len(flat)))(*flat)
