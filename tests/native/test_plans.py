@@ -63,3 +63,56 @@ def test_both_build_the_same_plans(bundles: list[Path], package: dict[str, str],
         assert plans[0] == plans[1], bundle.stem
         assert fields_in(plans[0])
         assert plans[0] == next(bundle.glob("*.plan")).read_bytes()
+
+
+BOUND = """
+import json, sys
+import onnx
+from pathlib import Path
+from layerport.bundle.plugin_spec import from_bytes
+from layerport.engine.bound_model import bind_model
+bundle, out = map(Path, sys.argv[1:])
+model = onnx.load(bundle / "model.onnx")
+onnx.save(bind_model(model, from_bytes((bundle / "plugins.safetensors").read_bytes())), out)
+"""
+ALONE = """
+import json, sys
+from layerport.engine import configuring, flavours
+from layerport.engine.options import EngineOptions
+trt = flavours.load("rtx")
+model, library, plan, profile = sys.argv[1:]
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+trt.get_plugin_registry().load_library(library)
+network = builder.create_network()
+parser = trt.OnnxParser(network, logger)
+assert parser.parse_from_file(model), [parser.get_error(place).desc() for place in range(parser.num_errors)]
+config = builder.create_builder_config()
+configuring.set_architectures(trt, config, ["sm_89"], logger)
+configuring.configure(trt, config, EngineOptions(), logger)
+shapes = builder.create_optimization_profile()
+for name, sizes in json.loads(profile).items():
+    shapes.set_shape(name, *sizes)
+config.add_optimization_profile(shapes)
+open(plan, "wb").write(builder.build_serialized_network(network, config))
+assert not [name for name in sys.modules if name == "layerport.engine.plugin"]
+runtime = trt.Runtime(logger)
+assert runtime.deserialize_cuda_engine(open(plan, "rb").read()) is None
+"""
+
+
+def test_a_bound_model_needs_the_library_and_nothing_of_ours(
+    bundles: list[Path], compiled: Path, tmp_path: Path
+) -> None:
+    """From a file, as `trtexec --onnx` does it; the same plan, which opens as far as the missing driver."""
+    for bundle in bundles:
+        bound, plan = tmp_path / f"{bundle.stem}.onnx", tmp_path / f"{bundle.stem}.plan"
+        made = python(BOUND, str(bundle), str(bound))
+        assert made.returncode == 0, made.stderr
+        (target,) = json.loads((bundle / "manifest.json").read_text())["targets"]
+        library = str(compiled / "liblayerport_plugins.so")
+        done = python(ALONE, str(bound), library, str(plan), json.dumps(target["profile"]))
+        assert done.returncode == 0, done.stderr
+        assert plan.read_bytes() == next(bundle.glob("*.plan")).read_bytes()
+        assert "CUDA driver version is insufficient" in done.stderr + done.stdout
+        assert "layerport" not in done.stderr + done.stdout

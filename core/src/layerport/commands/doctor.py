@@ -140,6 +140,12 @@ def _libraries() -> list[Finding]:
             "pip install onnxruntime",
         ),
         ("Triton", ("triton", "triton-windows"), "layers with Triton kernels", "pip install triton"),
+        (
+            "plugin library",
+            ("layerport-native",),
+            "engines outside of Python, cheaper launches within",
+            "pip install layerport-native",
+        ),
     ]
     return [_library(*row) for row in rows]
 
