@@ -115,8 +115,10 @@ def test_changed_specs_are_read_by_both_or_by_none(probe: Probe) -> None:
         text = json.dumps(value, allow_nan=True, ensure_ascii=dice.random() < 0.5).encode(errors="surrogatepass")
         wanted = python_reads(text)
         refused = probe.spec(text)
-        assert (refused is None) == wanted, (text, refused)
-        read += wanted
+        # Python folds what cancels out, such as an unknown size times 0, which no writer leaves; C++ refuses it.
+        stricter = wanted and refused is not None and ", a size of no input" in refused
+        assert (refused is None) == wanted or stricter, (text, refused)
+        read += wanted and not stricter
     assert RUNS // 20 < read < RUNS
 
 
