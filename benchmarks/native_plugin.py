@@ -19,8 +19,6 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "native")]
 
 import torch  # noqa: E402
-from native_parts import compile_all  # noqa: E402
-from native_plugin import NativeLibrary  # noqa: E402
 
 from launch_doubles import SilentDriver  # noqa: E402
 from layerport.engine import flavours, plugin  # noqa: E402
@@ -29,6 +27,8 @@ from layerport.kernels import launcher  # noqa: E402
 from layerport.targets import Target  # noqa: E402
 from layerport.testing.specs import plugin_spec  # noqa: E402
 from layerport_builtin_layers.rms_norm.reference import rms_norm  # noqa: E402
+from native.native_parts import compile_all  # noqa: E402
+from native.native_plugin import NativeLibrary  # noqa: E402
 
 SHAPES = [(4, 256), (256,)]
 INPUTS, OUTPUTS = [0x7F0000001000, 0x7F0000002000], [0x7F0000003000]
@@ -57,7 +57,7 @@ def main() -> None:
         folder = Path(name) / "native"
         compile_all(folder, ("-O2",))
         library = NativeLibrary(folder)
-        native = library.plugin(spec).attach()
+        native = library.plugin(write_field(spec, spec.digests)).attach()
         assert native.set_shapes(SHAPES) and native.enqueue(INPUTS, OUTPUTS)
         made.on_shape_change(described, [])
         times: dict[str, list[tuple[float, float]]] = {"enqueue": [], "shape change": [], "reading a field": []}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native_parts import compile_all
-from probe import Probe
+
+from native.native_parts import compile_all
+from native.probe import Probe
 
 HERE = Path(__file__).parent
 

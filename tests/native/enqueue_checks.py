@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from native_plugin import BUILD, CHAR, LaunchBridge, NativeLibrary
 
 from host_driver import HostLaunchDriver
 from layerport.bundle.plugin_spec import PluginSpec
@@ -21,6 +20,8 @@ from layerport.targets import Target
 from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 from layerport_builtin_layers.silu_mul.reference import silu_mul
+from native.launch_bridge import LaunchBridge
+from native.native_plugin import BUILD, CHAR, NativeLibrary, NativePlugin
 from plugin_specs import FIRST
 from plugin_specs import spec as small_spec
 
@@ -34,6 +35,9 @@ class Checks:
         self.driver = HostLaunchDriver()
         self.driver.learn_all(pytest.MonkeyPatch())
 
+    def plugin(self, spec: PluginSpec) -> NativePlugin:
+        return self.library.plugin(write_field(spec, spec.digests))
+
     def specs(self, layer: Any, *args: Any) -> PluginSpec:
         found = plugin_spec(layer, TARGET, *args)
         assert found is not None
@@ -46,14 +50,14 @@ class Checks:
             for given in (weight, None):
                 spec = self.specs(rms_norm, torch.empty(3, 5, 64, dtype=dtype), given, 1e-6)
                 bridge = LaunchBridge(self.library, [spec], self.driver)
-                plugin = self.library.plugin(spec).attach()
+                plugin = self.plugin(spec).attach()
                 for shape in ((2, 3, 64), (1, 1, 64), (5, 7, 64), (0, 7, 64)):
                     x = torch.randn(shape).to(dtype)
                     self.norm(bridge, plugin, x, given)
                 assert {launch[3] for launch in self.driver.launches} == {11}
             spec = self.specs(silu_mul, torch.empty(3, 96, dtype=dtype), torch.empty(3, 96, dtype=dtype))
             bridge = LaunchBridge(self.library, [spec], self.driver)
-            plugin = self.library.plugin(spec).attach()
+            plugin = self.plugin(spec).attach()
             for rows in (2, 50, 1):
                 self.gated(bridge, plugin, torch.randn(rows, 96).to(dtype))
         assert not self.library.log()
@@ -75,7 +79,7 @@ class Checks:
         weight = torch.randn(256)
         spec = self.specs(rms_norm, torch.empty(4, 256), weight, 1e-6)
         bridge = LaunchBridge(self.library, [spec], self.driver)
-        engine = self.library.plugin(spec)
+        engine = self.plugin(spec)
         assert engine.tactics() == len({kernel.name for kernel in spec.kernels}) > 1
         blocks = []
         for tactic in range(engine.tactics() + 1):
@@ -93,7 +97,7 @@ class Checks:
         spec = self.specs(silu_mul, torch.empty(3, 96), torch.empty(3, 96))
         bridge = LaunchBridge(self.library, [spec], self.driver)
         before = self.library.cuda.stand_in_loaded()
-        engine = self.library.plugin(spec)
+        engine = self.plugin(spec)
         first, second = engine.attach(), engine.attach()
         assert self.library.cuda.stand_in_loaded() == before + 1
         small, large = torch.randn(2, 96), torch.randn(50, 96)
@@ -111,7 +115,7 @@ class Checks:
         """Contexts in threads of their own, each with changing shapes."""
         spec = self.specs(silu_mul, torch.empty(3, 32), torch.empty(3, 32))
         bridge = LaunchBridge(self.library, [spec], self.driver)
-        engine = self.library.plugin(spec)
+        engine = self.plugin(spec)
         failures: list[BaseException] = []
 
         def work(seed: int) -> None:
@@ -134,14 +138,14 @@ class Checks:
         """Each names the layer, what was expected and what came, in TensorRT's own log; the call fails."""
         library = self.library
         spec = self.specs(rms_norm, torch.empty(4, 64), torch.randn(64), 1e-6)
-        plugin = library.plugin(spec).attach()
+        plugin = self.plugin(spec).attach()
         assert not plugin.enqueue([16, 32], [48])
         assert "launched before its shapes are set" in library.log()
         assert not plugin.set_shapes([(4, 64)])
         assert "has 2 inputs, 1 came" in library.log()
         assert not plugin.set_shapes([(4, 64, 1), (64,)])
         assert "input x has rank 2, one of rank 3 came" in library.log()
-        gated = library.plugin(self.specs(silu_mul, torch.empty(4, 96), torch.empty(4, 96))).attach()
+        gated = self.plugin(self.specs(silu_mul, torch.empty(4, 96), torch.empty(4, 96))).attach()
         assert not gated.set_shapes([(1 << 60, 96)] * 2)
         assert "layer layerport_builtin::silu_mul, kernel" in (told := library.log())
         assert f"cannot be launched with gate.0={1 << 60}" in told, told
@@ -152,8 +156,8 @@ class Checks:
         assert not plugin.enqueue([16, 32], [48])
         assert "cuLaunchKernel failed: CUDA_ERROR_UNKNOWN" in library.log()
         library.cuda.stand_in_fail(209, 0)
-        fresh = library.plugin(self.specs(rms_norm, torch.empty(4, 128), torch.randn(128), 0.5))
-        other = library.plugin(self.specs(silu_mul, torch.empty(4, 128).half(), torch.empty(4, 128).half())).attach()
+        fresh = self.plugin(self.specs(rms_norm, torch.empty(4, 128), torch.randn(128), 0.5))
+        other = self.plugin(self.specs(silu_mul, torch.empty(4, 128).half(), torch.empty(4, 128).half())).attach()
         assert not library.log()  # a plan may be opened where it cannot run
         assert not other.set_shapes([(4, 128), (4, 128)])
         assert "cuLibraryLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU" in library.log()
@@ -162,7 +166,7 @@ class Checks:
         assert not fresh.attach().set_shapes([(4, 128), (128,)])
         assert "has kernels for sm_90, not for sm_120" in library.log()
         library.cuda.stand_in_architecture(89)
-        engine = library.plugin(small_spec())
+        engine = self.plugin(small_spec())
         wrong = engine.attach()  # its images are no cubins
         assert not wrong.set_shapes([(2, 2), (2,)])
         assert "given as a cubin cannot be read: no CUDA ELF header" in library.log()

@@ -12,10 +12,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-from native_parts import compile_all
+from native.native_parts import compile_all
 
 HERE = Path(__file__).parent
 FLAGS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -23,22 +21,16 @@ FLAGS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"
 
 def compare(folder: Path, runs: int) -> None:
     """Run the comparisons; the modules' own tests, with more rounds."""
-    import test_cubins
-    import test_expressions
-    import test_fields
-    from probe import Probe
+    from native import test_cubins, test_expressions, test_fields
+    from native.probe import Probe
 
     for module in (test_cubins, test_expressions, test_fields):
         module.RUNS = runs
-    sys.modules[test_expressions.Builder.__module__].DimensionOperation = (  # type: ignore[attr-defined]
-        test_expressions.DimensionOperation
-    )
-    patch: Any = SimpleNamespace(setattr=lambda *_: None)
     probe = Probe(folder / "probe.so")
     images = test_cubins.images.__wrapped__()
     for name, work in (
         ("expressions", lambda: test_expressions.test_values_are_those_of_python(probe)),
-        ("dimensions", lambda: test_expressions.test_tensorrt_is_asked_for_the_same_dimensions(probe, patch)),
+        ("dimensions", lambda: test_expressions.test_tensorrt_is_asked_for_the_same_dimensions(probe)),
         ("floats", lambda: test_expressions.test_random_floats_and_what_is_none(probe)),
         ("specs", lambda: test_fields.test_changed_specs_are_read_by_both_or_by_none(probe)),
         ("fields", lambda: test_fields.test_damaged_fields_are_refused_by_both(probe)),
@@ -58,7 +50,7 @@ def sanitized(*arguments: str) -> None:
         "LD_PRELOAD": " ".join(found),
         # Python itself leaves memory behind.
         "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+        "PYTHONPATH": str(HERE.parent),
     }
     subprocess.run([sys.executable, *arguments], env=environment, check=True)
 

@@ -12,26 +12,28 @@ from layerport_builtin_layers.silu_mul.reference import silu_mul
 from small_models import net
 from small_setup import ENGINE, SMALL
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 class Norms(torch.nn.Module):
-    """A norm with weight, one without, and a gated product."""
+    """In each of three dtypes a norm with weight, one without, and a gated product."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 256, dtype=dtype))
+        weights = [torch.linspace(0.5, 1.5, 256, dtype=dtype) for dtype in DTYPES]
+        self.weights = torch.nn.ParameterList(weights)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return silu_mul(rms_norm(x, self.weight, 1e-6), rms_norm(x, None, 1e-5))
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pairs = zip(inputs, self.weights, strict=True)
+        return tuple(silu_mul(rms_norm(x, weight, 1e-6), rms_norm(x, None, 1e-5)) for x, weight in pairs)
 
 
 def build_all(folder: Path) -> list[Path]:
     """The bundles of all of them."""
-    made = [folder / "net.lp"]
+    made = [folder / "net.lp", folder / "norms.lp"]
     building.build(net(), made[0], target=ENGINE, packs=[SMALL])
     rows = torch.export.Dim("rows", min=1, max=64)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        path = folder / f"norms_{str(dtype)[6:]}.lp"
-        x = torch.randn(4, 256).to(dtype)
-        building.build((Norms(dtype), (x,), {"x": {0: rows}}), path, target=ENGINE, verify=False)
-        made.append(path)
+    inputs = tuple(torch.randn(4, 256).to(dtype) for dtype in DTYPES)
+    shapes = {"inputs": tuple({0: rows} for _ in inputs)}
+    building.build((Norms(), inputs, shapes), made[1], target=ENGINE, verify=False)
     return made

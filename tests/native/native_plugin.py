@@ -1,27 +1,17 @@
 """The native plugin driven from Python as TensorRT drives it, over the stand-in for libcuda; never in a test's process.
 
-`LaunchBridge` gives each launch to the host harness, which runs the kernel's source on the CPU.
+It imports nothing heavy: many of the processes that use it only look at the log.
 """
 
 from __future__ import annotations
 
 import ctypes
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from host_driver import HostLaunchDriver
-from layerport.bundle.plugin_spec import PluginSpec
-from layerport.engine.plan_fields import write_field
-
 CHAR, INT8 = 6, 3
 BUILD, RUNTIME = 0, 1
-_LAUNCH = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_void_p, ctypes.c_void_p
-)
 
 
 class NativeLibrary:
@@ -52,9 +42,9 @@ class NativeLibrary:
         made = self.host.host_create(ctypes.c_void_p(self.creator), data, len(data), phase, kind)
         return NativePlugin(self, made) if made else None
 
-    def plugin(self, spec: PluginSpec) -> NativePlugin:
+    def plugin(self, field: bytes) -> NativePlugin:
         """A plugin as an engine holds it; ask for contexts of it."""
-        made = self.create(write_field(spec, spec.digests))
+        made = self.create(field)
         assert made is not None, self.log()
         return made
 
@@ -96,54 +86,15 @@ class NativePlugin:
         return self._host.host_shapes(self.handle, len(shapes), *_dims(shapes)) == 0
 
     def enqueue(self, inputs: Sequence[int], outputs: Sequence[int], stream: int = 11) -> bool:
-        return self._host.host_enqueue(self.handle, _table(inputs), _table(outputs), ctypes.c_void_p(stream)) == 0
+        return self._host.host_enqueue(self.handle, table(inputs), table(outputs), ctypes.c_void_p(stream)) == 0
 
     def time(self, calls: int, shapes: Sequence[Sequence[int]], inputs: Sequence[int], outputs: Sequence[int]) -> float:
         """Seconds for a call of `enqueue`, or of a change of shape where there are no addresses."""
-        given = (_table(inputs), _table(outputs)) if outputs else (None, None)
+        given = (table(inputs), table(outputs)) if outputs else (None, None)
         return float(self._host.host_time(self.handle, calls, len(shapes), *_dims(shapes), *given)) * 1e-9
 
 
-class LaunchBridge:
-    """Runs the launches of the stand-in driver with the host harness."""
-
-    def __init__(self, library: NativeLibrary, specs: Sequence[PluginSpec], driver: HostLaunchDriver) -> None:
-        self.driver = driver
-        self.errors: list[str] = []
-        images = {image for spec in specs for image in spec.images.values()}
-        self._images = sorted(images, key=len)
-        self._called = _LAUNCH(self._launch)
-        library.cuda.stand_in_on_launch(self._called)
-
-    def _launch(self, kernel: int, geometry: Any, stream: int, arguments: int) -> int:
-        try:
-            (image,) = [one for one in self._images if ctypes.string_at(kernel, 64) == one[:64]]
-            assert ctypes.string_at(kernel, len(image)) == image
-            self.driver.libraries[kernel] = image
-            self.driver.cuLaunchKernel(kernel, *geometry[:7], stream, arguments, 0)
-        except BaseException:
-            self.errors.append(traceback.format_exc())
-            return 999
-        return 0
-
-    def run(self, plugin: NativePlugin, inputs: Sequence[Any], outputs: Sequence[np.ndarray[Any, Any]]) -> None:
-        """One inference on host arrays, as TensorRT does it.  inputs: arrays of NumPy or Torch."""
-        arrays = [_address(one) for one in (*inputs, *outputs)]
-        for address, nbytes, _ in arrays:
-            self.driver.know(address, nbytes)
-        shapes = [shape for _, _, shape in arrays[: len(inputs)]]
-        assert plugin.set_shapes(shapes), "the shapes were not taken"
-        addresses = [address for address, _, _ in arrays]
-        assert plugin.enqueue(addresses[: len(inputs)], addresses[len(inputs) :]), self.errors[-1:]
-
-
-def _address(one: Any) -> tuple[int, int, tuple[int, ...]]:
-    if isinstance(one, np.ndarray):
-        return one.ctypes.data, one.nbytes, one.shape
-    return one.data_ptr(), one.numel() * one.element_size(), tuple(one.shape)
-
-
-def _table(addresses: Sequence[int]) -> Any:
+def table(addresses: Sequence[int]) -> Any:
     return (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
 
 

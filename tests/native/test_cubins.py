@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from probe import Probe
 
 from layerport.errors import BuildError
 from layerport.kernels.cubin import Cubin, kernel_symbols
 from layerport.targets import Target
 from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm
+from native.probe import Probe
 
 RUNS = 1000
 

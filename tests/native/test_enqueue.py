@@ -19,10 +19,9 @@ pytest.importorskip("torch")
 
 
 def run(folder: Path, *checks: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
     return subprocess.run(
         [sys.executable, str(HERE / "enqueue_checks.py"), str(folder), *checks],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), **environment},
         capture_output=True,
         text=True,
         timeout=280,

@@ -8,12 +8,12 @@ from enum import IntEnum
 from typing import Any
 
 import pytest
-from probe import Probe
 
 import layerport.sizes  # noqa: F401
 from layerport.engine.dim_expressions import lower
 from layerport.errors import UsageError
 from layerport.sizes.expressions import Const, Expr, Operation, Symbol, cdiv, maximum, minimum, parse, where
+from native.probe import Probe
 
 NAMES = ("x.0", "x.1", "y.0", "u0")
 LARGEST = 2**127 - 1
@@ -21,6 +21,8 @@ RUNS = 1000
 
 
 class DimensionOperation(IntEnum):
+    """TensorRT's, as `lower` finds them beside the builder's class."""
+
     SUM, PROD, MAX, MIN, SUB, EQUAL, LESS, FLOOR_DIV, CEIL_DIV = range(9)
 
 
@@ -115,10 +117,9 @@ def test_values_are_those_of_python(probe: Probe) -> None:
     assert 0 < without < RUNS // 2
 
 
-def test_tensorrt_is_asked_for_the_same_dimensions(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(__import__("sys").modules[Builder.__module__], "DimensionOperation", DimensionOperation)
+def test_tensorrt_is_asked_for_the_same_dimensions(probe: Probe) -> None:
     dice = random.Random(21)
-    for _ in range(RUNS):
+    for _ in range(RUNS // 4):
         one = random_expression(dice)
         builder = Builder()
         names = list(dict.fromkeys(name for name in _in_order(one.text) if name in one.symbols()))

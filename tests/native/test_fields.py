@@ -11,12 +11,12 @@ import zlib
 from typing import Any
 
 import pytest
-from probe import Probe
 
 from layerport.bundle.plugin_spec import dump, spec_from_json
 from layerport.engine.plan_fields import MAGIC, read_field, write_field
 from layerport.errors import LayerportError
 from layerport.system.strict_json import read_json
+from native.probe import Probe
 from plugin_specs import FIRST, IMAGES, SECOND, spec
 
 RUNS = 1000
