@@ -46,6 +46,16 @@ def probe(compiled: Path) -> Probe:
     return Probe(compiled / "probe.so")
 
 
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Models with optional inputs, data-dependent sizes, several dtypes and kernels, each with its specs."""
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorrt_rtx")
+    from native.native_models import build_all
+
+    return build_all(tmp_path_factory.mktemp("bundles"))
+
+
 @pytest.fixture
 def package(compiled: Path, tmp_path: Path) -> dict[str, Any]:
     """The environment of a process in which `layerport-native` is installed."""

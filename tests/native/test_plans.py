@@ -29,14 +29,6 @@ print(native.library() is not None, creator.api_language == trt.APILanguage.CPP)
 """
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Models with optional inputs, data-dependent sizes, several dtypes and kernels, each with its specs."""
-    from native.native_models import build_all
-
-    return build_all(tmp_path_factory.mktemp("bundles"))
-
-
 def requests(bundles: list[Path], folder: Path) -> list[dict[str, Any]]:
     folder.mkdir()
     return [

@@ -237,6 +237,25 @@ def inspect(bundle: str, as_json: bool) -> int:
 
 
 @main.command()
+@click.argument("bundle")
+@click.option(
+    "--for",
+    "tool",
+    type=click.Choice(["trtexec", "triton", "deepstream", "cpp"]),
+    required=True,
+    help="The program that is to run it.",
+)
+@click.option("-o", "--output", "out", required=True, metavar="FOLDER", help="The folder to write.")
+@json_option
+@exits
+def export(bundle: str, tool: str, out: str, as_json: bool) -> int:
+    """Write what a program without Python needs to run BUNDLE: plan, model, plugin library, settings and commands."""
+    with _telling_what_was_written(out):
+        made = layerport.commands.exporting.export_bundle(bundle, tool, out)
+    return _answer(made, layerport.commands.exporting.print_exported, as_json)
+
+
+@main.command()
 @click.argument("source")
 @click.argument("layer", required=False)
 @click.option(

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from hidden_names import hide
 from layerport.commands import doctor, doctor_probe
 from layerport.commands.doctor import DoctorReport, doctor_report, render_doctor, run_probe
 from layerport.commands.tables import plain_table, print_table
+from layerport.errors import BuildError
 from layerport.foreign import tested
 from packs.installer import Site
 
@@ -24,6 +27,7 @@ WORKING = {
     "headers": {"folder": "/usr/include"},
     "tensorrt_rtx": {"version": "1.7.1"},
     "tensorrt": {"error": "not installed", "absent": True},
+    "plugin library": {"takes": ["tensorrt_rtx 1.7.1"]},
 }
 LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "cuda-bindings")
 VERSIONS = dict.fromkeys(LIBRARIES, "99.0")
@@ -188,3 +192,31 @@ def test_a_terminal_gets_a_rich_table_without_markup(monkeypatch: pytest.MonkeyP
     terminal = Terminal()
     print_table(["name"], [["[bold]x"]], file=terminal)
     assert "[bold]x" in terminal.getvalue()
+
+
+def test_whether_the_plugin_library_fits_the_tensorrt_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finding(report(monkeypatch, {}), "plugin library")["install"] == "pip install layerport-native"
+    installed = {**VERSIONS, "layerport-native": "0.1.0"}
+    found = finding(report(monkeypatch, {}, installed), "plugin library")
+    assert (found["found"], found["version"]) == (True, "0.1.0 (loads into tensorrt_rtx 1.7.1)")
+    found = finding(report(monkeypatch, {"plugin library": {"takes": []}}, installed), "plugin library")
+    assert (found["found"], found["version"]) == (True, "0.1.0")
+    for fault in ("it was not compiled", "TensorRT 99.1 does not take the plugin library"):
+        found = finding(report(monkeypatch, {"plugin library": {"error": fault}}, installed), "plugin library")
+        assert (found["found"], found["problem"]) == (False, fault)
+
+
+def test_the_library_is_really_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = SimpleNamespace(__version__="1.7.1")
+    monkeypatch.setattr(doctor_probe.native, "library", lambda registers_itself=False: Path("library.so"))
+    monkeypatch.setattr(doctor_probe.importlib, "import_module", {"tensorrt_rtx": trt}.__getitem__)
+    monkeypatch.setattr(doctor_probe.native, "load", lambda module: module is trt)
+    assert doctor_probe._plugin_library() == {"takes": ["tensorrt_rtx 1.7.1"]}
+
+    def refuse(module: object) -> None:
+        raise BuildError("TensorRT 1.7.1 does not take it", "update")
+
+    monkeypatch.setattr(doctor_probe.native, "load", refuse)
+    assert doctor_probe._plugin_library() == {"error": "TensorRT 1.7.1 does not take it"}
+    monkeypatch.setattr(doctor_probe.native, "library", lambda registers_itself=False: None)
+    assert doctor_probe._plugin_library() == {"error": "it was not compiled", "absent": True}

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from layerport.commands import benching as benching
     from layerport.commands import doctor as doctor
     from layerport.commands import explaining as explaining
+    from layerport.commands import exporting as exporting
     from layerport.commands import new_pack as new_pack
     from layerport.commands import packs as packs
     from layerport.commands import progress as progress

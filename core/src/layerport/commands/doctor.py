@@ -65,7 +65,7 @@ def doctor_report(*, environ: Mapping[str, str] | None = None) -> DoctorReport:
     """What is here and what works."""
     probe = run_probe()
     infos = discover(environ=environ)
-    findings = [*_libraries(), *_compilers(probe), *_flavours(probe), *_devices(probe)]
+    findings = [*_libraries(), *_compilers(probe), *_flavours(probe), _plugin_library(probe), *_devices(probe)]
     for info in infos:
         problem = "disabled by LAYERPORT_DISABLE_PACKS" if info.disabled else info.fault
         findings.append(
@@ -124,7 +124,9 @@ def run_probe(command: tuple[str, ...] = ("-m", "layerport.commands.doctor_probe
         fault = f"looking at it ended the process with exit code {child.returncode}"
     except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
         fault = f"looking at it failed: {type(error).__name__}"
-    return {name: {"error": fault} for name in ("driver", "nvrtc", "headers", "tensorrt_rtx", "tensorrt")}
+    return {
+        name: {"error": fault} for name in ("driver", "nvrtc", "headers", "tensorrt_rtx", "tensorrt", "plugin library")
+    }
 
 
 def _libraries() -> list[Finding]:
@@ -140,12 +142,6 @@ def _libraries() -> list[Finding]:
             "pip install onnxruntime",
         ),
         ("Triton", ("triton", "triton-windows"), "layers with Triton kernels", "pip install triton"),
-        (
-            "plugin library",
-            ("layerport-native",),
-            "engines outside of Python, cheaper launches within",
-            "pip install layerport-native",
-        ),
     ]
     return [_library(*row) for row in rows]
 
@@ -210,6 +206,20 @@ def _flavours(probe: Mapping[str, Any]) -> list[Finding]:
         usable = "error" not in seen and problem is None
         findings.append(Finding(what, usable, version, enables, install, problem))
     return findings
+
+
+def _plugin_library(probe: Mapping[str, Any]) -> Finding:
+    seen, version = probe["plugin library"], _installed("layerport-native")
+    problem = seen.get("error") if version is not None else None
+    loads = f" (loads into {', '.join(seen['takes'])})" if version is not None and seen.get("takes") else ""
+    return Finding(
+        "plugin library",
+        version is not None and problem is None,
+        version and f"{version}{loads}",
+        "engines without Python, cheaper launches with it",
+        "pip install layerport-native",
+        problem,
+    )
 
 
 def _devices(probe: Mapping[str, Any]) -> list[Finding]:

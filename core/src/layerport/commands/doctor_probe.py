@@ -15,6 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from layerport.engine import native
+from layerport.errors import BuildError
 from layerport.foreign.tested import NEWEST, newer_than_tested
 
 # CUdevice_attribute in cuda.h
@@ -29,6 +31,7 @@ def probe() -> dict[str, Any]:
         "headers": _guarded(_headers),
         "tensorrt_rtx": _guarded(lambda: _version_of("tensorrt_rtx")),
         "tensorrt": _guarded(lambda: _version_of("tensorrt")),
+        "plugin library": _guarded(_plugin_library),
         **{f"{library} names": _guarded(partial(_names, library)) for library in NEWEST if newer_than_tested(library)},
     }
 
@@ -91,6 +94,24 @@ def _version_of(module: str) -> dict[str, Any]:
     if importlib.util.find_spec(module) is None:
         return {"error": "not installed", "absent": True}
     return {"version": str(importlib.import_module(module).__version__)}
+
+
+def _plugin_library() -> dict[str, Any]:
+    """Into which TensorRT the plugin library really loads."""
+    if native.library() is None or native.library(registers_itself=True) is None:
+        return {"error": "it was not compiled", "absent": True}
+    takes, refused = [], []
+    for name in ("tensorrt_rtx", "tensorrt"):
+        try:
+            trt: Any = importlib.import_module(name)
+        except Exception:  # the finding of that TensorRT says why
+            continue
+        try:
+            native.load(trt)
+            takes.append(f"{name} {trt.__version__}")
+        except BuildError as error:
+            refused.append(error.fault)
+    return {"error": "; ".join(refused)} if refused else {"takes": takes}
 
 
 if __name__ == "__main__":

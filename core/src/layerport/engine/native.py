@@ -13,15 +13,18 @@ from layerport.engine.plugin import NAME, NAMESPACE, VERSION
 from layerport.errors import BuildError
 
 PACKAGE = "layerport_native"
-FILE = "liblayerport_plugins.so"
+FILE, STATIC_FILE = "liblayerport_plugins.so", "liblayerport_plugins_static.so"
 
 
-def library() -> Path | None:
-    """The plugin library for this machine, None where `layerport-native` is not installed."""
+def library(*, registers_itself: bool = False) -> Path | None:
+    """The plugin library for this machine, None where `layerport-native` is not installed.
+
+    registers_itself: the build for programs that only open plugin libraries.
+    """
     spec = util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).with_name(FILE)
+    path = Path(spec.origin).with_name(STATIC_FILE if registers_itself else FILE)
     return path if path.is_file() else None
 
 

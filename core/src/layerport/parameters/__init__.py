@@ -6,6 +6,7 @@ from layerport.late import parts
 
 if TYPE_CHECKING:
     from layerport.parameters import binding as binding
+    from layerport.parameters import comparison as comparison
     from layerport.parameters import conversion as conversion
     from layerport.parameters import plain as plain
     from layerport.parameters import safetensors as safetensors

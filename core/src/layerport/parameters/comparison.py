@@ -149,6 +149,14 @@ def errors_within(
     return near, np.where(np.isnan(far), np.inf, far)
 
 
+def tolerance(want: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """How far an element may be from the wanted one: absolute, and as a share of that; for those who compare later."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return _tolerance(want.astype(np.float64).ravel(), want.dtype.name, TOLERANCES)
+
+
 def magnitude(values: np.ndarray[Any, Any]) -> float:
     """The mean magnitude of the finite values, each cut at _OUTLIER medians of those that are not 0."""
     import numpy as np
@@ -169,11 +177,18 @@ def _allowed(
 ) -> np.ndarray[Any, Any]:
     import numpy as np
 
+    absolute, relative = _tolerance(want, dtype, tolerances)
+    absolute, relative = absolute if atol is None else atol, relative if rtol is None else rtol
+    allowed: np.ndarray[Any, Any] = absolute + relative * np.abs(want)
+    return allowed
+
+
+def _tolerance(
+    want: np.ndarray[Any, Any], dtype: str, tolerances: Mapping[str, tuple[float, float]]
+) -> tuple[float, float]:
     share, relative = tolerances.get(dtype, (0.0, 0.0))
     size = magnitude(want)
-    absolute = (share * size if size else _REMAINS.get(dtype, 0.0)) + _least(dtype) if atol is None else atol
-    allowed: np.ndarray[Any, Any] = absolute + (relative if rtol is None else rtol) * np.abs(want)
-    return allowed
+    return (share * size if size else _REMAINS.get(dtype, 0.0)) + _least(dtype), relative
 
 
 def _least(dtype: str) -> float:
