@@ -98,6 +98,7 @@ def test_a_division_by_zero_is_no_proof() -> None:
         ("where(a >= 3, b, 0) >= 3", True),
         ("where(a < b, a, b) >= 3", True),
         ("where(a < b, a, b) >= 4", False),
+        ("where(a < b, 0, b) >= 3", False),
         ("-(a * b) <= -9", True),
         ("min(a, b) >= 3", True),
         ("max(a, 2*b) >= 7", False),
@@ -115,7 +116,12 @@ def test_wide_ranges_are_decided_by_their_ends(text: str, proven: bool) -> None:
 
 def test_a_size_that_is_known_beside_a_wide_range() -> None:
     wide = (3, 10**9)
-    for text, proven in (("or(n == 3, m < 3)", True), ("or(n == 4, m < 3)", False), ("or(n != 3, m < 3)", False)):
+    for text, proven in (
+        ("or(n == 3, m < 3)", True),
+        ("or(n == 4, m < 3)", False),
+        ("n == m", False),
+        ("or(n != 3, m < 3)", False),
+    ):
         assert prove(parse(text), {"n": (3, 3), "m": wide}).proven is proven
 
 
