@@ -210,13 +210,6 @@ def test_a_function_that_gives_something_wrong(options: dict[str, Any], said: st
     assert said in str(caught.value)
 
 
-def test_next_power_of_2() -> None:
-    assert [lp.next_power_of_2(size) for size in (0, 1, 2, 3, 64, 65, 1000)] == [1, 1, 2, 4, 64, 128, 1024]
-    assert lp.next_power_of_2(Const(9)) == 16
-    with pytest.raises(UsageError, match=r"-1 has no next power of 2"):
-        lp.next_power_of_2(-1)
-
-
 def test_a_launch_rule_may_take_the_constexprs() -> None:
     def launch(x: TensorType, y: TensorType, BLOCK: int) -> lp.Launch:
         return lp.Launch(grid=lp.cdiv(x.numel(), BLOCK), args=(x, y, x.numel()))

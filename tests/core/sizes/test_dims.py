@@ -47,7 +47,7 @@ def test_ranges_by_name() -> None:
 
 
 def test_all_faults_of_ranges_by_name_at_once() -> None:
-    wrong = {"s": (1, 2, 3, 4), 3: (1, 2), "a-b": (1, 2), "t": "1..2", "u": (1, 2.0), "v": (-1, 2), "w": (1, True)}
+    wrong = {"s": (1, 2, 3, 4), 3: (1, 2), "a-b": (1, 2), "t": "1..2", "u": (-2.5, 2.0), "v": (-1, 2), "w": (1, True)}
     with pytest.raises(UsageError) as caught:
         parse_ranges({**wrong, "x": 5, "y": (1, None, 3), "z": (9, 8), "good": (1, 2, 3)})  # type: ignore[dict-item]
     assert caught.value.fault == "ranges cannot be read"
@@ -56,7 +56,7 @@ def test_all_faults_of_ranges_by_name_at_once() -> None:
         "3 is not the name of a dim",
         "'a-b' is not the name of a dim",
         "dim t: '1..2' is not (MIN, USUAL, MAX) or (MIN, MAX)",
-        "dim u: 2.0 is not a whole number from 0",
+        "dim u: -2.5 is not a whole number from 0",
         "dim v: -1 is not a whole number from 0",
         "dim w: True is not a whole number from 0",
         "dim x: 5 is not (MIN, USUAL, MAX) or (MIN, MAX)",

@@ -20,13 +20,16 @@ from layerport.engine.dim_expressions import lower
 from layerport.errors import UsageError
 from layerport.sizes.expressions import (
     MAX_DEPTH,
+    MAX_NODES,
     Const,
     Expr,
     NoNumberYetError,
+    Operation,
     Symbol,
     cdiv,
     maximum,
     minimum,
+    next_power_of_2,
     parse,
     where,
 )
@@ -335,3 +338,33 @@ def test_importing_expressions_imports_nothing_foreign() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_next_power_of_2() -> None:
+    assert [next_power_of_2(size) for size in (0, 1, 2, 3, 64, 65, 1000)] == [1, 1, 2, 4, 64, 128, 1024]
+    assert next_power_of_2(Const(9)) == 16
+    with pytest.raises(UsageError, match=r"-1 has no next power of 2"):
+        next_power_of_2(-1)
+
+
+def test_an_expression_counts_the_nodes_of_all_its_parts() -> None:
+    assert (X.nodes, (X * Y).nodes, (X * Y + cdiv(Z, 7)).nodes) == (1, 3, 7)
+    most = [Symbol(f"x.{axis}") for axis in range(MAX_NODES - 1)]
+    assert Operation("add", most).nodes == MAX_NODES
+    with pytest.raises(UsageError, match=rf"depth 2 .*, {MAX_NODES + 1} nodes \(limit {MAX_NODES}\)"):
+        Operation("add", [*most, X])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("or(1 < 2, a < 3)", "1"),
+        ("or(a < 3, 2 < 1)", "a < 3"),
+        ("or(2 < 1, 3 < 1)", "0"),
+        ("and(1 < 2, a < 3)", "a < 3"),
+        ("and(a < 3, 2 < 1)", "0"),
+        ("and(1 < 2, 1 < 3)", "1"),
+    ],
+)
+def test_conditions_that_are_decided_fall_away(text: str, value: str) -> None:
+    assert str(parse(text)) == value

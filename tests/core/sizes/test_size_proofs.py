@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layerport.sizes import proofs
 from layerport.sizes.expressions import Expr, Symbol, as_expr, cdiv, maximum, minimum, parse, where
 from layerport.sizes.proofs import prove
 
@@ -30,7 +32,13 @@ def grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
 
 
 NUMBERS = st.recursive(SIZES, grown, max_leaves=6)
-COMPARISONS = [lambda x, y: x == y, lambda x, y: x != y, lambda x, y: x < y, lambda x, y: (x <= y) | (y == 3)]
+COMPARISONS = [
+    lambda x, y: x == y,
+    lambda x, y: x != y,
+    lambda x, y: x < y,
+    lambda x, y: (x <= y) | (y == 3),
+    lambda x, y: (x <= y + 2) & (y < 7),
+]
 
 
 @given(st.sampled_from(COMPARISONS), NUMBERS, NUMBERS, st.integers(0, 4), st.integers(0, 9))
@@ -50,6 +58,18 @@ def test_it_finds_what_trying_all_sizes_finds(compare, left: Expr, right: Expr, 
     if false:
         assert sum(finding.counterexamples[0].values()) == min(sum(point.values()) for point in false)
     assert finding.complete is (len(false) == len(finding.counterexamples))
+
+
+@given(st.sampled_from(COMPARISONS), NUMBERS, NUMBERS, st.integers(-2, 4), st.integers(0, 5))
+@settings(max_examples=300, deadline=None)
+def test_intervals_alone_find_it_too(compare, left: Expr, right: Expr, low: int, width: int) -> None:
+    condition = as_expr(compare(left, right))
+    names = sorted(condition.symbols())
+    points = itertools.product(range(low, low + width + 1), repeat=len(names))
+    holds = all(condition.evaluate(dict(zip(names, point, strict=True))) for point in points)
+    with mock.patch.object(proofs, "_POINTS_IN_A_BOX", 0):
+        finding = proofs.prove(condition, dict.fromkeys(names, (low, low + width)))
+    assert not finding.open and finding.proven is holds
 
 
 @pytest.mark.parametrize(
@@ -84,7 +104,7 @@ def test_numbers_beyond_64_bits() -> None:
 
 def test_a_division_by_zero_is_no_proof() -> None:
     finding = prove(parse("n//(m - 3) < 7"), {"n": (1, 2), "m": (1, 9)})
-    assert {"m": 3, "n": 1} in finding.counterexamples
+    assert finding.counterexamples == ({"m": 3, "n": 1}, {"m": 3, "n": 2}) and finding.complete
 
 
 @pytest.mark.parametrize(
