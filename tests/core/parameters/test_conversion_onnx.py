@@ -90,3 +90,12 @@ def test_onnx_tensors_that_are_not_sound() -> None:
         with pytest.raises(UsageError, match=message) as caught:
             to_standard(proto)
         assert caught.value.repair
+
+
+def test_onnx_ir_says_whether_it_was_a_view() -> None:
+    array = np.arange(4, dtype=np.float32)
+    converted = to_standard(onnx_ir.Tensor(array))
+    assert converted.steps[0].action == "view" and pointer(converted.array) == pointer(array)
+    packed = onnx_ir.PackedTensor(np.array([0x21], np.uint8), dtype=onnx_ir.DataType.UINT4, shape=onnx_ir.Shape([2]))
+    converted = to_standard(packed)
+    assert converted.steps[0].action == "convert" and converted.array.astype(int).tolist() == [1, 2]

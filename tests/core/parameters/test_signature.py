@@ -281,6 +281,13 @@ def test_bind_attributes_normalises() -> None:
     assert {type(item) for value in bound.values() if isinstance(value, tuple) for item in value} < plain
 
 
+def test_small_integers_are_ints_as_attributes() -> None:
+    for name in ("int4", "uint4"):
+        small = np.array([1, 7]).astype(getattr(ml_dtypes, name))
+        bound = Signature.of(everything).bind_attributes({"axis": small[0], "axes": small})
+        assert bound["axis"] == 1 and bound["axes"] == (1, 7) and set(map(type, bound["axes"])) == {int}
+
+
 def test_bind_attributes_fills_defaults_in() -> None:
     bound = Signature.of(everything).bind_attributes({"axis": 0, "axes": range(2), "names": None})
     assert list(bound) == [a.name for a in Signature.of(everything).attributes]

@@ -328,3 +328,28 @@ def test_small_tensors_cost_a_few_times_a_bare_loop() -> None:
         60,
     )
     assert ours < 4.5
+
+
+@pytest.mark.parametrize("factor", [1.13, 1.2, -1.3, 1.41])
+def test_one_value_a_little_beyond_the_largest(factor: float) -> None:
+    for dtype in ("float16", "float8_e4m3fn", "float8_e5m2"):
+        largest = float(ml_dtypes.finfo(DType(dtype).to_numpy()).max)
+        inside = np.array([largest, -largest, 0.5], np.float32)
+        assert transforms.cast(inside, dtype).astype(float).tolist()[:2] == [largest, -largest]
+        with pytest.raises(UsageError, match=f"1 of 3 values are beyond {dtype}"):
+            transforms.cast(np.array([0.5, largest * factor, 0], np.float32), dtype)
+
+
+@pytest.mark.parametrize("source", ["int32", "uint16", "float64", "float32", "bfloat16"])
+def test_many_values_of_any_type_are_looked_at(source: str) -> None:
+    array = np.full(70_000, 7).astype(DType(source).to_numpy())
+    assert (transforms.cast(array, "float16") == 7).all()
+    array[-1] = 65_535
+    with pytest.raises(UsageError, match="1 of 70000 values are beyond float16 .*, the worst 65536|65535"):
+        transforms.cast(array, "float16")
+
+
+def test_widths_that_bring_axes_to_multiples() -> None:
+    assert transforms.widths_to_multiple((2, 8, 0, 5), (1, 8, 4, 3)) == ((0, 0), (0, 0), (0, 0), (0, 1))
+    with pytest.raises(UsageError, match=r"multiples \[2\] for shape \[2, 3\]"):
+        transforms.widths_to_multiple((2, 3), (2,))
