@@ -72,11 +72,17 @@ def test_a_path_starts_at_the_file_of_the_launch_rule(tmp_path: Path) -> None:
         ({"options": ("--pch",)}, "the compiler writes nothing but the cubin"),
         ({"include": "folder"}, "include is str 'folder'"),
         ({"time_limit": 0}, "time_limit is int 0"),
+        ({"time_limit": 86401}, "time_limit is int 86401\n.*at most a day"),
+        ({"time_limit": "1"}, "time_limit is str '1'"),
     ],
 )
 def test_a_source_is_checked_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         cuda(**({"source": "a.cu", "entry": "a"} | arguments))
+
+
+def test_a_compilation_may_take_a_day() -> None:
+    assert cuda("a.cu", "a", time_limit=86400).time_limit == 86400
 
 
 def test_a_source_that_cannot_be_read(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +101,33 @@ def test_a_missing_size() -> None:
 )
 def test_shared_memory_of_an_architecture(architecture: str, kib: int) -> None:
     assert shared_limit(architecture) == kib * 1024
+
+
+def test_shared_memory_is_as_cuda_s_own_headers_say() -> None:
+    folders = importlib.import_module("nvidia.cu13").__path__
+    files = [Path(folder, "include/cccl/cuda/__device/arch_traits.h") for folder in folders]
+    text = next(file for file in files if file.exists()).read_text()
+    bodies = dict(re.findall(r"arch_traits<arch_id::sm_(\d+)>\(\) noexcept\n{(.*?)\n}", text, re.DOTALL))
+
+    def per_multiprocessor(number: str) -> int:
+        body = bodies[number]
+        stated = re.search(r"max_shared_memory_per_multiprocessor += (\d+) \* 1024", body)
+        inherited = re.search(r"= ::cuda::arch_traits<arch_id::sm_(\d+)>", body)
+        return int(stated[1]) if stated else per_multiprocessor(inherited[1])  # type: ignore[index]
+
+    assert {"75", "80", "86", "87", "89", "90", "100", "120"} < bodies.keys()
+    for number in bodies:
+        if int(number) >= 75:
+            reserved = 1 if int(number) >= 80 else 0
+            assert shared_limit(f"sm_{number}") == (per_multiprocessor(number) - reserved) * 1024, number
+
+
+def test_texts_of_a_rule_have_a_limit() -> None:
+    data = RULE.to_json()
+    longest = "x.0" + " " * (20_000 - 3)
+    assert LaunchRule.from_json({**data, "shared": longest}).shared == Symbol("x.0")
+    with pytest.raises(BuildError, match="shared is no text of at most 20000 characters"):
+        LaunchRule.from_json({**data, "shared": longest + " "})
 
 
 def test_an_architecture_of_the_future_has_no_known_limit() -> None:

@@ -86,6 +86,9 @@ def forbid_compiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         ({"constexprs": {"A B": 1}}, "constexprs has the name 'A B'"),
         ({"constexprs": {"BLOCK": [1]}}, "constexpr BLOCK is list [1]"),
         ({"alignment": 32}, "lp.triton: alignment is 32"),
+        ({"alignment": 3}, "lp.triton: alignment is 3"),
+        ({"alignment": True}, "lp.triton: alignment is True"),
+        ({"time_limit": 86401}, "lp.triton: time_limit is 86401"),
         ({"time_limit": 0}, "lp.triton: time_limit is 0"),
     ],
 )
@@ -187,6 +190,11 @@ def test_a_constant_that_depends_on_a_dynamic_size_names_the_ways_out(options: d
     assert "make that size static in the export" in text
     assert "one kernel and predicate for each range of sizes" in text
     assert "pass the size as an argument that is no constexpr" in text
+
+
+@pytest.mark.parametrize("alignment", [1, 2, 4, 8, 16])
+def test_the_alignments_there_are(alignment: int) -> None:
+    assert lp.triton("kernel.py:scale", alignment=alignment, time_limit=86400).alignment == alignment
 
 
 def test_a_constant_of_a_static_size_is_fine_where_other_sizes_are_dynamic() -> None:
@@ -348,7 +356,7 @@ def test_an_entry_of_another_kind_is_compiled_again(store: DiskCache) -> None:
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wide", [3, 1 << 40])
+@pytest.mark.parametrize("wide", [3, 2**31 - 1, -(2**31), 2**31, -(2**31) - 1, 1 << 40])
 @pytest.mark.parametrize("absent", [True, False])
 def test_types_follow_annotations_values_and_what_is_absent(store: DiskCache, wide: int, absent: bool) -> None:
     x = TensorType("x", DType.FLOAT32, (Symbol("x.0"),))
@@ -356,7 +364,7 @@ def test_types_follow_annotations_values_and_what_is_absent(store: DiskCache, wi
     options = {"signature": MANY, "attributes": {"flag": True, "factor": 2.0, "wide": wide}}
     (one,) = build(shift_kernel(), store, of=of, **options)
     pointers = (8, 8) if absent else (8, 8, 8)
-    assert one.cubin.parameter_sizes == (*pointers, 8, 8 if wide > 3 else 4, 1, 4, 8, 8)
+    assert one.cubin.parameter_sizes == (*pointers, 8, 4 if -(2**31) <= wide < 2**31 else 8, 1, 4, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ class CudaSource:
                 if re.match(pattern, option):
                     raise UsageError(f"lp.cuda: option {option!r} cannot be used here", reason)
         if not isinstance(self.time_limit, (int, float)) or not 0 < self.time_limit <= 86400:
-            raise UsageError(f"lp.cuda: time_limit is {_show(self.time_limit)}", "give seconds, more than 0")
+            raise UsageError(
+                f"lp.cuda: time_limit is {_show(self.time_limit)}", "give seconds, more than 0, at most a day (86400)"
+            )
 
     @property
     def inline(self) -> bool:

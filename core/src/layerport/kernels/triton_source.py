@@ -73,7 +73,9 @@ class TritonSource:
         if self.alignment not in (1, 2, 4, 8, 16) or isinstance(self.alignment, bool):
             raise UsageError(f"lp.triton: alignment is {self.alignment!r}", "give 16, or 1, 2, 4 or 8 bytes")
         if not isinstance(self.time_limit, (int, float)) or not 0 < self.time_limit <= 86400:
-            raise UsageError(f"lp.triton: time_limit is {self.time_limit!r}", "give seconds, more than 0")
+            raise UsageError(
+                f"lp.triton: time_limit is {self.time_limit!r}", "give seconds, more than 0, at most a day (86400)"
+            )
 
     @property
     def name(self) -> str:
