@@ -81,7 +81,7 @@ def _chosen(places: list[list[Change]], count: int, chance: random.Random) -> It
 
 
 def _meaning(source: str) -> str | None:
-    """The syntax tree without what only a type checker asks; None where it is no Python."""
+    """The syntax tree without what only a type checker asks, asserts too; None where it is no Python."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -91,6 +91,8 @@ def _meaning(source: str) -> str | None:
             node.annotation = ast.Constant(None)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
+        elif isinstance(node, ast.Assert):
+            node.test = ast.Constant(None)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             node.test = ast.Constant(None)
     return ast.dump(tree)
