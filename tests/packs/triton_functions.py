@@ -124,3 +124,11 @@ def scaled(x, y, n: tl.int64, factor, BLOCK: tl.constexpr):
     values = tl.load(x + places, mask=inside, other=0.0) * factor
     tl.static_assert(values.dtype == tl.float32)
     tl.store(y + places, (values + (n * 2000000000 > n)).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def wrong_assembly(x, y, n, BLOCK: tl.constexpr):
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    values = tl.load(x + places, mask=places < n)
+    made = tl.inline_asm_elementwise("no.such.instruction $0, $1;", "=r,r", [values], tl.float32, True, 1)
+    tl.store(y + places, made, mask=places < n)

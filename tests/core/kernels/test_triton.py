@@ -447,6 +447,14 @@ def test_a_type_that_an_architecture_lacks(store: DiskCache) -> None:
     assert "fp8e4nv" in text
 
 
+def test_what_the_assembler_refuses(store: DiskCache) -> None:
+    with pytest.raises(BuildError) as caught:
+        build(kernel("wrong_assembly"), store)
+    text = str(caught.value)
+    assert "kernel wrong_assembly: wrong_assembly does not compile for sm_89: PTXASError" in text
+    assert any("ptxas" in line for line in caught.value.faults), text
+
+
 def test_memory_beside_the_tensors_is_refused(store: DiskCache) -> None:
     with pytest.raises(BuildError) as caught:
         build(kernel("with_descriptor"), store, "sm_90")
