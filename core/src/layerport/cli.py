@@ -304,6 +304,23 @@ def layers(packs: tuple[str, ...], as_json: bool) -> int:
 
 
 @main.command()
+@click.argument("pack")
+@click.option("--layer", "layers", multiple=True, metavar="LAYER", help="Check this layer only.")
+@click.option("--seconds", type=float, default=120.0, show_default=True, help="How long each check may take.")
+@click.option("--junit", metavar="FILE", type=click.Path(dir_okay=False), help="Also write a report for CI services.")
+@json_option
+@exits
+def check(pack: str, layers: tuple[str, ...], seconds: float, junit: str | None, as_json: bool) -> int:
+    """Check every layer of PACK, an installed pack or a Python file, without a GPU."""
+    checking = layerport.commands.checking
+    report = checking.check_pack(pack, layers=layers, seconds=seconds)
+    if junit is not None:
+        checking.write_junit(report, junit)
+    _answer(report, checking.render_check, as_json)
+    return 0 if report.passed else 3
+
+
+@main.command()
 @click.argument("name")
 @click.option("--toolchain", default="cuda", show_default=True, metavar="cuda|triton", help="What its kernel is in.")
 @click.option("--layer", default="scaled_swish", show_default=True, metavar="NAME", help="What its layer is called.")

@@ -6,6 +6,7 @@ from layerport.late import parts
 
 if TYPE_CHECKING:
     from layerport.commands import benching as benching
+    from layerport.commands import checking as checking
     from layerport.commands import doctor as doctor
     from layerport.commands import explaining as explaining
     from layerport.commands import exporting as exporting

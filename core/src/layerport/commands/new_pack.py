@@ -84,7 +84,7 @@ def render_new_pack(made: NewPack) -> None:
     say(f"{made.folder}: pack {made.name} with layer {made.name}::{made.layer} and a {made.toolchain} kernel")
     for file in made.files:
         say(f"  {file}")
-    say(f"next: cd {made.folder} && pip install -e . pytest && pytest")
+    say(f"next: cd {made.folder} && pip install -e . pytest && layerport check {made.name} && pytest")
 
 
 def _fits(name: str) -> bool:

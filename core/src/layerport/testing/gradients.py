@@ -23,7 +23,7 @@ def check_backward(layer: Layer, *args: Any, tolerance: float = 1e-6) -> None:
     """
     import torch
 
-    if layer._torch.backward is None:
+    if not has_backward(layer):
         raise UsageError(f"layer {layer.name} has no backward of its own", "write one with @layer.backward")
     wide = tuple(
         one.detach().double().clone().requires_grad_()
@@ -44,6 +44,11 @@ def check_backward(layer: Layer, *args: Any, tolerance: float = 1e-6) -> None:
     if not torch.autograd.gradcheck(layer, wide, raise_exception=False):
         torch.autograd.gradcheck(layer.reference, wide)  # where this fails, it is not the backward that is wrong
         raise AssertionError(f"layer {layer.name}: gradcheck: its backward is not the gradient of what it computes")
+
+
+def has_backward(layer: Layer) -> bool:
+    """Whether a layer's author has written its backward."""
+    return layer._torch.backward is not None
 
 
 def _differentiable(value: object) -> bool:

@@ -1,0 +1,168 @@
+"""`layerport check`: starts the conformance kit on a pack in a process of its own, and reads what it says.
+
+`cli` uses this file.  A pack can hang, end or crash its process, and the check in which it did is what failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import layerport.packs
+from layerport.commands.tables import print_table, say
+from layerport.errors import BuildError, UsageError, escaped
+from layerport.packs.discovery import discover
+from layerport.packs.trials import describe_end
+from layerport.system.foreign_text import shown
+from layerport.system.processes import Program
+from layerport.system.records import Record
+
+SECONDS = 120.0
+"""How long one check may take; compiling for all architectures is part of one."""
+_CHILD = "layerport.testing.conformance.child"
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+
+
+@dataclass(frozen=True)
+class CheckedThing(Record):
+    """One check.  answer: "passed", "failed" or "not run", with the reason; layer, dtype: None where it is of all."""
+
+    check: str
+    layer: str | None
+    dtype: str | None
+    answer: str
+    reason: str
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (self.layer, self.dtype, self.check)))
+
+
+@dataclass(frozen=True)
+class CheckReport(Record):
+    """Every check of a pack, in order.  passed: whether none failed."""
+
+    pack: str
+    passed: bool
+    checks: tuple[CheckedThing, ...]
+
+
+def check_pack(
+    pack: str,
+    *,
+    layers: Sequence[str] = (),
+    seconds: float = SECONDS,
+    tell: Callable[[CheckedThing], None] = lambda one: None,
+) -> CheckReport:
+    """Run the conformance kit on an installed pack, or a Python file that is one.
+
+    layers: only these.  seconds: what each check may take; the one that takes longer fails and is the last.
+    tell: called with each check as it ends.  Raises UsageError for a pack or layer that is not there.
+    """
+    layerport.packs.named.info_of_name(pack, discover())
+    checks: list[CheckedThing] = []
+    current: dict[str, Any] = {"check": "pack", "layer": None, "dtype": None}
+    since = time.monotonic()
+    late = threading.Event()
+    is_done = False
+    with tempfile.TemporaryFile() as errors, _start(pack, layers, errors) as program:
+
+        def stop() -> None:
+            late.set()
+            program.kill()
+
+        clock = threading.Timer(seconds, stop)
+        clock.start()
+        try:
+            assert program.process.stdout is not None
+            for line in program.process.stdout:
+                said = json.loads(line)
+                if "error" in said:
+                    raise UsageError(said["error"]["fault"], said["error"]["repair"], faults=said["error"]["faults"])
+                is_done = is_done or "done" in said
+                current, since = said.get("begin", current), time.monotonic()
+                if "end" in said:
+                    checks.append(CheckedThing(**said["end"]))
+                    tell(checks[-1])
+                clock.cancel()
+                clock = threading.Timer(seconds, stop)
+                clock.start()
+        finally:
+            clock.cancel()
+            program.end()
+            if program.process.stdout is not None:
+                program.process.stdout.close()
+        errors.seek(0)
+        printed = shown(errors.read().decode(errors="replace")[-2000:])
+    if not is_done:
+        code = program.process.returncode
+        if late.is_set():
+            fault, repair = f"it does not end within {seconds:g} s", "see what it waits for, or check smaller shapes"
+        else:
+            fault = describe_end(-code if code < 0 else code << 8)
+            repair = f"the process said last: {printed or 'nothing'}"
+        reason = f"{fault}\n  to repair: {repair}"
+        checks.append(CheckedThing(**current, answer=FAILED, reason=reason, seconds=round(time.monotonic() - since, 3)))
+        tell(checks[-1])
+    return CheckReport(pack, all(one.answer != FAILED for one in checks), tuple(checks))
+
+
+def render_check(report: CheckReport) -> None:
+    """Print a report: what passed in few words, then each failure with its repair, then what was not run."""
+    names = list(dict.fromkeys(one.check for one in report.checks))
+    rows = {(one.layer or report.pack, one.dtype or ""): dict.fromkeys(names, "") for one in report.checks}
+    for one in report.checks:
+        rows[one.layer or report.pack, one.dtype or ""][one.check] = {FAILED: "FAILED"}.get(one.answer, one.answer)
+    for (layer, dtype), answers in rows.items():
+        for answer in (PASSED, NOT_RUN, "FAILED"):
+            if found := [name for name, one in answers.items() if one == answer]:
+                say(f"{' '.join(filter(None, (layer, dtype)))}: {answer}: {', '.join(found)}")
+    reasons = dict.fromkeys((one.layer or "", one.check, one.reason) for one in report.checks if one.answer == NOT_RUN)
+    if reasons:
+        print_table(["not run", "of", "because"], [[check, layer, reason] for layer, check, reason in reasons])
+    for one in report.checks:
+        if one.answer == FAILED:
+            say(f"FAILED {one.name}: {one.reason}")
+    counts = [sum(one.answer == answer for one in report.checks) for answer in (PASSED, FAILED, NOT_RUN)]
+    say(f"{report.pack}: {counts[0]} passed, {counts[1]} failed, {counts[2]} not run; no GPU was asked")
+
+
+def write_junit(report: CheckReport, path: str | Path) -> None:
+    """Write a report as JUnit has it, which CI services show.  Raises BuildError where the file cannot be written."""
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"layerport check {report.pack}",
+        tests=str(len(report.checks)),
+        failures=str(sum(one.answer == FAILED for one in report.checks)),
+        skipped=str(sum(one.answer == NOT_RUN for one in report.checks)),
+        errors="0",
+    )
+    for one in report.checks:
+        names = {"classname": one.layer or report.pack, "name": " ".join(filter(None, (one.dtype, one.check)))}
+        test = ElementTree.SubElement(suite, "testcase", {**names, "time": str(one.seconds)})
+        if one.answer != PASSED:
+            text = escaped(one.reason)
+            kind = "failure" if one.answer == FAILED else "skipped"
+            ElementTree.SubElement(test, kind, message=text.splitlines()[0]).text = text
+    try:
+        Path(path).write_bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+    except OSError as error:
+        raise BuildError(f"{path} cannot be written: {error.strerror}", "name another file with --junit") from error
+
+
+def _start(pack: str, layers: Sequence[str], errors: Any) -> Program:
+    # The working folder stays out of the path, as in the command itself.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(one or os.getcwd() for one in sys.path)}
+    command = [sys.executable, "-P", "-m", _CHILD, pack, *layers]
+    return Program(command, stdout=subprocess.PIPE, stderr=errors, env=environment, encoding="utf-8", errors="replace")

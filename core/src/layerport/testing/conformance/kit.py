@@ -1,0 +1,101 @@
+"""The checks of a pack in order, and the verdict on each.  For `child` and the pytest plugin."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+from layerport.errors import LayerportError
+from layerport.packs import host
+from layerport.packs.loading import Pack
+from layerport.system.foreign_text import frames, reason
+from layerport.testing.cases import DTypeChoice
+from layerport.testing.conformance import kernel_checks, onnx_checks, reference_checks
+from layerport.testing.conformance.records import (
+    FAILED,
+    NOT_RUN,
+    PASSED,
+    Check,
+    FoundFaultError,
+    NotApplicableError,
+    Verdict,
+)
+from layerport.testing.conformance.subjects import Subject, subjects_of
+
+_OF_LAYERS: dict[str, Callable[[Subject], None]] = {
+    "record": reference_checks.check_record,
+    "gradients": reference_checks.check_gradients,
+    "onnx": onnx_checks.check_onnx,
+}
+_OF_DTYPES: dict[str, Callable[..., None]] = {
+    "reference": reference_checks.check_reference,
+    "operator": reference_checks.check_operator,
+    "shapes": reference_checks.check_shapes,
+    "conversion": kernel_checks.check_conversion,
+    "compilation": kernel_checks.check_compilation,
+    "plugin": kernel_checks.check_plugin,
+    "kernel": kernel_checks.check_kernels,
+}
+NAMES = ("pack", *_OF_LAYERS, *_OF_DTYPES)
+"""What is checked: of the pack, of each layer, of each layer in each dtype of its case."""
+
+
+def checks_of(name: str, *, layers: Sequence[str] = ()) -> list[Check]:
+    """The checks of an installed pack or of a file; of some of its layers only.
+
+    A pack that does not load has one check, which fails.  Raises UsageError for a pack or a layer that is not there.
+    """
+    packs: host.Packs | None = None
+    try:
+        packs = host.load(name)
+        pack = next(one for one in packs if one.explicit)
+        subjects = subjects_of(packs, pack, layers)
+    except LayerportError as error:
+        if error.exit_code == 2:
+            raise
+        return [Check("pack", None, None, functools.partial(_raise, error))]
+    checks = [Check("pack", None, None, functools.partial(_check_pack, pack))]
+    for subject in subjects:
+        layer = subject.layer.name
+        checks += [Check(name, layer, None, functools.partial(run, subject)) for name, run in _OF_LAYERS.items()]
+        for choice in subject.layer_case.dtypes if subject.layer_case is not None else ():
+            checks += [
+                Check(name, layer, _text(choice), functools.partial(run, subject, choice))
+                for name, run in _OF_DTYPES.items()
+                if name != "conversion" or "layerport_convert_parameters" in pack.hooks
+            ]
+    return checks
+
+
+def judge(check: Check) -> Verdict:
+    """Run a check; whatever the pack does within it but end the process is its verdict."""
+    try:
+        check.run()
+    except NotApplicableError as error:
+        return Verdict(NOT_RUN, str(error))
+    except (FoundFaultError, LayerportError) as error:
+        return Verdict(FAILED, str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        passed = frames(error)
+        place = f"{passed[-1][0].f_code.co_filename}:{passed[-1][1]}" if passed else "what raises it"
+        return Verdict(FAILED, str(FoundFaultError(f"raises {reason(error)}", f"correct {place}")))
+    return Verdict(PASSED)
+
+
+def _text(choice: DTypeChoice) -> str:
+    if isinstance(choice, str):
+        return choice
+    return "+".join(f"{name}:{dtype}" for name, dtype in choice.items())
+
+
+def _check_pack(pack: Pack) -> None:
+    if pack.warnings:
+        raise FoundFaultError(f"pack {pack.info.label} loads, but not cleanly", "mend each", faults=list(pack.warnings))
+    if not pack.layers:
+        raise FoundFaultError(f"pack {pack.info.label} provides no layer", "return them from layerport_layers")
+
+
+def _raise(error: LayerportError) -> None:
+    raise error

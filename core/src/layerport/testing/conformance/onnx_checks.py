@@ -1,0 +1,139 @@
+"""What must hold of the portable body: ONNX Runtime computes with it what the reference computes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from layerport.errors import BuildError, LayerportError
+from layerport.front.bodies import Bodies
+from layerport.front.nodes import LayerNode
+from layerport.parameters.comparison import compare
+from layerport.parameters.conversion import to_standard
+from layerport.parameters.frameworks.onnx_dtypes import from_dtype
+from layerport.parameters.frameworks.torch_dtypes import to_dtype
+from layerport.session.onnxruntime import open_session, open_twin, run_session
+from layerport.sizes.tensors import TensorType
+from layerport.testing.cases import Case
+from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
+from layerport.testing.conformance.subjects import Subject, is_empty, run_reference
+
+_IR_VERSION = 10
+
+
+def check_onnx(subject: Subject) -> None:
+    """Every form of the reference runs in ONNX Runtime and gives the reference's numbers, at all shapes of its case."""
+    cases = subject.smallest()
+    if not cases:
+        raise NotApplicableError("it has no case")
+    # All at once: torch.onnx builds its library of operators anew at each call.
+    nodes = [_node(subject, case, f"n{place}") for place, case in enumerate(cases)]
+    model = _model([])
+    Bodies({}).attach(model, nodes)
+    for case, node in zip(cases, nodes, strict=True):
+        params = {argument.name for argument in subject.layer.signature.params}
+        for other in subject.cases(case.choice):
+            alike = other.shape.attributes == case.shape.attributes and _form(other, params) == _form(case, params)
+            if alike and (other is case or not is_empty(other)):
+                _compare(subject, other, node, model)
+
+
+def _form(case: Case, params: set[str]) -> Any:
+    """What the body of a case depends on beside its attributes and dtypes."""
+    return [
+        (name, sizes if name in params else sizes is not None and len(sizes))
+        for name, sizes in case.shape.shapes.items()
+    ]
+
+
+def _node(subject: Subject, case: Case, name: str) -> LayerNode:
+    shapes, _ = subject.derivation(case)
+    tensors = case.tensors()
+    layer = subject.layer
+    given = [ir.Value(name=key) if one is not None else None for key, one in tensors.items()]
+    made = ir.node(
+        layer.short_name,
+        given,
+        domain=layer.namespace,
+        num_outputs=len(layer.signature.output_names),
+        name=name,
+    )
+    return LayerNode(made, layer, shapes, subject.bound(case, tensors), "")
+
+
+def _model(nodes: list[ir.Node]) -> ir.Model:
+    graph = ir.Graph([], [], nodes=nodes, opset_imports={"": 20}, name="check")
+    return ir.Model(graph, ir_version=_IR_VERSION)
+
+
+def _compare(subject: Subject, case: Case, node: LayerNode, source: ir.Model) -> None:
+    tensors = {name: one for name, one in case.tensors().items() if one is not None}
+    wanted = run_reference(subject.layer, case.arguments(case.tensors()))
+    names = subject.layer.signature.output_names
+    ports = [TensorType(name, to_dtype(one.dtype), tuple(one.shape)) for name, one in zip(names, wanted, strict=True)]
+    arrays = {name: to_standard(one).array for name, one in tensors.items()}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "check.onnx"
+            ir.save(_single(node, tensors, wanted, source), path)
+            try:
+                session, _ = open_session(path)
+                got = run_session(session, arrays, ports)
+            except LayerportError:
+                twin = open_twin(path)
+                if twin is None:
+                    raise
+                got = run_session(twin[0], arrays, ports)
+    except BuildError as error:
+        raise FoundFaultError(
+            f"{case.id}: ONNX Runtime does not run its body: {error.fault}",
+            "write the reference with operators that ONNX Runtime has for this dtype",
+        ) from error
+    try:
+        # By the case's own tolerance a result so small that ONNX Runtime makes a zero of it is right.
+        case.check(tuple(got[name] for name in names), [one.double() for one in wanted])
+    except AssertionError:
+        for name, one in zip(names, wanted, strict=True):
+            found = compare(name, got[name], to_standard(one).array)
+            if not found.passed:
+                raise FoundFaultError(
+                    f"{case.id}: ONNX Runtime gives something else for {name} than the reference in Torch: "
+                    f"{found.answer}, largest difference {found.max_abs:.3g} (relative {found.max_rel:.3g})",
+                    "write the reference in other operators: one of them means something else there",
+                ) from None
+
+
+def _single(node: LayerNode, tensors: dict[str, Any], wanted: Any, source: ir.Model) -> ir.Model:
+    """A model of one node, with its function."""
+    inputs = {
+        name: ir.Value(
+            name=name, type=ir.TensorType(_type(one)), shape=ir.Shape([f"{name}_{axis}" for axis in range(one.ndim)])
+        )
+        for name, one in tensors.items()
+    }
+    names = node.layer.signature.output_names
+    outputs = [ir.Value(name=name, type=ir.TensorType(_type(one))) for name, one in zip(names, wanted, strict=True)]
+    for value, one in zip(outputs, wanted, strict=True):
+        value.shape = ir.Shape([None] * one.ndim)
+    made = ir.Node(
+        node.layer.namespace,
+        node.layer.short_name,
+        [inputs.get(name) for name in node.tensors],
+        overload=node.node.overload or "",
+        outputs=outputs,
+        name=node.name,
+    )
+    graph = ir.Graph(list(inputs.values()), outputs, nodes=[made], opset_imports={"": 20}, name="check")
+    model = ir.Model(graph, ir_version=_IR_VERSION)
+    for key, function in source.functions.items():
+        if key[2] == (node.node.overload or ""):
+            model.functions[key] = function
+            graph.opset_imports.update({**function.opset_imports, node.layer.namespace: 1})
+    return model
+
+
+def _type(tensor: Any) -> ir.DataType:
+    return ir.DataType(int(from_dtype(to_dtype(tensor.dtype))))
