@@ -60,8 +60,8 @@ def page() -> str:
     lines += ["", "## Commands"]
     for name, command in sorted(main.commands.items()):
         arguments = [param.human_readable_name for param in command.params if isinstance(param, click.Argument)]
-        lines += ["", f"### `{' '.join(['layerport', name, *arguments])}`", "", command.get_short_help_str(200), ""]
-        lines += ["| option | what it does |", "|---|---|"]
+        usage = " ".join(["layerport", name, *arguments])
+        lines += ["", f"| `{usage}` | {_cell(command.get_short_help_str(200))} |", "|---|---|"]
         for param in command.params:
             if isinstance(param, click.Option):
                 flags = ", ".join(f"`{flag}`" for flag in param.opts)

@@ -29,6 +29,8 @@ RETURN = "    return (x + beta * x.sum(-1, keepdim=True)) * scale\n"
 CONVERT = 'return parameters.replace(scale=parameters["scale"] * 1)'
 BACKWARD_START, BACKWARD_END = TEXT.index("@scaled.backward"), TEXT.index("@scaled.kernel")
 BACKWARD = TEXT[BACKWARD_START:BACKWARD_END]
+LAST_SHAPE = '        CaseShape("nothing", {"x": (0, 5), "scale": (5,)}),\n'
+LARGE = '        CaseShape("large", {{"x": ({}), "scale": ({},)}}, gpu_only=True),\n'
 ROW = "y[row * channels + i] = (T)"
 
 
@@ -245,5 +247,67 @@ CASE = """,
             "bound):\n    return None",
             "bound, count=[0]):\n    count[0] += 1\n    return lp.PluginSpec.of(bound, plugin_class=f'a:b{count[0]}')",
         ),
+    ),
+    planted(
+        "plugin class that is none",
+        "network",
+        "does not build for rtx:sm_89",
+        (
+            "bound):\n    return None",
+            "bound):\n    return lp.PluginSpec.of(bound, plugin_class='json:loads')",
+        ),
+    ),
+    # the launch rules at all shapes
+    planted(
+        "grid beyond the limit at a large shape",
+        "launch",
+        "grid y is 70000, allowed are 1 to 65535",
+        ("grid=x.numel() // channels,", "grid=(1, x.numel() // channels),"),
+        (LAST_SHAPE, LAST_SHAPE + LARGE.format("70000, 5", "5")),
+    ),
+    planted(
+        "empty grid at a small shape",
+        "launch",
+        "grid x is 0, allowed are 1 to",
+        ("grid=x.numel() // channels,", "grid=x.numel() // channels // 3,"),
+    ),
+    planted(
+        "count that an int does not hold",
+        "launch",
+        "= 2500000000, which its parameter of 4 bytes cannot hold",
+        ("long long rows", "int rows"),
+        (", x.numel() // channels, channels, beta", ", x.numel(), channels, beta"),
+        (LAST_SHAPE, LAST_SHAPE + LARGE.format("500000000, 5", "5")),
+    ),
+    planted(
+        "more shared memory than there is",
+        "launch",
+        "bytes of shared memory (256 static, 160000 dynamic), but sm_89 has 101376",
+        ("block=64,", "block=64, shared=4 * channels,"),
+        (LAST_SHAPE, LAST_SHAPE + LARGE.format("2, 40000", "40000")),
+    ),
+    # each element once
+    planted(
+        "two threads for an element",
+        "kernel",
+        "writes too; let one thread write it",
+        (
+            f"threadIdx.x; i < channels; i += 64)\n        {ROW}",
+            f"threadIdx.x / 2; i < channels; i += 32)\n        {ROW}",
+        ),
+    ),
+    planted(
+        "two blocks for a row",
+        "kernel",
+        "writes too; let one thread write it",
+        ("row = blockIdx.x;", "row = blockIdx.x % rows;"),
+        ("grid=x.numel() // channels,", "grid=2 * (x.numel() // channels),"),
+    ),
+    # the address sanitiser
+    planted(
+        "beyond an array of its own",
+        "sanitizer",
+        "scaled_0",
+        ("    float part = 0;", "    float part = 0;\n    volatile float own[4];\n    own[threadIdx.x % 5] = 1;"),
     ),
 )

@@ -306,14 +306,15 @@ def layers(packs: tuple[str, ...], as_json: bool) -> int:
 @main.command()
 @click.argument("pack")
 @click.option("--layer", "layers", multiple=True, metavar="LAYER", help="Check this layer only.")
+@click.option("--gpu", is_flag=True, help="Also run the kernels on this machine's GPU.")
 @click.option("--seconds", type=float, default=120.0, show_default=True, help="How long each check may take.")
 @click.option("--junit", metavar="FILE", type=click.Path(dir_okay=False), help="Also write a report for CI services.")
 @json_option
 @exits
-def check(pack: str, layers: tuple[str, ...], seconds: float, junit: str | None, as_json: bool) -> int:
-    """Check every layer of PACK, an installed pack or a Python file, without a GPU."""
+def check(pack: str, layers: tuple[str, ...], gpu: bool, seconds: float, junit: str | None, as_json: bool) -> int:
+    """Check every layer of PACK, an installed pack or a Python file, without a GPU unless --gpu is given."""
     checking = layerport.commands.checking
-    report = checking.check_pack(pack, layers=layers, seconds=seconds)
+    report = checking.check_pack(pack, layers=layers, gpu=gpu, seconds=seconds)
     if junit is not None:
         checking.write_junit(report, junit)
     _answer(report, checking.render_check, as_json)

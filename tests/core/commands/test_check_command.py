@@ -66,8 +66,8 @@ def test_the_command_says_what_fails_and_what_to_change(tmp_path: Path) -> None:
     file, junit = write(tmp_path, QUICK.partition("\n\n@lp.hookimpl")[0] + SPOILT), tmp_path / "report.xml"
     done = CliRunner().invoke(main, ["check", file, "--junit", str(junit)])
     assert done.exit_code == 3
-    assert "checked::double int32: passed: reference, operator, shapes\n" in done.output
-    assert "checked::double int32: not run: compilation, plugin, kernel\n" in done.output
+    assert "checked::double int32: passed: reference, operator, shapes, network\n" in done.output
+    assert "checked::double int32: not run: compilation, plugin, launch, kernel, sanitizer\n" in done.output
     assert "checked::spoilt int32: FAILED: reference, " in done.output
     assert (
         "FAILED checked::spoilt int32 reference: spoilt-small-int32: the reference changes its input x\n" in done.output
@@ -88,12 +88,12 @@ def test_the_command_on_one_layer_in_json(tmp_path: Path) -> None:
     assert (said["pack"], said["passed"]) == (file, True)
     answers = {one["check"]: one["answer"] for one in said["checks"]}
     assert answers == {
-        **dict.fromkeys(("pack", "record", "onnx", "reference", "operator", "shapes"), "passed"),
-        **dict.fromkeys(("gradients", "compilation", "plugin", "kernel"), "not run"),
+        **dict.fromkeys(("pack", "record", "onnx", "reference", "operator", "shapes", "network"), "passed"),
+        **dict.fromkeys(("gradients", "compilation", "plugin", "launch", "kernel", "sanitizer"), "not run"),
     }
     assert {one["reason"] for one in said["checks"] if one["check"] == "kernel"} == {"it has no kernel"}
     suite = ElementTree.parse(junit).getroot()
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("10", "0", "4")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("13", "0", "6")
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,17 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 @dataclass(frozen=True)
 class CheckedThing(Record):
-    """One check.  answer: "passed", "failed" or "not run", with the reason; layer, dtype: None where it is of all."""
+    """One check.  answer: "passed", "failed" or "not run", with the reason; layer, dtype: None where it is of all.
+
+    notes: what it has seen that is no fault, such as the registers of a kernel.
+    """
 
     check: str
     layer: str | None
     dtype: str | None
     answer: str
     reason: str
+    notes: tuple[str, ...]
     seconds: float
 
     @property
@@ -51,9 +55,10 @@ class CheckedThing(Record):
 
 @dataclass(frozen=True)
 class CheckReport(Record):
-    """Every check of a pack, in order.  passed: whether none failed."""
+    """Every check of a pack, in order.  gpu: whether a GPU was asked too.  passed: whether none failed."""
 
     pack: str
+    gpu: bool
     passed: bool
     checks: tuple[CheckedThing, ...]
 
@@ -62,13 +67,15 @@ def check_pack(
     pack: str,
     *,
     layers: Sequence[str] = (),
+    gpu: bool = False,
     seconds: float = SECONDS,
     tell: Callable[[CheckedThing], None] = lambda one: None,
 ) -> CheckReport:
     """Run the conformance kit on an installed pack, or a Python file that is one.
 
-    layers: only these.  seconds: what each check may take; the one that takes longer fails and is the last.
-    tell: called with each check as it ends.  Raises UsageError for a pack or layer that is not there.
+    layers: only these.  gpu: also on this machine's GPU.  seconds: what each check may take; the one that takes longer
+    fails and is the last.  tell: called with each check as it ends.  Raises UsageError for a pack, a layer or a GPU
+    that is not there.
     """
     layerport.packs.named.info_of_name(pack, discover())
     checks: list[CheckedThing] = []
@@ -76,7 +83,7 @@ def check_pack(
     since = time.monotonic()
     late = threading.Event()
     is_done = False
-    with tempfile.TemporaryFile() as errors, _start(pack, layers, errors) as program:
+    with tempfile.TemporaryFile() as errors, _start(pack, layers, gpu, errors) as program:
 
         def stop() -> None:
             late.set()
@@ -93,7 +100,7 @@ def check_pack(
                 is_done = is_done or "done" in said
                 current, since = said.get("begin", current), time.monotonic()
                 if "end" in said:
-                    checks.append(CheckedThing(**said["end"]))
+                    checks.append(CheckedThing(**{**said["end"], "notes": tuple(said["end"]["notes"])}))
                     tell(checks[-1])
                 clock.cancel()
                 clock = threading.Timer(seconds, stop)
@@ -113,13 +120,14 @@ def check_pack(
             fault = describe_end(-code if code < 0 else code << 8)
             repair = f"the process said last: {printed or 'nothing'}"
         reason = f"{fault}\n  to repair: {repair}"
-        checks.append(CheckedThing(**current, answer=FAILED, reason=reason, seconds=round(time.monotonic() - since, 3)))
+        spent = round(time.monotonic() - since, 3)
+        checks.append(CheckedThing(**current, answer=FAILED, reason=reason, notes=(), seconds=spent))
         tell(checks[-1])
-    return CheckReport(pack, all(one.answer != FAILED for one in checks), tuple(checks))
+    return CheckReport(pack, gpu, all(one.answer != FAILED for one in checks), tuple(checks))
 
 
 def render_check(report: CheckReport) -> None:
-    """Print a report: what passed in few words, then each failure with its repair, then what was not run."""
+    """Print a report: what passed in few words, why some was not run, notes, then each failure with its repair."""
     names = list(dict.fromkeys(one.check for one in report.checks))
     rows = {(one.layer or report.pack, one.dtype or ""): dict.fromkeys(names, "") for one in report.checks}
     for one in report.checks:
@@ -132,10 +140,14 @@ def render_check(report: CheckReport) -> None:
     if reasons:
         print_table(["not run", "of", "because"], [[check, layer, reason] for layer, check, reason in reasons])
     for one in report.checks:
+        for note in one.notes:
+            say(f"{one.name}: {note}")
+    for one in report.checks:
         if one.answer == FAILED:
             say(f"FAILED {one.name}: {one.reason}")
     counts = [sum(one.answer == answer for one in report.checks) for answer in (PASSED, FAILED, NOT_RUN)]
-    say(f"{report.pack}: {counts[0]} passed, {counts[1]} failed, {counts[2]} not run; no GPU was asked")
+    asked = "" if report.gpu else "; no GPU was asked"
+    say(f"{report.pack}: {counts[0]} passed, {counts[1]} failed, {counts[2]} not run{asked}")
 
 
 def write_junit(report: CheckReport, path: str | Path) -> None:
@@ -161,8 +173,8 @@ def write_junit(report: CheckReport, path: str | Path) -> None:
         raise BuildError(f"{path} cannot be written: {error.strerror}", "name another file with --junit") from error
 
 
-def _start(pack: str, layers: Sequence[str], errors: Any) -> Program:
+def _start(pack: str, layers: Sequence[str], gpu: bool, errors: Any) -> Program:
     # The working folder stays out of the path, as in the command itself.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(one or os.getcwd() for one in sys.path)}
-    command = [sys.executable, "-P", "-m", _CHILD, pack, *layers]
+    command = [sys.executable, "-P", "-m", _CHILD, pack, str(int(gpu)), *layers]
     return Program(command, stdout=subprocess.PIPE, stderr=errors, env=environment, encoding="utf-8", errors="replace")

@@ -21,7 +21,8 @@ class CpuJob(ABC):
     """One run of a kernel.
 
     order: of what runs one after another here, "forward", "backward" or by the number of a seed.  offset: bytes off an
-    allocation's alignment.  strict: what a GPU lets pass and may be a fault is one.  time_limit: seconds.
+    allocation's alignment.  strict: what a GPU lets pass and may be a fault is one.  once: that two threads (or
+    programs) write one element, even the same value, is one too.  time_limit: seconds.
     """
 
     rule: LaunchRule
@@ -31,6 +32,7 @@ class CpuJob(ABC):
     label: str
     time_limit: float
     strict: bool = True
+    once: bool = False
 
     @abstractmethod
     def run(

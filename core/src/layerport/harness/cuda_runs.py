@@ -65,8 +65,8 @@ class CudaJob(CpuJob):
         order = _ORDERS.get(str(self.order), _RANDOM)
         seed = self.order if isinstance(self.order, int) else 0
         geometry, program = self.geometry, self.program
-        parts = [_text("layerport host request 2")]
-        parts.append(_numbers(order, seed, self.strict, garbage, max(1, round(self.time_limit * 1000))))
+        parts = [_text("layerport host request 3")]
+        parts.append(_numbers(order, seed, self.strict, self.once, garbage, max(1, round(self.time_limit * 1000))))
         parts.append(_numbers(*geometry.grid, *geometry.block, geometry.shared))
         parts.append(struct.pack("<qQQ", *program.static_range, len(program.statics)))
         for name, position, size in program.statics:

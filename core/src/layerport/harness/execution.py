@@ -90,6 +90,7 @@ def make_job(
     offset: Offset = 0,
     sanitize: bool = False,
     strict: bool = True,
+    once: bool = False,
     time_limit: float | None = None,
 ) -> CpuJob:
     """A run of a kernel that is ready to go, compiled where it is CUDA C++.
@@ -104,9 +105,9 @@ def make_job(
         assert dtypes is not None, "the kernel was chosen for these tensors"
         entry = kernel.entry(layer.signature, dtypes, attributes)
         program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
-        return CudaJob(rule, geometry, order, offset, label, limit, strict, program=program)
+        return CudaJob(rule, geometry, order, offset, label, limit, strict, once, program=program)
     made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
-    return TritonJob(rule, geometry, order, offset, label, limit, strict, source=kernel.source, made=made)
+    return TritonJob(rule, geometry, order, offset, label, limit, strict, once, source=kernel.source, made=made)
 
 
 class Job(Protocol):

@@ -76,6 +76,7 @@ class TritonJob(CpuJob):
             "garbage": garbage,
             "inputs": list(inputs),
             "strict": self.strict,
+            "once": self.once,
             "time_limit": self.time_limit,
             "tensors": {
                 name: [starts[name], array.nbytes, DType.from_numpy(array.dtype).value, array.itemsize]

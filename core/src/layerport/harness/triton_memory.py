@@ -63,21 +63,23 @@ class Tensor:
 
 class Memory:
     """The interpreter's access to memory, which refuses what a GPU would not: addresses that are in no tensor, and
-    writes to inputs; in a strict run what depends on the order of programs, and what nothing has written, too.
+    writes to inputs; in a strict run what depends on the order of programs, and what nothing has written, too; where
+    each element is to be written once, a second program that writes it.
     """
 
     def __init__(self, real: Any) -> None:
         self.real = real
         self.tensors: list[Tensor] = []
         self.strict = True
+        self.once = False
         self.program = 0
         self.synchronised = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def begin(self, tensors: list[Tensor], *, strict: bool) -> None:
-        self.tensors, self.strict = tensors, strict
+    def begin(self, tensors: list[Tensor], *, strict: bool, once: bool) -> None:
+        self.tensors, self.strict, self.once = tensors, strict, once
 
     def begin_program(self, number: int) -> None:
         # A program that has done an atomic operation may know by it that another one is done.
@@ -97,6 +99,8 @@ class Memory:
         values = np.broadcast_to(value, np.shape(pointers)).reshape(-1)
         for tensor, elements, chosen in places:
             self.not_an_input(tensor, elements)
+            if self.once:
+                self.one_writer(tensor, elements)
             if self.strict and size == tensor.itemsize:
                 self.one_value(tensor, elements, values[chosen])
             self.wrote(tensor, elements, size, self.program)
@@ -161,6 +165,16 @@ class Memory:
     def not_an_input(self, tensor: Tensor, elements: Any) -> None:
         if tensor.writers is None:
             raise Fault(f"writes its input {tensor.name}[{int(elements[0])}]")
+
+    def one_writer(self, tensor: Tensor, elements: Any) -> None:
+        """That no other program writes there, not even the same value."""
+        writers = tensor.writers[elements]  # type: ignore[index]
+        others = (writers >= 0) & (writers != self.program)
+        if others.any() and not self.synchronised:
+            raise Fault(
+                f"program {self.program} writes {tensor.name}[{int(elements[others][0])}], which program "
+                f"{int(writers[others][0])} writes too; let one program write it, or all of them by atomic operations"
+            )
 
     def one_value(self, tensor: Tensor, elements: Any, values: Any) -> None:
         """That no other program writes another value there."""

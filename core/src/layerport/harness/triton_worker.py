@@ -111,7 +111,7 @@ def run(request: dict[str, Any], memory: Any, guard: Any) -> None:
     for place, (name, (start, nbytes, dtype, itemsize)) in zip(room, described.items(), strict=True):
         place[...] = memory[start : start + nbytes]
         tensors[name] = Tensor(name, place, dtype, itemsize, is_input=name in request["inputs"])
-    guard.begin(list(tensors.values()), strict=request["strict"])
+    guard.begin(list(tensors.values()), strict=request["strict"], once=request["once"])
     fn = find(request["place"])
     values = arguments(fn, request, tensors)
     grid = tuple(request["grid"])

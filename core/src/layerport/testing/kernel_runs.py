@@ -15,7 +15,7 @@ import numpy as np
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
 from layerport.harness.execution import Outputs, execute, make_job
-from layerport.kernels.choice import select
+from layerport.kernels.choice import Candidate, candidates, select
 from layerport.kernels.declaration import CudaSource, Kernel
 from layerport.kernels.tracing import trace
 from layerport.layers.layer import Layer
@@ -39,6 +39,7 @@ def run_kernel(
     *args: Any,
     order: str | int = "forward",
     strict: bool = True,
+    once: bool = False,
     sanitize: bool = False,
     time_limit: float | None = None,
     kernel: str | None = None,
@@ -54,6 +55,8 @@ def run_kernel(
     order: in which the threads of a block (and the blocks) run: "forward", "backward", or a seed for a random one.
     strict: False lets pass what many GPUs let pass, and runs once: threads that have returned count as being at a
     barrier and as in a warp's mask, and results may depend on the order of the threads.
+    once: True refuses that two threads (or Triton programs) write one element of an output, even the same value, with
+    neither a barrier nor an atomic operation between.
     sanitize: build with the address sanitiser instead, which sees arrays of the kernel's own too; CUDA only, slower.
     time_limit: seconds after which a run is stopped; None for 60.
     kernel: the name of one kernel; without it the first that fits.
@@ -85,6 +88,7 @@ def run_kernel(
             offset=offset,
             sanitize=sanitize,
             strict=strict,
+            once=once,
             time_limit=time_limit,
         )
         outputs = execute(job, call.arrays, call.outputs, strict=strict)
@@ -95,6 +99,13 @@ def run_kernel(
         )
     answer = tuple(outputs.values())
     return answer[0] if len(answer) == 1 else answer
+
+
+def kernels_for(layer: Layer, *args: Any, pack: object = None, **named: Any) -> list[str]:
+    """The names of all kernels that take these arguments, in the layer's order; `run_kernel` runs each by its name."""
+    call = _Call.of(layer, args, named, Target.parse("rtx:sm_89"), pack)
+    tensors = call.known_tensors()
+    return [one.kernel.name for one in candidates(layer, tensors, call.attributes) if isinstance(one, Candidate)]
 
 
 def kernel_for(layer: Layer, *args: Any, **named: Any) -> str:

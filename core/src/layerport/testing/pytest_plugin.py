@@ -20,7 +20,9 @@ _MARK = "layerport"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{_MARK}(pack, layers=()): the pack (or file) that {_ARGUMENT} is about")
+    config.addinivalue_line(
+        "markers", f"{_MARK}(pack, layers=(), gpu=False): the pack (or file) that {_ARGUMENT} is about"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

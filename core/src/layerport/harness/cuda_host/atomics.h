@@ -11,7 +11,7 @@ namespace cuda_host::detail {
 
 template <typename T>
 T* atomic(const volatile T* address, bool write, void* from) {
-    check(const_cast<const T*>(address), sizeof(T), write, from);
+    check_atomic(const_cast<const T*>(address), sizeof(T), write, from);
     let_others_run();
     return const_cast<T*>(address);
 }

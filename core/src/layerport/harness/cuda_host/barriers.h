@@ -34,6 +34,7 @@ inline void release_block_if_complete() {
             place_of(*first) + " waits there, " + place_of(*gone) + " has returned"
         );
     }
+    ++meetings;
     for (Thread& thread : threads) {
         if (thread.wait != Wait::block) continue;
         thread.wait = Wait::no;
@@ -100,6 +101,7 @@ inline uint64_t reduce(WarpKind kind, bool is_signed, const Members& members) {
 }
 
 inline void complete_warp(const Members& members) {
+    ++meetings;
     unsigned present = 0;
     unsigned voted = 0;
     for (const Thread* member : members) {

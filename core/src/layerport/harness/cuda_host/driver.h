@@ -78,10 +78,11 @@ inline void read_buffers(Reader& reader) {
 
 inline double read_request(const char* path) {
     Reader reader(path);
-    if (reader.text() != "layerport host request 2") fail("the request has another format");
+    if (reader.text() != "layerport host request 3") fail("the request has another format");
     order = static_cast<Order>(reader.number());
     generator.seed(reader.number());
     strict = reader.number() != 0;
+    once = reader.number() != 0;
     poison_byte = static_cast<unsigned char>(reader.number());
     const double seconds = static_cast<double>(reader.number()) / 1000.0;
     for (unsigned* size : {&block.grid.x, &block.grid.y, &block.grid.z, &block.size.x, &block.size.y, &block.size.z}) {

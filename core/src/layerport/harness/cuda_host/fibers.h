@@ -60,6 +60,10 @@ inline void (*thread_body)() = nullptr;
 inline Order order = Order::forward;
 // Whether each thread of a block has to come to each barrier; else those that have returned count as there.
 inline bool strict = true;
+// Whether no two threads may write one element of an output, even the same value.
+inline bool once = false;
+inline uint32_t meetings = 0;       // how many barriers the threads of this block have passed
+inline bool knows_others = false;   // whether an atomic operation may have told this block what another one has done
 inline std::mt19937_64 generator;
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -188,6 +192,8 @@ inline void make_threads(dim3 size) {
 
 inline void run_block(uint3 index) {
     block.index = index;
+    meetings = 0;
+    knows_others = false;
     alive = static_cast<unsigned>(threads.size());
     at_barrier = 0;
     std::vector<unsigned> places(threads.size());

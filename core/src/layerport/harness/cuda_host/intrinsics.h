@@ -265,12 +265,12 @@ namespace cuda_host {
 template <typename T> struct same { using type = T; };
 template <typename T> using same_t = typename same<T>::type;
 
-void check_access(const void* address, size_t bytes, bool write);
+void check_atomic(const void* address, size_t bytes);
 void let_others_run();
 
 template <typename T, typename Operation>
 LAYERPORT_UNCHECKED T exchange(T* address, Operation operation) {
-    check_access(address, sizeof(T), true);
+    check_atomic(address, sizeof(T));
     let_others_run();
     const T before = *address;
     *address = operation(before);

@@ -39,10 +39,19 @@ namespace detail {
 constexpr size_t ALIGNMENT = 256;  // of what a device allocates
 constexpr uintptr_t NULL_BYTES = 65536;
 
+// Which thread of which block has written a byte, and how many times threads had met by then.
+struct Writer {
+    size_t block;
+    uint32_t thread;
+    uint32_t meetings;
+};
+constexpr uint32_t NOBODY = UINT32_MAX;
+
 struct Slot {
     uintptr_t begin;
     size_t bytes;
     bool input;
+    std::vector<Writer> writers;  // of each byte of an output; empty where nobody asks
 };
 
 inline std::vector<Slot> slots;
@@ -94,7 +103,8 @@ inline unsigned char* new_memory(const std::string& name, size_t bytes, size_t o
 
 inline void add_buffer(std::string name, size_t bytes, size_t offset, bool input) {
     unsigned char* data = new_memory(name, bytes, offset);
-    slots.push_back({reinterpret_cast<uintptr_t>(data), bytes, input});
+    slots.push_back({reinterpret_cast<uintptr_t>(data), bytes, input, {}});
+    if (once && !input) slots.back().writers.assign(bytes, {0, NOBODY, 0});
     buffers.push_back({std::move(name), bytes, data, input});
 }
 
@@ -161,13 +171,45 @@ inline std::string describe(uintptr_t address, size_t bytes, bool write) {
     if (!fault.empty()) fail(place_of(*current) + " " + fault, from);
 }
 
-inline void check(const void* pointer, size_t bytes, bool write, void* from) {
+// That no other thread writes there too, unless one of the two knows of the other by then: from a barrier between them,
+// or from an atomic operation.
+[[gnu::noinline]] inline void own(Slot& slot, uintptr_t at, size_t bytes, void* from) {
+    if (current == nullptr || knows_others) return;
+    const uint3 here = block.index;
+    const size_t number = here.x + block.grid.x * (here.y + static_cast<size_t>(block.grid.y) * here.z);
+    const Writer self{number, static_cast<uint32_t>(current - threads.data()), meetings};
+    for (size_t place = at; place < at + bytes; ++place) {
+        Writer& last = slot.writers[place];
+        const bool same = last.block == self.block && (last.thread == self.thread || last.meetings != self.meetings);
+        if (last.thread != NOBODY && !same) {
+            const dim3 size = block.size;
+            const Buffer& buffer = buffers[static_cast<size_t>(&slot - slots.data())];
+            char other[200];
+            snprintf(
+                other, sizeof other, "thread (%u, %u, %u) of block (%zu, %zu, %zu)", last.thread % size.x,
+                last.thread / size.x % size.y, last.thread / size.x / size.y, last.block % block.grid.x,
+                last.block / block.grid.x % block.grid.y, last.block / block.grid.x / block.grid.y
+            );
+            fail(
+                place_of(*current) + " writes " + buffer.name + ", byte " + std::to_string(place) + ", which " + other +
+                    " writes too; let one thread write it, or all of them by atomic operations",
+                from
+            );
+        }
+        last = self;
+    }
+}
+
+inline void check(const void* pointer, size_t bytes, bool write, void* from, bool atomic = false) {
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     const uintptr_t place = address - range_begin;
     if (__builtin_expect(place < range_bytes, 1)) {
-        const Slot& slot = slots[place >> slot_bits];
+        Slot& slot = slots[place >> slot_bits];
         const uintptr_t at = address - slot.begin;
-        if (__builtin_expect(at <= slot.bytes && bytes <= slot.bytes - at && !(write && slot.input), 1)) return;
+        if (__builtin_expect(at <= slot.bytes && bytes <= slot.bytes - at && !(write && slot.input), 1)) {
+            if (__builtin_expect(write && once && !atomic, 0)) own(slot, at, bytes, from);
+            return;
+        }
         judge(address, bytes, write, from);
     } else if (address - reinterpret_cast<uintptr_t>(dynamic_memory) < sizeof dynamic_memory) {
         const uintptr_t at = address - reinterpret_cast<uintptr_t>(dynamic_memory) - SHARED_GAP;
@@ -183,7 +225,18 @@ inline void check(const void* pointer, size_t bytes, bool write, void* from) {
     }
 }
 
+inline void check_atomic(const void* pointer, size_t bytes, bool write, void* from) {
+    check(pointer, bytes, write, from, true);
+    knows_others = true;
+}
+
 }  // namespace detail
+
+void check_atomic(const void* address, size_t bytes) {
+#if !defined(__SANITIZE_ADDRESS__)
+    detail::check_atomic(address, bytes, true, __builtin_return_address(0));
+#endif
+}
 
 void check_access(const void* address, size_t bytes, bool write) {
 #if !defined(__SANITIZE_ADDRESS__)

@@ -55,6 +55,7 @@ unsigned active_mask();
 // Called where a thread may be waiting in a loop for another one of its block.
 void let_others_run();
 void check_access(const void* address, size_t bytes, bool write);
+void check_atomic(const void* address, size_t bytes);
 [[noreturn]] void fail_at(int line, const char* message);
 
 // The arguments that the launch rule gives; each refuses what does not fit, naming the parameter.

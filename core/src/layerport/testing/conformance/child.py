@@ -1,4 +1,6 @@
-"""The process in which a pack is checked: `python -m layerport.testing.conformance.child PACK [LAYER ...]`.
+"""The process in which a pack is checked: `python -m layerport.testing.conformance.child PACK GPU [LAYER ...]`.
+
+GPU is 0 or 1.
 
 Says on its first stdout, a JSON object a line: {"begin": ...} before a check, {"end": ...} after it, {"error": ...}
 for wrong use.  What the pack prints goes to stderr.
@@ -16,7 +18,7 @@ import layerport.testing.conformance
 from layerport.errors import UsageError
 
 
-def main(pack: str, layers: list[str]) -> None:
+def main(pack: str, gpu: str, layers: list[str]) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -26,7 +28,7 @@ def main(pack: str, layers: list[str]) -> None:
     say(begin={"check": "pack", "layer": None, "dtype": None})
     kit = layerport.testing.conformance.kit
     try:
-        checks = kit.checks_of(pack, layers=layers)
+        checks = kit.checks_of(pack, layers=layers, gpu=gpu == "1")
     except UsageError as error:
         say(error={"fault": error.fault, "repair": error.repair, "faults": error.faults})
         return
@@ -36,11 +38,12 @@ def main(pack: str, layers: list[str]) -> None:
         start = time.perf_counter()
         verdict = kit.judge(check)
         seconds = round(time.perf_counter() - start, 3)
-        say(end={**named, "answer": verdict.answer, "reason": verdict.reason, "seconds": seconds})
+        came = {"answer": verdict.answer, "reason": verdict.reason, "notes": verdict.notes}
+        say(end={**named, **came, "seconds": seconds})
     say(done=True)
     out.close()
     os._exit(0)  # nothing that the pack has left running keeps it
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerport.bundle.plugin_spec import PluginSet, from_bytes, to_bytes
-from layerport.errors import LayerportError, UsageError
+from layerport.errors import LayerportError
+from layerport.kernels.cubin import Cubin
 from layerport.kernels.declaration import CudaSource
 from layerport.layers.layer import Place
 from layerport.packs.kernel_plugins import why_no_kernel
 from layerport.targets import RTX_ARCHITECTURES, Target
 from layerport.testing.cases import Case, DTypeChoice
 from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
-from layerport.testing.conformance.subjects import Subject, elements
-from layerport.testing.kernel_runs import kernel_for, run_kernel
+from layerport.testing.conformance.subjects import Subject, elements, is_empty
+from layerport.testing.kernel_runs import kernels_for, run_kernel
 
 if TYPE_CHECKING:
     from layerport.bundle.plugin_spec import PluginSpec
@@ -46,19 +47,29 @@ def check_conversion(subject: Subject, choice: DTypeChoice) -> None:
             )
 
 
-def check_compilation(subject: Subject, choice: DTypeChoice) -> None:
-    """The kernels compile for every architecture."""
-    _require_kernels(subject)
-    for case in _with_kernel(subject, choice, subject.smallest(choice)):
-        _spec(subject, case, _EVERYWHERE)
+def check_compilation(subject: Subject, choice: DTypeChoice) -> list[str]:
+    """The kernels compile for every architecture; what each uses there."""
+    require_kernels(subject)
+    used: dict[str, list[str]] = {}
+    for case in with_kernel(subject, choice, subject.smallest(choice)):
+        spec = _spec(subject, case, _EVERYWHERE)
+        for kernel in spec.kernels:
+            for architecture, digest in kernel.images.items():
+                found = Cubin.read(spec.images[digest], kernel.symbol).resources
+                text = (
+                    f"kernel {kernel.name}: {found.registers} registers, {found.local_bytes} bytes of local memory, "
+                    f"{found.static_shared} bytes of static shared memory"
+                )
+                used.setdefault(text, []).append(architecture)
+    return [f"{text} on {', '.join(dict.fromkeys(architectures))}" for text, architectures in used.items()]
 
 
 def check_plugin(subject: Subject, choice: DTypeChoice) -> None:
     """The plugin spec is the same each time, survives being written and read, and what it names is there."""
     cases = subject.smallest(choice)
     if "layerport_create_plugin" not in subject.pack.hooks:
-        _require_kernels(subject)
-        cases = _with_kernel(subject, choice, cases)
+        require_kernels(subject)
+        cases = with_kernel(subject, choice, cases)
     for case in cases:
         spec, again = (_spec(subject, case, _ENGINE) for _ in range(2))
         if spec.key != again.key:
@@ -78,61 +89,88 @@ def check_plugin(subject: Subject, choice: DTypeChoice) -> None:
 
 
 def check_kernels(subject: Subject, choice: DTypeChoice) -> None:
-    """The kernels compute on the CPU what the reference gives in float64, in three orders of the threads."""
-    _require_kernels(subject)
-    layer = subject.layer
-    fitting = _with_kernel(subject, choice, subject.cases(choice))
-    cuda = all(isinstance(kernel.source, CudaSource) for kernel in layer.kernels)
-    cases = [one for one in fitting if elements(one) <= _MOST_ON_CPU[cuda]]
-    if not cases:
-        raise NotApplicableError("every shape is too large to run its kernel on the CPU")
+    """Each kernel computes on the CPU what the reference gives in float64, in three orders of the threads."""
+    cases = _on_cpu(subject, choice)
+    ends = _ends(cases)
     for case in cases:
         tensors = case.tensors()
         args, wanted = case.arguments(tensors), case.expected(tensors)
-        orders = ORDERS if case in (cases[0], cases[-1]) else ORDERS[:1]
-        for order in orders:
-            try:
-                case.check(run_kernel(layer, *args, order=order, strict=True, pack=subject.plugin), wanted)
-            except AssertionError as error:
-                raise FoundFaultError(
-                    f"{error} (threads run in order {order})",
-                    "correct the kernel, its launch rule or the pack's conversion (layerport.testing.run_kernel runs it"
-                    " alone), or a tolerance that is too small for the dtype",
-                ) from error
+        orders = ORDERS if case in ends else ORDERS[:1]
+        for kernel in kernels_of(subject, case):
+            for order in orders:
+                _run(subject, case, args, wanted, kernel, order=order)
 
 
-def _require_kernels(subject: Subject) -> None:
+def check_sanitizer(subject: Subject, choice: DTypeChoice) -> None:
+    """The smallest and the largest case pass under the address sanitiser, which knows a kernel's own arrays too."""
+    layer = subject.layer
+    checked = False
+    for case in _ends(_on_cpu(subject, choice)):
+        tensors = case.tensors()
+        for name in kernels_of(subject, case):
+            if all(one.name != name or isinstance(one.source, CudaSource) for one in layer.kernels):
+                checked = True
+                _run(subject, case, case.arguments(tensors), case.expected(tensors), name, sanitize=True)
+    if not checked:
+        raise NotApplicableError("its kernels are in Triton, of which `kernel` sees every access")
+
+
+def _ends(cases: list[Case]) -> list[Case]:
+    """The smallest and the largest case that has something to compute."""
+    full = [case for case in cases if not is_empty(case)] or cases
+    return [full[0]] if len(full) == 1 else [full[0], full[-1]]
+
+
+def _on_cpu(subject: Subject, choice: DTypeChoice) -> list[Case]:
+    """The cases with a kernel that a CPU runs in good time."""
+    require_kernels(subject)
+    cuda = all(isinstance(kernel.source, CudaSource) for kernel in subject.layer.kernels)
+    small = [one for one in subject.cases(choice) if elements(one) <= _MOST_ON_CPU[cuda]]
+    if not small:
+        raise NotApplicableError("every shape is too large to run its kernel on the CPU")
+    return with_kernel(subject, choice, small)
+
+
+def _run(
+    subject: Subject,
+    case: Case,
+    args: tuple[Any, ...],
+    wanted: Any,
+    kernel: str,
+    *,
+    order: str | int = "forward",
+    sanitize: bool = False,
+) -> None:
+    try:
+        got = run_kernel(
+            subject.layer, *args, kernel=kernel, order=order, sanitize=sanitize, once=True, pack=subject.plugin
+        )
+        case.check(got, wanted)
+    except AssertionError as error:
+        raise FoundFaultError(
+            f"{error} (kernel {kernel}, threads run in order {order})",
+            "correct the kernel, its launch rule or the pack's conversion (layerport.testing.run_kernel runs it"
+            " alone), or a tolerance that is too small for the dtype",
+        ) from error
+
+
+def require_kernels(subject: Subject) -> None:
+    """Raise NotApplicableError where the layer has no kernel."""
     if not subject.layer.kernels:
         raise NotApplicableError("it has no kernel")
 
 
-def _with_kernel(subject: Subject, choice: DTypeChoice, cases: list[Case]) -> list[Case]:
-    """The cases that a kernel takes.  Raises NotApplicableError where none does; what a launch rule raises passes."""
-    layer = subject.layer
-    found, reason = [], "it has no case"
-    for case in cases:
-        given = {name: case.dtype_of(name) for name, sizes in case.shape.shapes.items() if sizes is not None}
-        if any(
-            all(dtypes.get(name) == dtype for name, dtype in given.items())
-            for kernel in layer.kernels
-            for dtypes in kernel.combinations(layer.signature)
-        ) or subject.pack.hooks.keys() & {"layerport_convert_parameters"}:
-            found.append(case)
-        else:
-            reason = f"no kernel takes {choice}"
+def kernels_of(subject: Subject, case: Case) -> list[str]:
+    """The names of the kernels that take a case.  What a predicate or the pack's conversion raises passes."""
+    return kernels_for(subject.layer, *case.arguments(case.tensors()), pack=subject.plugin)
+
+
+def with_kernel(subject: Subject, choice: DTypeChoice, cases: list[Case]) -> list[Case]:
+    """The cases that a kernel takes.  Raises NotApplicableError where none does."""
+    found = [case for case in cases if kernels_of(subject, case)]
     if not found:
-        raise NotApplicableError(reason)
-    if any(kernel.when is not None for kernel in layer.kernels):
-        found = [case for case in found if _is_taken(case)]
+        raise NotApplicableError(f"no kernel takes {choice}" if cases else "it has no case")
     return found
-
-
-def _is_taken(case: Case) -> bool:
-    try:
-        kernel_for(case.layer, *case.arguments(case.tensors()))
-    except UsageError:
-        return False
-    return True
 
 
 def _spec(subject: Subject, case: Case, target: Target) -> PluginSpec:

@@ -30,13 +30,13 @@ class NotApplicableError(Exception):
 class Check:
     """One thing that must hold.  layer, dtype: None where it is of the whole pack, or of all dtypes.
 
-    run: raises FoundFaultError, NotApplicableError, or whatever the pack raises.
+    run: raises FoundFaultError, NotApplicableError, or whatever the pack raises; may return notes for the report.
     """
 
     name: str
     layer: str | None
     dtype: str | None
-    run: Callable[[], None] = field(repr=False, compare=False)
+    run: Callable[[], Sequence[str] | None] = field(repr=False, compare=False)
 
     @property
     def id(self) -> str:
@@ -46,7 +46,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a check.  answer: "passed", "failed" or "not run"; reason: why, with the repair."""
+    """What came of a check.
+
+    answer: "passed", "failed" or "not run".  reason: why, with the repair.  notes: what else is worth knowing.
+    """
 
     answer: str
     reason: str = ""
+    notes: tuple[str, ...] = ()

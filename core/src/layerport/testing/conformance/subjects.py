@@ -17,7 +17,7 @@ from layerport.layers.derivation import Derivation, derive
 from layerport.layers.layer import BoundLayer, Layer
 from layerport.packs.host import Packs
 from layerport.packs.loading import Pack
-from layerport.parameters.frameworks.torch_dtypes import to_dtype
+from layerport.parameters.signature import Attribute
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import TensorType
 from layerport.testing.cases import Case, DTypeChoice, LayerCase
@@ -42,6 +42,13 @@ class Subject:
         found = self.layer_case.cases() if self.layer_case is not None else ()
         fitting = [one for one in found if (choice is None or one.choice == choice) and elements(one) <= MOST_ELEMENTS]
         return sorted(fitting, key=elements)
+
+    def every(self, choice: DTypeChoice) -> list[Case]:
+        """All cases of one choice of dtypes, also those that only a GPU takes."""
+        found = self.layer_case
+        if found is None:
+            return []
+        return [one for own in (False, True) for one in found.cases(gpu_only=own) if one.choice == choice]
 
     def smallest(self, choice: DTypeChoice | None = None) -> list[Case]:
         """The smallest case that is not empty of each form: other attributes, other tensors present, another dtype.
@@ -71,14 +78,20 @@ class Subject:
         """The parameters and attributes of a case in the standard form."""
         return self.bound(case, tensors).parameters
 
+    def attributes(self, case: Case) -> Mapping[str, Attribute]:
+        """The attributes of a case, with the defaults of the others."""
+        return self.layer.signature.bind_attributes(case.shape.attributes, path=self.layer.name)
+
     def derivation(self, case: Case) -> tuple[dict[str, TensorType | None], Derivation]:
-        """The tensors with every size of an input open that the parameters leave open, and the output rule."""
-        tensors = case.tensors()
-        attributes = self.parameters(case, tensors).attributes
+        """The tensors with every size of an input open that the parameters leave open, and the output rule.
+
+        Makes no tensor, so it is for cases of any size.
+        """
+        attributes = self.attributes(case)
         params = {argument.name for argument in self.layer.signature.params}
         shapes: dict[str, TensorType | None] = {}
-        for name, one in tensors.items():
-            known = None if one is None else TensorType(name, to_dtype(one.dtype), tuple(one.shape))
+        for name, sizes in case.shape.shapes.items():
+            known = None if sizes is None else TensorType(name, case.dtype_of(name), tuple(sizes))
             free = known and replace(known, shape=(None,) * known.ndim)
             shapes[name] = known if name in params else free
         key = (tuple(shapes.items()), repr(attributes))
