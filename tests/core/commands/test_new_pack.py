@@ -20,8 +20,8 @@ from layerport.commands import new_pack as module
 from layerport.commands.new_pack import new_pack
 from layerport.errors import BuildError, UsageError
 
-# All of both takes a minute: what is of the layer and of float32, and one kernel in Triton.
-SOME = "fresh_cuda and not float16 or fresh_triton and float32 and kernel"
+# All of both takes a minute: what is of the layer and of float32, one kernel in Triton, and both wheels.
+SOME = "fresh_cuda and not float16 or fresh_triton and float32 and kernel or distribution"
 
 
 def run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
@@ -52,7 +52,7 @@ def test_new_packs_install_and_pass_their_own_tests(tmp_path: Path) -> None:
     run(*pip, "install", "--no-deps", "--no-index", "--target", site, *tmp_path.glob("*.whl"), cwd=tmp_path)
     tests = (sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib")
     passed = run(*tests, *folders, "-k", SOME, cwd=tmp_path, path=site).splitlines()[-1]
-    assert int(re.findall(r"(\d+) passed", passed)[0]) == 8 + len(made)
+    assert int(re.findall(r"(\d+) passed", passed)[0]) == 11 + 2 * len(made)
     assert "failed" not in passed and "skipped" not in passed
 
 
