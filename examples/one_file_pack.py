@@ -1,4 +1,4 @@
-"""A layer, its kernel, the hooks and a model that uses it, in one file and without packaging.
+"""A layer, its kernel, the hook and a model that uses it, in one file and without packaging.
 
 As a script this file builds the model and asserts what became of it.  The same from the shell:
 `layerport build examples/one_file_pack.py:model --pack examples/one_file_pack.py -o one_file_pack.lp`
@@ -22,6 +22,8 @@ import layerport as lp
 @lp.layer("one_file_pack::scaled_swish", version=1)
 def scaled_swish(x: Tensor, scale: lp.Param, beta: float = 1.0) -> Tensor:
     """x * sigmoid(beta * x) * scale over the last axis.  x: (..., C); scale: (C,)."""
+    if scale.shape != x.shape[-1:]:
+        raise ValueError(f"scaled_swish: scale is {list(scale.shape)}, x {list(x.shape)}")  # Torch would broadcast
     return x * torch.sigmoid(beta * x) * scale
 
 
@@ -65,17 +67,10 @@ def model() -> tuple[torch.nn.Module, tuple[Any, ...], Any]:
     return torch.nn.Sequential(*layers, torch.nn.Linear(64, 8)).eval(), (torch.randn(5, 24),), shapes
 
 
-# 4. The hooks: which layers there are, and which modules of a model are one of them.
+# 4. The hook: which layers there are.  Where a model computes one, the graph says itself, and with which parameters.
 @lp.hookimpl
 def layerport_layers() -> tuple[lp.Layer, ...]:
     return (scaled_swish,)
-
-
-@lp.hookimpl
-def layerport_export_parameters(module: torch.nn.Module, name: str) -> lp.BoundLayer | None:
-    if type(module).__name__ == "ScaledSwish":
-        return scaled_swish.bind(scale=module.scale, beta=module.beta)
-    return None
 
 
 def main() -> None:
@@ -83,6 +78,7 @@ def main() -> None:
         report = lp.build(model(), Path(folder) / "one_file_pack.lp", packs=[sys.modules[__name__]])
         realised = "function" if report.target.flavour == "portable" else "plugin"
         assert report.counts == {"one_file_pack::scaled_swish": {realised: 2}}, report.counts
+        assert sorted(one.attributes["beta"] for one in report.found) == [0.5, 1.5]
         assert report.verification is not None and report.verification.passed
 
         # The user's own model is as it was; the bundle computes the same, also for other sizes.

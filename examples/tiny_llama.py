@@ -72,6 +72,7 @@ def main() -> None:
         assert report.counts == {
             "layerport_builtin::rms_norm": {realised: 2 * LAYERS + 1},
             "layerport_builtin::silu_mul": {realised: LAYERS},
+            "layerport_builtin::rope": {realised: 2 * LAYERS},
         }, report.counts
         assert report.verification is not None and report.verification.passed
         error = report.verification.outputs[0].max_abs

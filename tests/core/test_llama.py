@@ -68,11 +68,17 @@ def test_every_norm_and_every_gate_is_a_plugin(built: Built) -> None:
     assert summary["counts"] == {
         "layerport_builtin::rms_norm": {"plugin": 2 * LAYERS + 1},
         "layerport_builtin::silu_mul": {"plugin": LAYERS},
+        "layerport_builtin::rope": {"plugin": 2 * LAYERS},
     }
     assert {one["realised"] for one in summary["layers"]} == {"plugin"}
     assert {one["pack"] for one in summary["layers"]} == {"builtin_layers"}
-    assert summary["targets"][0]["plugins"] == 3 * LAYERS + 1
-    assert [one["status"] for one in summary["claims"]] == ["claimed"] * (3 * LAYERS + 1)
+    assert summary["targets"][0]["plugins"] == 5 * LAYERS + 1
+    assert [one["status"] for one in summary["claims"]] == ["claimed"] * (2 * LAYERS + 1)
+    assert {one["layer"]: one["via"] for one in summary["layers"]} == {
+        "layerport_builtin::rms_norm": "module",
+        "layerport_builtin::silu_mul": "found",
+        "layerport_builtin::rope": "found",
+    }
     assert [(dim["name"], dim["min"], dim["max"]) for dim in summary["dims"]] == [
         ("batch", 1, 8),
         ("sequence", 1, 64),
@@ -143,6 +149,7 @@ def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     assert report.counts == {
         "layerport_builtin::rms_norm": {"plugin": 3},
         "layerport_builtin::silu_mul": {"plugin": 1},
+        "layerport_builtin::rope": {"plugin": 2},
     }
     assert report.verification is not None and report.verification.passed, report.verification
 
@@ -152,6 +159,7 @@ def test_decompose_says_why(tmp_path: Path) -> None:
     assert report.counts == {
         "layerport_builtin::rms_norm": {"decomposed": 3},
         "layerport_builtin::silu_mul": {"plugin": 1},
+        "layerport_builtin::rope": {"plugin": 2},
     }
     assert {one.reason for one in report.layers if one.realised == "decomposed"} == {
         "--decompose layerport_builtin::rms_norm"

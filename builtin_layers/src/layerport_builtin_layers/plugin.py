@@ -1,4 +1,4 @@
-"""What the pack tells layerport: its layers, and which modules of a model are one of them.
+"""What the pack tells layerport: its layers, and which modules of a model are one of them; the others are found.
 
 Loaded through the entry point `builtin_layers` of the group `layerport`.
 """
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import layerport as lp
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
+from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.silu_mul import silu_mul
-from layerport_builtin_layers.silu_mul.claims import claim_silu_mul
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 @lp.hookimpl
 def layerport_layers() -> tuple[lp.Layer, ...]:
-    return (rms_norm, silu_mul)
+    return (rms_norm, silu_mul, rope)
 
 
 @lp.hookimpl
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
-    # The first that answers: no class is both.
-    return claim_rms_norm(module) or claim_silu_mul(module)
+    return claim_rms_norm(module)

@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from layerport.front.pipeline import Prepared
     from layerport.front.sources import Inputs
     from layerport.packs.host import Packs
+    from layerport.search.places import Miss
+    from layerport.search.searching import FoundPlace
 
 
 @dataclass
 class BuildReport:
     """What a build did: the bundle's path, its target and why that one, what became of each layer, claims, times.
 
+    found: the places at which a layer was found in the graph.  missed: what came near, and where it parted.
     seconds: wall-clock time by stage; never part of the bundle.
     """
 
@@ -53,6 +56,8 @@ class BuildReport:
     layers: tuple[LayerRecord, ...] = ()
     claims: tuple[ClaimRecord, ...] = ()
     lookalikes: tuple[Lookalike, ...] = ()
+    found: tuple[FoundPlace, ...] = ()
+    missed: tuple[Miss, ...] = ()
     plan_bytes: int | None = None
     verification: Verification | None = None
     warnings: list[str] = field(default_factory=list)
@@ -74,6 +79,8 @@ class BuildReport:
             "layers": plain(self.layers),
             "claims": plain(self.claims),
             "lookalikes": plain(self.lookalikes),
+            "found": plain(self.found),
+            "missed": plain(self.missed),
             "plan_bytes": self.plan_bytes,
             "verification": plain(self.verification),
             "warnings": self.warnings,
@@ -92,6 +99,8 @@ def build(
     inputs: Inputs = (),
     claim: Collection[str] = (),
     no_claim: Collection[str] = (),
+    find: Collection[str] = (),
+    no_find: Collection[str] = (),
     decompose: Collection[str] = (),
     packs: Iterable[object] = (),
     strict: bool | None = None,
@@ -108,6 +117,8 @@ def build(
     ranges: of dynamic dims, a mapping of name to (least, usual, greatest), or texts "NAME=MIN..USUAL..MAX"; the usual
     size may be left out.  inputs: example inputs for a bare module, a mapping of name to (dtype, dims) such as
     {"x": ("float32", ("rows", 64))}, or texts "NAME=DTYPE:DIMS".  claim, no_claim, decompose: layer names.
+    find: layers that must be found in the model's graph by their references; every other one is searched too, unless
+    LAYERPORT_FIND=0.  no_find: layers that are not searched.
     packs: packs to use besides the installed ones (module, object or file path).
     strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
     options: what TensorRT shall do, by name, such as {"workspace": 1 << 30}; `layerport build --help` lists them.
@@ -155,6 +166,8 @@ def build(
                     ranges=wanted_ranges,
                     claim=tuple(claim),
                     no_claim=tuple(no_claim),
+                    find=tuple(find),
+                    no_find=tuple(no_find),
                     decompose=tuple(decompose),
                     strict=switched_on(STRICT_VARIABLE, os.environ) if strict is None else strict,
                     samples=verify,
@@ -164,6 +177,7 @@ def build(
             del made
             report.layers, report.claims = prepared.layers, prepared.claims
             report.lookalikes = prepared.lookalikes
+            report.found, report.missed = tuple(prepared.findings.places), tuple(prepared.findings.misses)
             report.warnings += prepared.warnings
             manifest = prepared.manifest
             for note in _decomposed(report.layers):

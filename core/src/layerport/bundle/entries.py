@@ -99,6 +99,8 @@ class LayerEntry(TypedDict):
     kernel_sources: NotRequired[dict[Name, Name | None] | None]
     kernels_left_out: NotRequired[list[str]]
     origins: NotRequired[list[OriginEntry]]
+    via: NotRequired[Name]
+    grade: NotRequired[Name | None]
 
 
 class ProbeEntry(TypedDict):

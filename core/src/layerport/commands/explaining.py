@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from layerport.packs.records import Rewrite
     from layerport.parameters.signature import Attribute
     from layerport.parameters.steps import Step
+    from layerport.search.places import Miss
+    from layerport.search.searching import FoundPlace
     from layerport.sizes.dims import Ranges
 
 
@@ -55,11 +57,17 @@ class ExplainedClaim(Record):
 
 @dataclass(frozen=True)
 class Explanation(Record):
-    """The claims on a model, what looks like a layer and is not claimed, and the packs that could not answer."""
+    """The claims on a model, the layers found in its graph, what is neither though it looks so, and packs that failed.
+
+    missed: what came near in the graph, and where it parted.  unsearched: why a layer cannot be searched for.
+    """
 
     source: str
     claims: tuple[ExplainedClaim, ...]
     lookalikes: tuple[Lookalike, ...]
+    found: tuple[FoundPlace, ...]
+    missed: tuple[Miss, ...]
+    unsearched: Mapping[str, str]
     failed_packs: Mapping[str, str]
     dropped_packs: tuple[str, ...]
 
@@ -72,12 +80,13 @@ def explain(
     ranges: Ranges = (),
     packs: Sequence[object] = (),
 ) -> Explanation:
-    """The claims on a model, with the conversion steps of the chosen ones.
+    """The claims on a model, with the conversion steps of the chosen ones, and what is found in its graph.
 
-    layer: only the claims that involve it.  Raises as `layerport.build` does, up to the export.
+    layer: only what involves it.  Raises as `layerport.build` does, up to the export.
     """
     with pack_host.importing_torch():
         claim_layers, open_source = layerport.front.claims.claim_layers, layerport.front.sources.open_source
+        found_layers = layerport.front.found_layers
 
     loaded = pack_host.load(*packs)
     if layer is not None:
@@ -90,15 +99,22 @@ def explain(
         )
     with pack_host.blamed(loaded):
         claimed = claim_layers(made, loaded)
+        find = found_layers.find_wishes(loaded, find=(), refused=(), dropped=claimed.dropped)
+        findings = layerport.front.export.find_in(made, claimed.model, find)
     rows = []
     for claim in claimed.claims:
         if layer is not None and not any(layer in candidate.layers for candidate in claim.candidates):
             continue
         rows.append(_explained(claim.record(), claim.chosen.answer if claim.chosen else None))
+    taken = [(one.layer, one.module) for one in findings.places]
+    lookalikes = [one.without(taken) for one in claimed.lookalikes]
     return Explanation(
         source=source,
         claims=tuple(rows),
-        lookalikes=tuple(one for one in claimed.lookalikes if layer in (None, one.layer)),
+        lookalikes=tuple(one for one in lookalikes if one is not None and layer in (None, one.layer)),
+        found=tuple(one for one in findings.places if layer in (None, one.layer)),
+        missed=tuple(one for one in findings.misses if layer in (None, one.layer)),
+        unsearched={name: why for name, why in findings.unsearched.items() if layer in (None, name)},
         failed_packs={one.info.name: str(one.failure) for one in loaded.failed},
         dropped_packs=tuple(one.warning for one in claimed.dropped),
     )
@@ -150,6 +166,25 @@ def print_explanation(result: Explanation) -> None:
                 f"{one.claim.module or '(root)'}: {step.path}: {step.source_type} to {result_type}, "
                 f"{step.action} of {step.nbytes} bytes by {step.by}"
             )
+    if result.found:
+        print_table(
+            ["found", "grade", "module", "line", "attributes"],
+            [
+                [
+                    one.layer,
+                    one.grade if one.error is None else f"{one.grade}, off by {one.error:.2g}",
+                    one.module or "(root)",
+                    one.line,
+                    ", ".join(f"{name}={value}" for name, value in one.attributes.items()),
+                ]
+                for one in result.found
+            ],
+        )
+    for miss in result.missed:
+        where = f"{miss.module or '(root)'}{f' ({miss.line})' if miss.line else ''}"
+        say(f"near {miss.layer}, {miss.share:.0%} of it: {where}: {miss.reason}")
+    for name, why in result.unsearched.items():
+        say(f"not searched in the graph: {name}: {why}")
     print_lookalikes(result.lookalikes)
     for name, failure in result.failed_packs.items():
         say(f"pack {name} failed to load: {failure}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from layerport.checks.kernel_checks import KernelCheck
     from layerport.checks.verification import Verification
     from layerport.front.lookalikes import Lookalike
+    from layerport.search.searching import FoundPlace
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
     claims: list[ClaimEntry] = plain(report.claims)
     _print_evidence(claims, file=file)
     _print_refused(claims, file=file)
+    print_found(report.found, file=file)
+    if report.missed:
+        say(f"{len(report.missed)} places came near to a layer; `layerport explain` shows where each parted", file=file)
     print_lookalikes(report.lookalikes, file=file)
     for warning in report.warnings:
         say(f"note: {warning}", file=file)
@@ -172,6 +176,18 @@ def _print_evidence(claims: Sequence[ClaimEntry], *, file: TextIO | None = None)
     if held:
         probed = sum(any(probe["proves_nothing"] is None for probe in one["probes"]) for one in held)
         line = f"claims: {len(held)} modules agree with their layers on the example inputs, {probed} on probes too"
+        say(line, file=file)
+
+
+def print_found(places: Sequence[FoundPlace], *, file: TextIO | None = None) -> None:
+    """How many places of each layer were found in the graph, and what that rests on."""
+    for layer in dict.fromkeys(one.layer for one in places):
+        own = [one for one in places if one.layer == layer]
+        exact = sum(one.grade == "exact" for one in own)
+        compared = [one.error or 0.0 for one in own if one.grade != "exact"]
+        line = f"found in the graph: {layer}, {len(own)} place{'s'[: len(own) > 1]}, {exact} to the bit"
+        if compared:
+            line += f", {len(compared)} as a formula that agrees within {max(compared):.2g} on the example inputs"
         say(line, file=file)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _OPERATOR = "the Autograd implementation of a layer's operator"
 _REGISTERED = "torch.library.register_autograd makes it: twice the overhead of a call"
 _SIZES = "the sizes of a layer's outputs, read off its reference"
+_SEARCH = "layers found in a model's graph"
 _PACKS = "looking after what a pack's hook does to a model"
 _MODELS = "the inputs and outputs of a model, which may be nested"
 _SUBCLASS = "parameters that are tensors of a class of their own"
@@ -86,6 +87,9 @@ NAMES = Names(
             Name(f"{_ENV}.{attribute}", _SIZES, _OLDER, of_instances=True)
             for attribute in ("guards", "deferred_runtime_asserts", "var_to_range", "replace", "backed_var_to_val")
         ),
+        Name("torch.fx.experimental.proxy_tensor.make_fx", _SEARCH, _OLDER),
+        Name(f"{_ENV}.error_on_new_guards", _SEARCH, _OLDER, of_instances=True),
+        Name("torch._ops.OpOverload", _SEARCH, _OLDER),
         Name("torch.SymInt.node", _SIZES, _OLDER, of_instances=True),
         Name("torch.fx.experimental._config.patch", _SIZES, _OLDER),
         Name("torch.fx.experimental._config.backed_size_oblivious", _SIZES, _OLDER),
@@ -198,6 +202,26 @@ def _has_storage(one: Any) -> bool:
 def schema(operator: Any) -> Any:
     """The schema of an operator."""
     return NAMES.of(operator, "torch._ops.OpOverload._schema")
+
+
+def is_operator(target: Any) -> bool:
+    """Whether a node of a graph calls one of Torch's operators."""
+    return isinstance(target, NAMES.find("torch._ops.OpOverload"))
+
+
+# Graphs
+
+
+def make_fx() -> Callable[..., Any]:
+    """A function that makes one of tensors to a function that traces it."""
+    found: Callable[..., Any] = NAMES.find("torch.fx.experimental.proxy_tensor.make_fx")
+    return found
+
+
+def without_new_guards(env: ShapeEnv) -> contextlib.AbstractContextManager[Any]:
+    """A block in which a decision on a symbolic size that is not settled yet raises."""
+    block: contextlib.AbstractContextManager[Any] = NAMES.of(env, f"{_ENV}.error_on_new_guards")()
+    return block
 
 
 # CUDA

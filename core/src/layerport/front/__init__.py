@@ -6,6 +6,8 @@ from layerport.late import parts
 
 if TYPE_CHECKING:
     from layerport.front import claims as claims
+    from layerport.front import export as export
+    from layerport.front import found_layers as found_layers
     from layerport.front import pipeline as pipeline
     from layerport.front import sources as sources
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -19,6 +19,7 @@ from layerport.foreign import torch_private
 from layerport.foreign.torch_modules import ONNX_LOGGER
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import not_traced, not_translated
+from layerport.front.found_layers import FindWishes, SearchedError, searched
 from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
@@ -28,6 +29,7 @@ from layerport.layers.derivation import any_size, quiet_export
 from layerport.layers.layer import Layer
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
 from layerport.parameters.signature import Kind
+from layerport.search.searching import Findings
 from layerport.sizes.conditions import Condition
 from layerport.sizes.dims import DimRange, follows_from, port
 from layerport.sizes.tensors import TensorType
@@ -57,6 +59,7 @@ class ExportedModel:
 
     guards: what a Torch model's forward needs of its sizes.  conditions: what the bundle that it is from checks.
     origins: where the parameters of its layers came from, where it is from Torch.
+    findings: the layers that a search put in.
     """
 
     model: ir.Model
@@ -66,18 +69,23 @@ class ExportedModel:
     guards: Guards | None = None
     conditions: tuple[Condition, ...] = ()
     origins: Origins | None = None
+    findings: Findings = field(default_factory=Findings)
 
 
-def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: Any) -> ExportedModel:
+def export_model(
+    source: Source, model: Any, layers: Iterable[Layer], outputs: Any, find: FindWishes | None = None
+) -> ExportedModel:
     """Export with torch.onnx; the layers' operators become nodes `namespace::name`.
 
     outputs: what the model gave for the example inputs, from which the outputs get their names.
+    find: the layers to put in where the graph computes the same.
     Raises UsageError where an output is no tensor, BuildError that names the module in which the export stopped.
     """
     check_outputs(outputs)
     program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
     dynamic = read_dims(source, program)
     layers = tuple(layers)
+    program, findings = searched(program, source, find or FindWishes())
     table = {layer.operator: translation(layer) for layer in layers}
     # The graph was traced without gradients, and some of its views are refused with them.
     with quiet(), torch.no_grad():
@@ -100,7 +108,21 @@ def export_model(source: Source, model: Any, layers: Iterable[Layer], outputs: A
         tuple(port_of(value, dims) for value in values) for values in (graph.graph.inputs, graph.graph.outputs)
     )
     origins = read_origins(exported.exported_program or program, model, layers)
-    return ExportedModel(graph, inputs, outputs, dims, guards_of(program, dynamic) if dims else None, origins=origins)
+    guards = guards_of(program, dynamic) if dims else None
+    return ExportedModel(graph, inputs, outputs, dims, guards, origins=origins, findings=findings())
+
+
+def find_in(source: Source, model: Any, find: FindWishes) -> Findings:
+    """What a search finds in a model.  Raises BuildError where the export stops before."""
+    program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
+    program, findings = searched(program, source, find, only=True)
+    with quiet(), torch.no_grad():
+        try:
+            torch.onnx.export(program, dynamo=True, verbose=False)
+        except Exception as error:
+            if not isinstance(error.__cause__, SearchedError):
+                raise not_translated(error, source.name, model) from error
+    return findings()
 
 
 def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgram:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from layerport.parameters.origins import Origin
 from layerport.system.records import Record
 
+MODULE, FOUND, WRITTEN = "module", "found", "written"
+
 
 @dataclass(frozen=True)
 class LayerRecord(Record):
@@ -17,6 +19,8 @@ class LayerRecord(Record):
     pack, distribution, pack_version: whose layer it is.  parameters: their digest in the standard form.
     realised: "plugin", "decomposed" into its body, or "function" in a portable bundle; reason: why.
     plugin: the key of its plugin spec.  plugin_class: the pack's own, where it has one.
+    via: how it came to be: "module" (a claim), "found" (in the graph, by its reference), or "written" (the model, or
+    the file, calls it).  grade: of a found one, "exact" to the bit or "formula", where the numbers were compared.
     kernels: those that the plugin holds; kernel_sources: what identifies their sources; kernels_left_out: why others
     are not among them.  origins: where each parameter came from.
     """
@@ -37,3 +41,5 @@ class LayerRecord(Record):
     kernel_sources: Mapping[str, str | None]
     kernels_left_out: tuple[str, ...]
     origins: tuple[Origin, ...] = ()
+    via: str = WRITTEN
+    grade: str | None = None

@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Lookalike(Record):
     """The modules of one class that look like a layer and are not claimed.
 
     module: the path of the first.  count: how many there are.  reason: what is known of why.
+    paths: those of all, which a report leaves out.
     """
 
     module: str
@@ -39,10 +40,21 @@ class Lookalike(Record):
     count: int
     layer: str
     reason: str
+    paths: tuple[str, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The entry as a program reads it."""
-        return {name.removeprefix("module_"): value for name, value in super().to_json().items()}
+        entries = super().to_json().items()
+        return {name.removeprefix("module_"): value for name, value in entries if name != "paths"}
+
+    def without(self, taken: Collection[tuple[str, str]]) -> Lookalike | None:
+        """The entry without the modules in which its layer was found; None where none is left.
+
+        taken: layer and module of each place.
+        """
+        found = [module for layer, module in taken if layer == self.layer]
+        left = [path for path in self.paths if not any(f"{one}.".startswith(f"{path}.") for one in found)]
+        return replace(self, module=left[0], count=len(left), paths=tuple(left)) if left else None
 
 
 def find_lookalikes(
@@ -67,7 +79,14 @@ def find_lookalikes(
             if _looks_like(module, layer):
                 groups.setdefault((type(module), layer), []).append((path, module))
     return tuple(
-        Lookalike(found[0][0], kind.__name__, len(found), layer.name, _reason(found[0][1], layer, kind in classes))
+        Lookalike(
+            found[0][0],
+            kind.__name__,
+            len(found),
+            layer.name,
+            _reason(found[0][1], layer, kind in classes),
+            tuple(path for path, _ in found),
+        )
         for (kind, layer), found in groups.items()
     )
 

@@ -30,6 +30,7 @@ class LayerNode:
 
     tensors: the layer's tensor arguments by name, None where an optional one is absent.
     bound: the layer with the constants that come in here.  module: the path of the Torch module it came from.
+    call: its name in the exported program, "" in a file of somebody else.
     """
 
     node: ir.Node
@@ -37,6 +38,7 @@ class LayerNode:
     tensors: Mapping[str, TensorType | None]
     bound: BoundLayer
     module: str
+    call: str = ""
 
     @property
     def name(self) -> str:
@@ -115,7 +117,7 @@ def _layer_node(node: ir.Node, layer: Layer, origins: Origins | None) -> LayerNo
     known = read if origins is None else [one for one in origins.of(call, module, layer) if one.name in constants]
     steps = tuple(step for one in known for step in one.steps)
     bound = BoundLayer(layer, Parameters(constants, attributes), steps=steps, origins=tuple(known))
-    return LayerNode(node, layer, tensors, bound, module)
+    return LayerNode(node, layer, tensors, bound, module, call)
 
 
 def _tensor(node: ir.Node, name: str, value: ir.Value, opaque: dict[str, Expr]) -> TensorType:

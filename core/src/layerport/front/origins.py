@@ -17,6 +17,7 @@ from layerport.front.claimed_layers import ClaimedLayer
 from layerport.layers.layer import Layer
 from layerport.parameters.origins import Origin
 from layerport.parameters.steps import Step
+from layerport.search.replacing import COMPUTED_FROM
 
 BY_MODEL = "the model"
 
@@ -96,7 +97,9 @@ class _Reader:
                 steps += known.steps if known else ()
             elif one.op == "call_function":
                 steps.append(_step(one, path))
-            elif one.op != "get_attr" and one.name not in self._constants:
+            elif COMPUTED_FROM in one.meta:
+                sources += (self._names[name] for name in one.meta[COMPUTED_FROM] if name in self._names)
+            elif one.name not in self._constants:
                 return None
         dtype, shape = _type(node)
         return Origin("", dtype, shape, tuple(dict.fromkeys(sources)), tuple(dict.fromkeys(tied)), tuple(steps))

@@ -21,7 +21,8 @@ from layerport.front.claim_records import ClaimRecord
 from layerport.front.claims import claim_layers
 from layerport.front.export import ExportedModel, export_model
 from layerport.front.export_errors import UnknownOperatorError
-from layerport.front.layer_records import LayerRecord
+from layerport.front.found_layers import FindWishes, find_wishes, require_found
+from layerport.front.layer_records import FOUND, MODULE, WRITTEN, LayerRecord
 from layerport.front.leaves import refuse_caches, with_plain_outputs
 from layerport.front.lookalikes import Lookalike
 from layerport.front.nodes import LayerNode, layer_nodes, unknown_layers
@@ -35,6 +36,7 @@ from layerport.kernels.sources import source_digest
 from layerport.packs.host import DroppedPack, Packs
 from layerport.parameters.origins import Origin
 from layerport.parameters.steps import Step
+from layerport.search.searching import Findings
 from layerport.sizes.dims import DimRange, apply_ranges, port_json, require_limits
 from layerport.system.records import plain
 from layerport.targets import Target
@@ -50,6 +52,8 @@ class Wishes:
     ranges: Mapping[str, tuple[int, int | None, int]]
     claim: tuple[str, ...]
     no_claim: tuple[str, ...]
+    find: tuple[str, ...]
+    no_find: tuple[str, ...]
     decompose: tuple[str, ...]
     strict: bool
     samples: bool
@@ -67,6 +71,7 @@ class Prepared:
     layers: tuple[LayerRecord, ...]
     claims: tuple[ClaimRecord, ...]
     lookalikes: tuple[Lookalike, ...]
+    findings: Findings
     warnings: list[str]
     digests: dict[str, str]
 
@@ -107,7 +112,11 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
             warnings += [one.warning for one in dropped]
         start("export")
         with _without_collection():
-            exported = _exported(source, model, packs, outputs)
+            find = find_wishes(packs, find=wishes.find, refused={*wishes.no_find, *wishes.no_claim}, dropped=dropped)
+            exported = _exported(source, model, packs, outputs, find)
+        require_found(exported.findings, find)
+        taken = [(one.layer, one.module) for one in exported.findings.places]
+        lookalikes = tuple(left for one in lookalikes if (left := one.without(taken)) is not None)
     trial = exported.guards.trial(source, model, exported.dims) if exported.guards is not None else None
     if trial is not None:
         dims, said = leave_out_size_one(exported.dims, trial)
@@ -133,7 +142,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     start("compile")
     realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.decompose)
     digests = _source_digests(realisations)
-    layers = tuple(_layer_record(one, packs, digests, plugins) for one in realisations)
+    via = _Via(claims, exported.findings)
+    layers = tuple(_layer_record(one, packs, digests, plugins, via) for one in realisations)
     start("write")
     reference, written = _samples(source, exported, dims, outputs, folder, wishes)
     written |= write_portable(exported.model, folder)
@@ -152,12 +162,14 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "targets": [],
         "tools": {name: version for name in TOOLS if (version := _version(name))},
     }
-    return Prepared(manifest, _profile(exported, dims), layers, claims, lookalikes, warnings, written)
+    return Prepared(
+        manifest, _profile(exported, dims), layers, claims, lookalikes, exported.findings, warnings, written
+    )
 
 
-def _exported(source: Source, model: Any, packs: Packs, outputs: Any) -> ExportedModel:
+def _exported(source: Source, model: Any, packs: Packs, outputs: Any, find: FindWishes) -> ExportedModel:
     try:
-        return export_model(source, model, packs.layers, outputs)
+        return export_model(source, model, packs.layers, outputs, find)
     except UnknownOperatorError as error:
         # The model's own code may have imported a layer whose pack is not loaded.
         if missing := packs.missing(error.operator):
@@ -232,10 +244,29 @@ def _source_digests(realisations: Iterable[Realisation]) -> dict[Kernel, str | N
     return {kernel: source_digest(kernel) for kernel in held}
 
 
+class _Via:
+    """How each layer node came to be."""
+
+    def __init__(self, claims: Iterable[ClaimRecord], findings: Findings) -> None:
+        self._claimed = [(one.module, one.layers) for one in claims if one.status == "claimed"]
+        self._findings = findings
+
+    def __call__(self, node: LayerNode) -> tuple[str, str | None]:
+        """How a node came to be, and the grade of a found one."""
+        if (place := self._findings.at(node.call)) is not None:
+            return FOUND, place.grade
+        within = any(
+            node.layer.name in layers and f"{node.module}.".startswith(f"{module}." if module else "")
+            for module, layers in self._claimed
+        )
+        return (MODULE if within else WRITTEN), None
+
+
 def _layer_record(
-    one: Realisation, packs: Packs, digests: Mapping[Kernel, str | None], plugins: PluginSet
+    one: Realisation, packs: Packs, digests: Mapping[Kernel, str | None], plugins: PluginSet, via: _Via
 ) -> LayerRecord:
     layer, spec = one.node.layer, one.spec
+    how, grade = via(one.node)
     info = packs.owner(layer).info
     return LayerRecord(
         node=one.node.name,
@@ -259,6 +290,8 @@ def _layer_record(
             else origin
             for origin in one.node.bound.origins
         ),
+        via=how,
+        grade=grade,
     )
 
 

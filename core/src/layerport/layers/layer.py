@@ -6,12 +6,14 @@ registered by `operator`, which runs when a layer is made, and a reference is a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import layerport.layers
 import layerport.parameters
+from layerport.errors import UsageError
 from layerport.kernels.declaration import Kernel
 from layerport.layers.written import Converter, WrittenLayer
 
@@ -35,9 +37,17 @@ class Layer(WrittenLayer):
     """
 
     def __init__(
-        self, name: str, version: int, reference: Callable[..., Any], *, converter: Converter | None = None
+        self,
+        name: str,
+        version: int,
+        reference: Callable[..., Any],
+        *,
+        converter: Converter | None = None,
+        find: bool | None = None,
     ) -> None:
         super().__init__(name, version, reference, converter=converter)
+        self.find = find
+        self.spellings: tuple[Callable[..., Any], ...] = ()
         self._torch = layerport.layers.operator.register_operator(self)
 
     def kernel(
@@ -86,6 +96,24 @@ class Layer(WrittenLayer):
         `layerport.testing.check_backward` compares it with the reference.  Raises UsageError for other parameters.
         """
         self._torch.backward = layerport.layers.autograd.WrittenBackward(self, function)
+        return function
+
+    def spelling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Add another way in which people write this computation, for the search; decorates a Torch function.
+
+        function: takes the reference's arguments and gives what it gives.  Where a model computes the same as the
+        function does, it holds the layer.  `layerport.testing.check_spellings` compares it with the reference, and so
+        does every search, on the model's own numbers.  Raises UsageError for other parameters.
+        """
+        wanted = [argument.name for argument in self.signature.arguments]
+        given = list(inspect.signature(function).parameters)
+        if given != wanted:
+            raise UsageError(
+                f"layer {self.name}: the spelling {function.__name__} takes {', '.join(given) or 'nothing'}, "
+                f"the reference {', '.join(wanted)}",
+                "give it the reference's parameters, in their order",
+            )
+        self.spellings = (*self.spellings, function)
         return function
 
     def bind(self, **values: Any) -> BoundLayer:

@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from layerport.testing.cases import Case, CaseShape, LayerCase, Tolerance
     from layerport.testing.gradients import check_backward
     from layerport.testing.kernel_runs import kernel_for, run_kernel
+    from layerport.testing.spellings import check_spellings
 
 _HOMES = {"Case": "cases", "CaseShape": "cases", "LayerCase": "cases", "Tolerance": "cases"}
 _HOMES |= {"check_backward": "gradients", "kernel_for": "kernel_runs", "run_kernel": "kernel_runs"}
-__all__ = ["Case", "CaseShape", "LayerCase", "Tolerance", "check_backward", "kernel_for", "run_kernel"]
+_HOMES |= {"check_spellings": "spellings"}
+__all__ = [
+    "Case",
+    "CaseShape",
+    "LayerCase",
+    "Tolerance",
+    "check_backward",
+    "check_spellings",
+    "kernel_for",
+    "run_kernel",
+]
 
 
 def __getattr__(name: str) -> Any:

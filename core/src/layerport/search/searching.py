@@ -1,0 +1,128 @@
+"""The whole search: from a decomposed program and layers to a program that calls the layers, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from layerport.layers.layer import Layer
+from layerport.search.model_values import ModelValues
+from layerport.search.patterns import patterns_of
+from layerport.search.places import Finder, Match, Miss, line_of, module_of, settled
+from layerport.search.replacing import replace
+from layerport.search.running import Compare, check_numbers
+from layerport.system.records import Record
+
+_MOST_MISSES = 5
+
+
+@dataclass(frozen=True)
+class FoundPlace(Record):
+    """A place that a layer has taken.
+
+    module: the path of its module.  line: of the model's code.  grade: "exact" or "formula".  error: see `Match`.
+    operators: how many of the model's operators it stands for.
+    """
+
+    layer: str
+    node: str
+    module: str
+    line: str
+    grade: str
+    error: float | None
+    operators: int
+    attributes: dict[str, Any]
+    spelling: str | None
+
+
+@dataclass
+class Findings:
+    """What a search gave.
+
+    places: those that were taken.  misses: what came near.  unsearched: why a layer could not be searched for.
+    """
+
+    places: list[FoundPlace] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
+    unsearched: dict[str, str] = field(default_factory=dict)
+
+    def at(self, node: str) -> FoundPlace | None:
+        """The place of a node of the edited graph, by its name."""
+        return next((place for place in self.places if place.node == node), None)
+
+
+def search(
+    program: torch.export.ExportedProgram,
+    layers: Sequence[Layer],
+    inputs: Sequence[Any],
+    compare: Compare,
+    *,
+    asked: Collection[str] = (),
+) -> Findings:
+    """Find the layers in a decomposed program and put their operators in; the program's graph is changed.
+
+    inputs: the example's, flat, on which places that are equal only as formulas are compared.  asked: layers that are
+    searched though their author says otherwise.  Raises nothing for what it does not find.
+    """
+    findings = Findings()
+    model = ModelValues(program)
+    finder = Finder(model)
+    for layer in layers:
+        known = patterns_of(layer, asked=layer.name in asked)
+        if known.reason is not None:
+            findings.unsearched[layer.name] = known.reason
+        for pattern in known.patterns:
+            finder.find(pattern)
+    places, lost = settled(finder.places, list(layers), model.order)
+    refused = check_numbers(model, places, inputs, compare)
+    wrong = {id(place) for place, _ in refused}
+    misses = [(place.root, place.layer.name, 1.0, why) for place, why in refused]
+    misses += [
+        (
+            place.root,
+            place.layer.name,
+            1.0,
+            f"{winner.layer.name} takes the same nodes, {winner.size} of them against {place.size}",
+        )
+        for place, winner in lost
+    ]
+    places = [place for place in places if id(place) not in wrong]
+    inside = {node for place in places for node in place.inner}
+    findings.misses = _shown(finder.misses, misses, inside)
+    for name, place in replace(model, places).items():
+        findings.places.append(_found(name, place))
+    return findings
+
+
+def _found(name: str, place: Match) -> FoundPlace:
+    spelling = place.pattern.function.__name__ if place.pattern.is_spelling else None
+    return FoundPlace(
+        place.layer.name,
+        name,
+        module_of(place.root),
+        line_of(place.root),
+        place.grade,
+        place.error,
+        place.size,
+        dict(place.attributes),
+        spelling,
+    )
+
+
+def _shown(
+    near: Sequence[tuple[Node, Miss]], others: Sequence[tuple[Node, str, float, str]], inside: Collection[Node]
+) -> list[Miss]:
+    """What is told of near misses: none within a place that was taken, the nearest few of each layer."""
+    shown = [Miss(layer, module_of(node), line_of(node), share, why) for node, layer, share, why in others]
+    by_layer: dict[str, list[Miss]] = {}
+    for node, miss in near:
+        if node not in inside:
+            by_layer.setdefault(miss.layer, []).append(miss)
+    for misses in by_layer.values():
+        unlike = {(miss.reason, miss.line): miss for miss in reversed(misses)}
+        shown += sorted(unlike.values(), key=lambda miss: -miss.share)[:_MOST_MISSES]
+    return shown
