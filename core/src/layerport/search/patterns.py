@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -108,14 +108,14 @@ def _with_tensors(
     for fixed, varied in _attribute_choices(layer, reasons):
         maker = _Maker(layer, function, present, {**absent, **fixed}, varied, reasons)
         settled: set[Any] = set()
-        for shapes, dtypes in _shapes(function, present, {**absent, **fixed, **maker.first}):
+        for shapes, dtypes in _shapes(function, present, {**absent, **fixed, **maker.first}, settled):
             ranks = tuple(len(shapes[name]) for name in params)
-            is_uniform = len({shape[-1] for shape in shapes.values() if shape}) == 1
-            if ranks in settled and is_uniform:
-                continue
             made, any_rank = maker(shapes, dtypes, seen)
             if any_rank:
                 settled.add(ranks)
+            if made is not None and any_rank and _is_elementwise(made):
+                # The number of axes of such a parameter changes nothing either.
+                settled.update(itertools.product((1, 2), repeat=len(params)))
             if made is not None:
                 yield made
 
@@ -149,22 +149,32 @@ def _attribute_choices(
 
 
 def _shapes(
-    function: Callable[..., Any], present: tuple[Argument, ...], constants: Mapping[str, Any]
+    function: Callable[..., Any], present: tuple[Argument, ...], constants: Mapping[str, Any], settled: Set[Any]
 ) -> Iterator[tuple[_Shapes, dict[str, torch.dtype]]]:
-    """Shapes and dtypes that a reference takes: the plain ones, others only where it takes none of these."""
+    """Shapes and dtypes that a reference takes: the plain ones, others only where it takes none of these.
+
+    settled: the ranks of parameters with which nothing more is to be learnt; it grows meanwhile.
+    """
     inputs = [argument.name for argument in present if argument.kind is Kind.INPUT]
     params = [argument.name for argument in present if argument.kind is Kind.PARAM]
     kinds = [{}, *({name: dtype} for name in inputs for dtype in (torch.int64, torch.bool))]
     for dtypes in kinds:
         for shapes, most in _tries(inputs, params):
-            fitting = (one for one in shapes if runs(function, examples(one, dtypes), constants))
-            taken = list(itertools.islice(fitting, most))
-            if not taken:
+            fitting = (
+                one
+                for one in shapes
+                if tuple(len(one[name]) for name in params) not in settled
+                and runs(function, examples(one, dtypes), constants)
+            )
+            first: _Shapes | None = None
+            for one in itertools.islice(fitting, most):
+                first = first or one
+                yield one, dtypes
+            if first is None:
                 continue
-            yield from ((one, dtypes) for one in taken)
             # A tensor that is wider than the others may take another way through the reference.
-            for name, shape in taken[0].items():
-                wider = {**taken[0], name: (*shape[:-1], 2 * shape[-1])} if shape else None
+            for name, shape in first.items():
+                wider = {**first, name: (*shape[:-1], 2 * shape[-1])} if shape else None
                 if wider is not None and runs(function, examples(wider, dtypes), constants):
                     yield wider, dtypes
             return
@@ -226,11 +236,10 @@ class _Maker:
             return None, True
         seen.add(structure)
         try:
-            numbers, any_rank = self._differences(shapes, dtypes, outputs)
+            slots, any_rank = self._slots(shapes, dtypes, outputs)
         except Exception:  # the attributes change its structure, or it takes no such values
             self._reasons.append("its attributes change what its reference computes in more than numbers")
             return None, False
-        slots = {spot: fit(values, self._varied) if self._varied else WILD for spot, values in numbers.items()}
         return self._pattern(made, outputs, slots), any_rank
 
     def _traced(
@@ -246,28 +255,37 @@ class _Maker:
             raise ApartError
         return made, tuple(numbers[node].real for node in made.outputs)
 
-    def _differences(
+    def _slots(
         self, shapes: _Shapes, dtypes: Mapping[str, torch.dtype], outputs: tuple[Value, ...]
-    ) -> tuple[dict[Spot, list[float]], bool]:
-        """What the numbers are with three values of the attributes; with more axes, and longer ones, if that can be."""
+    ) -> tuple[dict[Spot, Slot], bool]:
+        """Where attributes stand, and what follows from sizes; whether more axes, and longer ones, change no more.
+
+        Most attributes show in a second trace, which has other sizes too; the others in a third.
+        """
         inputs = {one.name for one in self._present if one.kind is Kind.INPUT}
         larger = {name: tuple(2 * size for size in shape) for name, shape in shapes.items()}
         more_axes = {name: (*shape[:1], *shape) if name in inputs else shape for name, shape in larger.items()}
-        rounds = [self._compared(shapes, dtypes, outputs, 1)] if self._varied else []
+        sized: dict[Spot, Slot] = {}
         any_rank = True
         try:
-            rounds.append(self._compared(more_axes, dtypes, outputs, 2))
+            rounds = [self._compared(more_axes, dtypes, outputs, 1)]
         except Exception:  # it has another structure there
             any_rank = False
-            rounds += [self._compared(shapes, dtypes, outputs, 2)] if self._varied else []
+            rounds = [self._compared(shapes, dtypes, outputs, 1)] if self._varied else []
             with contextlib.suppress(Exception):  # it takes one size, or another way at another one
-                sized = self._compared(larger, dtypes, outputs, 0)
-                rounds[-1:] = [{**sized, **rounds[-1]}] if rounds else [sized]
-        numbers: dict[Spot, list[float]] = {}
+                sized = dict.fromkeys(self._compared(larger, dtypes, outputs, 0), WILD)
+        slots = {**sized, **self._fitted(rounds)}
+        if set(self._varied) - {slot.attribute for slot in slots.values()}:
+            slots = {**slots, **self._fitted([*rounds, self._compared(shapes, dtypes, outputs, 2)])}
+        return slots, any_rank
+
+    def _fitted(self, rounds: list[dict[Spot, tuple[float, float]]]) -> dict[Spot, Slot]:
+        slots = {}
         for spot in {spot: None for one in rounds for spot in one}:
             base = next(one[spot][0] for one in rounds if spot in one)
-            numbers[spot] = [base, *(one[spot][1] if spot in one else base for one in rounds)]
-        return numbers, any_rank
+            numbers = [base, *(one[spot][1] if spot in one else base for one in rounds)]
+            slots[spot] = fit(numbers, self._varied)
+        return slots
 
     def _compared(
         self, shapes: _Shapes, dtypes: Mapping[str, torch.dtype], outputs: tuple[Value, ...], turn: int
@@ -292,6 +310,21 @@ class _Maker:
         fixed = {name: value for name, value in self._fixed.items() if name in defaults}
         fixed |= {name: defaults[name] for name in unread}
         return Pattern(self._layer, self._function, outputs, leaves, fixed, slots, made.operators, root)
+
+
+def _is_elementwise(pattern: Pattern) -> bool:
+    """Whether each parameter is a term or a factor only."""
+    params = {leaf for leaf, argument in pattern.leaves.items() if argument.kind is Kind.PARAM}
+    seen: set[Value] = set()
+    waiting = list(pattern.outputs)
+    while waiting:
+        value = waiting.pop()
+        if value not in seen:
+            seen.add(value)
+            if not params.isdisjoint(value.args):
+                return False
+            waiting += value.inner
+    return True
 
 
 def _leaves(outputs: tuple[Value, ...], arguments: Mapping[str, Argument]) -> dict[Value, Any]:

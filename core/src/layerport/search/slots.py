@@ -87,19 +87,26 @@ def _literal_numbers(one: Any, other: Any, path: tuple[Any, ...] = ()) -> Iterat
 
 
 def fit(numbers: Sequence[float], attributes: Mapping[str, Sequence[float]]) -> Slot:
-    """How a number that took these values follows from one of the attributes that took those; WILD if it does not."""
+    """How a number that took these values follows from one of the attributes; WILD if it does not.
+
+    attributes: the values that each took, the first as many of which are those of the number.
+    """
     for name, values in attributes.items():
         for power in _POWERS:
             factor = numbers[0] / values[0] ** power
             if factor and all(
-                _close(factor * value**power, number) for value, number in zip(values, numbers, strict=True)
+                _close(factor * value**power, number) for value, number in zip(values, numbers, strict=False)
             ):
                 return Slot(name, tidy(factor), power)
         if values[1] == values[0]:
             continue
         slope = (numbers[1] - numbers[0]) / (values[1] - values[0])
+        if len(numbers) == 2 and not _close(abs(slope), 1.0):
+            continue  # any two numbers lie on a line
         offset = numbers[0] - slope * values[0]
-        if slope and all(_close(slope * value + offset, number) for value, number in zip(values, numbers, strict=True)):
+        if slope and all(
+            _close(slope * value + offset, number) for value, number in zip(values, numbers, strict=False)
+        ):
             return Slot(name, tidy(slope), 1.0, tidy(offset))
     return WILD
 
