@@ -40,7 +40,11 @@ def test_build_prints_json_and_nothing_else_on_stdout(tmp_path: Path) -> None:
     out = tmp_path / "a.lp"
     report = answer("build", SOURCE, "-o", out, "--target", "portable", "--pack", SMALL, "--no-claim", "lp_small::gate")
     assert report["bundle"] == str(out)
-    assert report["counts"] == {"lp_small::norm": {"function": 2}, "lp_small::scale": {"function": 1}}
+    assert report["counts"] == {
+        "lp_small::norm": {"function": 2},
+        "lp_small::scale": {"function": 1},
+        "layerport_builtin::silu_mul": {"function": 1},
+    }
     assert report["verification"]["passed"] is True
     again = refused(2, "build", SOURCE, "-o", out, "--target", "portable", "--pack", SMALL)
     assert again == (

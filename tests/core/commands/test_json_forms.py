@@ -18,7 +18,17 @@ from small_setup import MODELS, SMALL, Built
 
 RECORDED = Path(__file__).with_name("json_forms.json")
 # Their keys are names that the model, the packs or the machine give.
-BY_NAME = {"counts", "files", "tools", "failed_packs", "kernel_sources", "attributes", "options", "profile"}
+BY_NAME = {
+    "counts",
+    "files",
+    "tools",
+    "failed_packs",
+    "kernel_sources",
+    "attributes",
+    "options",
+    "profile",
+    "unsearched",
+}
 
 
 def form(value: Any, key: str = "") -> Any:

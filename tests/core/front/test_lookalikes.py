@@ -157,7 +157,11 @@ def test_a_build_reports_them(tmp_path: Any, capsys: pytest.CaptureFixture[str])
     from layerport.commands.reports import print_build
 
     model = nn.Sequential(RmsNorm(), RmsNorm()).eval()
-    report = lp.build((model, (torch.ones(2, 4),)), tmp_path / "out.lp", packs=[Pack()], target="portable")
+    made = (model, (torch.ones(2, 4),))
+    options: Any = {"packs": [Pack()], "target": "portable", "force": True}
+    report = lp.build(made, tmp_path / "out.lp", **options)
+    assert len(report.found) == 2 and report.lookalikes == ()  # what is found is no miss
+    report = lp.build(made, tmp_path / "out.lp", no_find=["lp_looks::rms_norm"], **options)
     assert report.to_json()["lookalikes"][0]["class"] == "RmsNorm"
     print_build(report)
     line = (

@@ -52,11 +52,11 @@ class Wishes:
     ranges: Mapping[str, tuple[int, int | None, int]]
     claim: tuple[str, ...]
     no_claim: tuple[str, ...]
-    find: tuple[str, ...]
-    no_find: tuple[str, ...]
     decompose: tuple[str, ...]
     strict: bool
     samples: bool
+    find: tuple[str, ...] = ()
+    no_find: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
