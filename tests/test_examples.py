@@ -208,6 +208,7 @@ def test_command_is_documented(command: str) -> None:
         pack_discovery.STRICT_VARIABLE,
         pack_discovery.DISABLE_VARIABLE,
         pack_discovery.TRACE_VARIABLE,
+        "LAYERPORT_FIND",
         FOLDER_VARIABLE,
     ],
 )
@@ -219,7 +220,13 @@ def test_every_environment_variable_of_the_code_is_in_this_test() -> None:
     used = set()
     for path in (ROOT / "core" / "src").rglob("*.py"):
         used |= set(re.findall(r'"(LAYERPORT_[A-Z_]+)"', path.read_text(encoding="utf-8")))
-    assert used == {"LAYERPORT_STRICT", "LAYERPORT_DISABLE_PACKS", "LAYERPORT_TRACE", "LAYERPORT_CACHE_DIR"}
+    assert used == {
+        "LAYERPORT_STRICT",
+        "LAYERPORT_DISABLE_PACKS",
+        "LAYERPORT_FIND",
+        "LAYERPORT_TRACE",
+        "LAYERPORT_CACHE_DIR",
+    }
 
 
 def test_build_options_are_documented() -> None:
