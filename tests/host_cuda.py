@@ -101,6 +101,14 @@ def cuda_fixture(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
 
     monkeypatch.setattr(torch_cuda, "build_kernels", learn)
     monkeypatch.setattr(conversions, "installed_packs", lambda: packs.Packs(()))
-    monkeypatch.setattr(Tensor, "contiguous", lambda self: environment.know(contiguous(self)))
-    monkeypatch.setattr(Tensor, "clone", lambda self: environment.know(clone(self)))
+
+    def knowing(copy: Any) -> Any:
+        def made(self: Tensor, **how: Any) -> Tensor:
+            result: Tensor = copy(self, **how)
+            return environment.know(result) if type(result) is Tensor else result  # a fake one has no memory
+
+        return made
+
+    monkeypatch.setattr(Tensor, "contiguous", knowing(contiguous))
+    monkeypatch.setattr(Tensor, "clone", knowing(clone))
     return environment

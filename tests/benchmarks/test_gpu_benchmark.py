@@ -114,11 +114,11 @@ def records(gpu: Any, environment: HostCuda, layer: lp.Layer, monkeypatch: pytes
     return list(gpu.checks.check_layer(case_of(layer), place, seed=5, large=False))
 
 
-def test_both_built_in_layers_are_found(gpu: Any, site: Any) -> None:
+def test_all_built_in_layers_are_found(gpu: Any, site: Any) -> None:
     from layerport_builtin_layers import plugin
 
     found, without = gpu.checks.layer_cases(packs.load(plugin))
-    assert list(found) == ["layerport_builtin::rms_norm", "layerport_builtin::silu_mul"]
+    assert list(found) == ["layerport_builtin::rms_norm", "layerport_builtin::rope", "layerport_builtin::silu_mul"]
     assert without == []
 
 

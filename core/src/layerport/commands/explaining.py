@@ -134,6 +134,12 @@ def _explained(claim: ClaimRecord, answer: BoundLayer | Rewrite | None) -> Expla
     )
 
 
+def _evidence(claim: ClaimRecord) -> str:
+    """The evidence of a claim: that of one that holds with its kind before it."""
+    kind = layerport.front.claim_records.EVIDENCE.get(claim.evidence.kind, "")
+    return f"{kind}: {claim.evidence.summary}" if claim.status == "claimed" else claim.evidence.summary
+
+
 def print_explanation(result: Explanation) -> None:
     """Print an `explain`: one row a module, then the way of each parameter."""
     if not result.claims:
@@ -148,7 +154,7 @@ def print_explanation(result: Explanation) -> None:
                     one.claim.status,
                     " + ".join(one.claim.layers),
                     one.claim.reason,
-                    one.claim.evidence.summary,
+                    _evidence(one.claim),
                 ]
                 for one in result.claims
             ],

@@ -176,6 +176,8 @@ def _print_evidence(claims: Sequence[ClaimEntry], *, file: TextIO | None = None)
     if held:
         probed = sum(any(probe["proves_nothing"] is None for probe in one["probes"]) for one in held)
         line = f"claims: {len(held)} modules agree with their layers on the example inputs, {probed} on probes too"
+        proven = sum(one["kind"] == "structure" for one in held)
+        line += f"; {proven} are proven by structure" if proven else ""
         say(line, file=file)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from layerport.late import parts
 
 if TYPE_CHECKING:
+    from layerport.front import claim_records as claim_records
     from layerport.front import claims as claims
     from layerport.front import export as export
     from layerport.front import found_layers as found_layers

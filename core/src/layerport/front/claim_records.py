@@ -13,6 +13,10 @@ from layerport.layers.layer import BoundLayer
 from layerport.packs.records import Rewrite
 from layerport.system.records import Record
 
+STRUCTURE, EXAMPLES = "structure", "examples"
+# What the evidence of a claim is called.
+EVIDENCE = {STRUCTURE: "proven by structure", EXAMPLES: "agrees on examples"}
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -54,6 +58,8 @@ class Probe(Record):
 class EvidenceRecord(Record):
     """What a claim rests on.
 
+    kind: "structure" where the module computes, operator by operator, what the layer's reference computes, which holds
+    for all inputs of these ranks; "examples" where only numbers agree.
     calls: how often the example inputs run the module.  telling_calls: how many of these calls prove anything.
     probes: the trials at other magnitudes.  probed_at: the path of the module whose trials stand for this one's.
     summary: the same in a few words.
@@ -110,6 +116,7 @@ class Claim:
     nothing: why the others prove nothing.  module_fault: why the module can be no layer.
     keeps_state: whether a call of the module writes to its own parameters or buffers.
     probes: the trials at other magnitudes.  probed_at: the path of the module whose trials stand for this one's.
+    structure: per candidate that computes the same as the module does, "exact" or "formula".
     """
 
     path: str
@@ -128,6 +135,7 @@ class Claim:
     probes: tuple[Probe, ...] = ()
     probed_at: str | None = None
     probe_faults: dict[int, str] = field(default_factory=dict)
+    structure: dict[int, str] = field(default_factory=dict)
 
     @property
     def agreeing(self) -> list[Candidate]:
@@ -146,6 +154,11 @@ class Claim:
         place = f" (made at {self.probed_at or 'the root'})" if self.probed_at is not None else ""
         return f"{calls}, probes at magnitude {', '.join(told) or 'none that tells'}{place}"
 
+    @property
+    def kind(self) -> str:
+        """Whether the chosen candidate is proven by structure, for all inputs, or agrees on examples."""
+        return STRUCTURE if self.chosen is not None and self.chosen.number in self.structure else EXAMPLES
+
     def _error(self, candidate: Candidate) -> float | None:
         """None where it was not measured or is infinite, which JSON cannot say."""
         error = self.errors.get(candidate.number)
@@ -161,7 +174,7 @@ class Claim:
             layers=self.chosen.layers if self.chosen else (),
             pack=self.chosen.pack if self.chosen else None,
             max_relative_error=self._error(self.chosen) if self.chosen else None,
-            evidence=EvidenceRecord("examples", self.calls, self.telling, self.probes, self.probed_at, self.evidence),
+            evidence=EvidenceRecord(self.kind, self.calls, self.telling, self.probes, self.probed_at, self.evidence),
             candidates=tuple(
                 CandidateRecord(one.layers, one.pack, self._error(one), self.faults.get(one.number))
                 for one in self.candidates

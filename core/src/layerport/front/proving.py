@@ -28,6 +28,7 @@ from layerport.front.sources import Source
 from layerport.layers.layer import BoundLayer
 from layerport.packs.torch_state import RandomStates, preserved
 from layerport.packs.torch_writes import ReadOnly, named_tensors, same_bits, unwatched
+from layerport.search.modules import structure_of
 from layerport.system.foreign_text import reason
 
 
@@ -115,6 +116,12 @@ class _Prover:
             claim.errors[candidate.number] = max(difference.error, claim.errors.get(candidate.number, 0.0))
             if difference.fault:
                 claim.faults[candidate.number] = difference.fault
+        if claim.calls == 1:
+            for candidate in claim.agreeing:
+                if isinstance(candidate.answer, BoundLayer) and not claim.keeps_state:
+                    args, kwargs = inputs
+                    grade = structure_of(module, args, kwargs, candidate.answer)
+                    claim.structure |= {} if grade is None else {candidate.number: grade}
         if claim.telling == 1 and not claim.probes and claim.agreeing and can_vary(inputs):
             self._probe(claim, trial)
 
