@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.export import Dim
 
 import layerport as lp
+from layerport.front import found_layers
 from layerport.front.export import export_model
-from layerport.front.found_layers import FindWishes
 from layerport.front.sources import Source
 from layerport.layers.layer import Layer
+from layerport.search import searching
 from layerport.search.patterns import patterns_of
 from layerport_builtin_layers.plugin import layerport_layers
 
@@ -78,8 +79,21 @@ def main() -> None:
     with torch.no_grad():
         outputs = source.model(*source.args)
 
-    def export(layers: list[Layer]) -> None:
-        export_model(source, source.model, builtin, outputs, FindWishes(tuple(layers)))
+    searches: list[float] = []
+
+    def search(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        findings = searching.search(*args, **kwargs)
+        searches.append(time.perf_counter() - start)
+        return findings
+
+    found_layers.search = search  # the export calls it where it needs it
+    spent: dict[str, list[float]] = {"without": [], "three": [], "twenty": []}
+
+    def export(layers: list[Layer]) -> float:
+        searches.clear()
+        export_model(source, source.model, builtin, outputs, found_layers.FindWishes(tuple(layers)))
+        return sum(searches)
 
     timed(lambda: export([]))  # imports, and all that Torch makes once
     tracing = timed(lambda: [patterns_of(layer) for layer in twenty])
@@ -88,11 +102,13 @@ def main() -> None:
     for turn in range(options.rounds):
         names = list(sides)
         for name in names[turn % 3 :] + names[: turn % 3]:
-            times[name].append(timed(lambda layers=sides[name]: export(layers)))
+            times[name].append(timed(lambda layers=sides[name], name=name: spent[name].append(export(layers))))
     least = {name: min(taken) for name, taken in times.items()}
+    search_seconds = {name: min(taken) for name, taken in spent.items()}
     comparisons = [
-        Comparison("export with the built-in layers searched", least["three"], least["without"], "s", 1 + SHARE),
-        Comparison("search of 20 layers, references traced", least["twenty"] - least["without"], SECONDS, "s", 1.0),
+        Comparison("export, 3 layers searched and put in", least["three"], least["without"], "s", 1 + SHARE),
+        Comparison("of that the search of 3 layers", search_seconds["three"], least["without"], "s", SHARE),
+        Comparison("of that the search of 20 layers", search_seconds["twenty"], SECONDS, "s", 1.0),
         Comparison("tracing 20 references, once in a process", tracing, SECONDS, "s", 1.0),
     ]
     show(
