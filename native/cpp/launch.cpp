@@ -35,6 +35,16 @@ void gather(std::vector<int> const& places, int64_t const* sizes, std::vector<in
     }
 }
 
+// The sizes that expressions use, in words.
+std::string text_of(Expressions const& expressions, std::vector<int64_t> const& sizes)
+{
+    std::string text;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        text += (i == 0 ? "" : ", ") + expressions.symbols()[i] + "=" + std::to_string(sizes[i]);
+    }
+    return text.empty() ? "these sizes" : text;
+}
+
 } // namespace
 
 Launch::Launch(Kernel const& kernel, LoadedKernel loaded, std::string label)
@@ -106,17 +116,12 @@ bool Launch::takes(int64_t const* sizes)
     }
     gather(kernel_.guard_sizes, sizes, guard_sizes_);
     guard_.compute(guard_sizes_.data());
-    return guard_.wide(*kernel_.guard_node) != 0;
-}
-
-std::string Launch::sizes_text(int64_t const* sizes) const
-{
-    std::string text;
-    for (size_t i = 0; i < kernel_.launch_sizes.size(); ++i) {
-        text += (text.empty() ? "" : ", ") + kernel_.launch.symbols()[i] + "="
-            + std::to_string(sizes[kernel_.launch_sizes[i]]);
+    try {
+        return guard_.wide(*kernel_.guard_node) != 0;
+    } catch (Fault const& fault) {
+        throw Fault(label_ + ": its predicate cannot be answered for " + text_of(kernel_.guard, guard_sizes_) + ": "
+            + fault.what());
     }
-    return text.empty() ? "these sizes" : text;
 }
 
 void Launch::prepare(int64_t const* sizes, size_t count)
@@ -124,7 +129,9 @@ void Launch::prepare(int64_t const* sizes, size_t count)
     try {
         compute(sizes, count);
     } catch (Fault const& fault) {
-        throw Fault(label_ + " cannot be launched with " + sizes_text(sizes) + ": " + fault.what());
+        gather(kernel_.launch_sizes, sizes, launch_sizes_);
+        throw Fault(
+            label_ + " cannot be launched with " + text_of(kernel_.launch, launch_sizes_) + ": " + fault.what());
     }
 }
 

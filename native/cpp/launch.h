@@ -31,7 +31,6 @@ private:
     };
 
     int64_t value(int node) const { return values_.at(node); }
-    std::string sizes_text(int64_t const* sizes) const;
     void check_fit() const;
     std::string resource_fault(int64_t threads, int64_t shared) const;
     void compute(int64_t const* sizes, size_t count);

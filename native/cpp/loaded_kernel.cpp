@@ -63,9 +63,8 @@ void LoadedKernel::widen_shared(int64_t dynamic) const
     }
 }
 
-LoadedKernel load_kernel(Image const& image, std::string const& symbol)
+LoadedKernel load_kernel(Image const& image, std::string const& symbol, Cubin const& cubin)
 {
-    Cubin cubin = read_cubin(image.data, symbol); // before the driver, which does not know the image's length, sees it
     std::string label = "kernel " + symbol + " for sm_" + std::to_string(cubin.architecture);
     LoadedKernel kernel{load(image, label), cubin, nullptr, label};
     Driver const& cuda = driver();

@@ -23,7 +23,7 @@ struct LoadedKernel {
     void widen_shared(int64_t dynamic) const;
 };
 
-// The kernel of a symbol in an image.  Throws Fault where the image or the driver has it not.
-LoadedKernel load_kernel(Image const& image, std::string const& symbol);
+// The kernel of a symbol in an image, of which `cubin` was read.  Throws Fault where the driver does not take it.
+LoadedKernel load_kernel(Image const& image, std::string const& symbol, Cubin const& cubin);
 
 } // namespace layerport

@@ -181,9 +181,9 @@ private:
         try {
             return work();
         } catch (std::exception const& error) {
-            log::error(error.what());
+            log::error("node " + layer_->node + ": " + error.what());
         } catch (...) {
-            log::error("layer " + spec_.layer + " failed");
+            log::error("node " + layer_->node + ": layer " + spec_.layer + " failed");
         }
         return failed;
     }
@@ -269,7 +269,7 @@ public:
     {
         std::string node = name == nullptr ? "?" : name;
         try {
-            return create(fields, phase);
+            return create(node, fields, phase);
         } catch (std::exception const& error) {
             log::error("node " + node + ": " + error.what());
         } catch (...) {
@@ -290,7 +290,8 @@ public:
     char const* plugin_namespace() const noexcept override { return creator_namespace; }
 
 private:
-    static trt::PluginV3* create(trt::PluginFieldCollection const* fields, trt::Phase phase)
+    static trt::PluginV3* create(
+        std::string const& node, trt::PluginFieldCollection const* fields, trt::Phase phase)
     {
         for (int32_t place = 0; fields != nullptr && place < fields->count; ++place) {
             trt::PluginField const& one = fields->fields[place];
@@ -298,14 +299,15 @@ private:
                 continue;
             }
             auto size = static_cast<size_t>(one.length < 0 || one.data == nullptr ? 0 : one.length);
-            return make(read_field(one.data, size, phase == trt::Phase::build));
+            return make(node, read_field(one.data, size, phase == trt::Phase::build));
         }
         throw Fault("it names no plugin spec", "build the bundle again");
     }
 
-    static trt::PluginV3* make(Field field)
+    static trt::PluginV3* make(std::string const& node, Field field)
     {
         auto layer = std::make_shared<Layer>();
+        layer->node = node;
         layer->spec = read_spec(field.text);
         layer->key = field.key;
         layer->raw = std::move(field.raw);

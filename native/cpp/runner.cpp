@@ -85,9 +85,16 @@ Runner::Runner(std::shared_ptr<Layer const> layer, int device) : layer_(std::mov
     for (Kernel const& kernel : spec.kernels) {
         auto digest = kernel.images.find(*architecture);
         if (digest != kernel.images.end()) {
-            LoadedKernel loaded = load_kernel(*find_image(*layer_, digest->second), kernel.symbol);
-            launches_.emplace_back(kernel.name,
-                std::make_unique<Launch>(kernel, std::move(loaded), "layer " + spec.layer + ", kernel " + kernel.name));
+            std::string label = "layer " + spec.layer + ", kernel " + kernel.name;
+            std::shared_ptr<Image const> image = find_image(*layer_, digest->second);
+            Cubin cubin = read_cubin(image->data, kernel.symbol); // before the driver, which is not told its length
+            if (cubin.architecture != *architecture) {
+                throw Fault(label + ": its image for sm_" + std::to_string(*architecture) + " is one for sm_"
+                        + std::to_string(cubin.architecture),
+                    damaged);
+            }
+            launches_.emplace_back(
+                kernel.name, std::make_unique<Launch>(kernel, load_kernel(*image, kernel.symbol, cubin), label));
         }
     }
     for (Tensor const& input : spec.inputs) {

@@ -9,8 +9,9 @@
 
 namespace layerport {
 
-// What a node brings: its spec, its field as it was, and the images that it keeps for others.
+// What a node brings: its name, its spec, its field as it was, and the images that it keeps for others.
 struct Layer {
+    std::string node;
     Spec spec;
     std::string key;
     Bytes raw;

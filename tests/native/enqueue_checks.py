@@ -5,8 +5,11 @@ The kernels are the real sources, run on the CPU by the host harness; the driver
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ import torch
 from host_driver import HostLaunchDriver
 from layerport.bundle.plugin_spec import PluginSpec
 from layerport.engine.plan_fields import write_field
+from layerport.kernels.launch_rules import LaunchRule
+from layerport.sizes.expressions import Const, Symbol
 from layerport.targets import Target
 from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm
@@ -177,6 +182,69 @@ class Checks:
         assert f"kernel image {FIRST[:12]} is in no plan that is open" in library.log()
         library.cuda.stand_in_architecture(90)
 
+    def hostile(self) -> None:
+        """What a spec or a cubin of somebody else may hold, and sizes that no profile allows: the call fails."""
+        spec = self.specs(silu_mul, torch.empty(4, 96), torch.empty(4, 96))
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        kernel = spec.kernels[0]
+        n, one = Symbol("gate.0"), Const(1)
+        for name, grid, guard, said in (
+            ("zero", n // (n - 4), None, "gate.0=4: division by zero in a size expression"),
+            ("wide", n * 2**62, None, "a size expression has a value that does not fit 64 bits"),
+            ("huge", (n * 2**62 - 1) * (n * 2**62 - 3) * (n * 2**62 - 5), None, "127 bits"),
+            ("below", n - 9, None, "grid x is -5, allowed are 1 to 2147483647"),
+            ("guard", n, n // (n - 4) >= 1, "its predicate cannot be answered for gate.0=4: division by zero"),
+        ):
+            rule = LaunchRule((grid, one, one), kernel.launch.block, kernel.launch.shared, kernel.launch.args)
+            plugin = self.plugin(replace(spec, kernels=(replace(kernel, launch=rule, guard=guard),))).attach()
+            assert not plugin.set_shapes([(4, 96)] * 2), name
+            told = self.library.log()
+            assert said in told and "1 node the_node: layer layerport_builtin::silu_mul, kernel" in told, told
+            assert not plugin.enqueue([16, 32], [48]) and "before its shapes are set" in self.library.log()
+            assert name != "below" or plugin.set_shapes([(10, 96)] * 2), self.library.log()
+            plugin.close()
+        plugin = self.plugin(spec).attach()
+        for shapes, said in (
+            ([(-1, 96)] * 2, "cannot be launched with gate.0=-1"),
+            ([(2**62, 96)] * 2, "cannot be launched with gate.0=4611686018427387904"),
+            ([(1,) * 9] * 2, "input gate has rank 2, one of rank 9 came"),
+            ([()] * 2, "input gate has rank 2, one of rank 0 came"),
+            ([], "has 2 inputs, 0 came"),
+        ):
+            assert not plugin.set_shapes(shapes) and said in (told := self.library.log()), told
+        self.gated(bridge, plugin, torch.randn(3, 96))  # it goes on afterwards
+        for tactic in (-1, 2**31 - 1):
+            assert not plugin.set_tactic(tactic) and "was asked for" in self.library.log()
+        self.cubins(spec)
+        assert self.library.host.host_create_strangely(ctypes.c_void_p(self.library.creator)) == 0
+        told = self.library.log()
+        assert told.count("node the_node: it names no plugin spec") == 3, told
+        assert told.count("node ?: the node's field is no plugin spec of layerport") == 3, told
+
+    def cubins(self, spec: PluginSpec) -> None:
+        """Images that are none, cut short, of lengths that lie, or for another GPU than the spec says."""
+        (image,) = spec.images.values()
+        other = plugin_spec(silu_mul, Target("tensorrt", ("sm_75",)), torch.empty(4, 96), torch.empty(4, 96))
+        assert other is not None
+        lying = bytearray(image)
+        lying[40:48] = (len(image) - 8).to_bytes(8, "little")  # where the section headers are
+        beyond = bytearray(image)
+        beyond[60:62] = b"\xff\xff"  # how many there are
+        for data, said in (
+            (b"", "given as a cubin cannot be read"),
+            (image[: len(image) // 2], "given as a cubin cannot be read"),
+            (bytes(lying), "given as a cubin cannot be read"),
+            (bytes(beyond), "given as a cubin cannot be read"),
+            (next(iter(other.images.values())), "its image for sm_90 is one for sm_75"),
+        ):
+            digest = hashlib.sha256(data).hexdigest()
+            kernels = tuple(replace(one, images={"sm_90": digest}) for one in spec.kernels)
+            plugin = self.plugin(replace(spec, kernels=kernels, images={digest: data})).attach()
+            loaded = self.library.cuda.stand_in_loaded()
+            assert not plugin.set_shapes([(4, 96)] * 2) and said in (told := self.library.log()), told
+            assert "node the_node: " in told and self.library.cuda.stand_in_loaded() == loaded
+            plugin.close()
+
     def fields(self) -> None:
         """What a plan keeps is the node's field, byte for byte, with the NUL of a parser taken away."""
         one = small_spec()
@@ -196,7 +264,7 @@ class Checks:
 
 def main() -> None:
     checks = Checks(Path(sys.argv[1]))
-    for name in sys.argv[2:] or ("faults", "contexts", "numbers", "tactics", "threads", "fields"):
+    for name in sys.argv[2:] or ("faults", "contexts", "numbers", "tactics", "threads", "fields", "hostile"):
         getattr(checks, name)()
         print("passed", name, flush=True)
 

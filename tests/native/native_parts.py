@@ -14,7 +14,7 @@ COMPILING = runpy.run_path(str(HERE.parents[1] / "native" / "compiling.py"))
 
 
 def compile_all(folder: Path, flags: tuple[str, ...] = ()) -> None:
-    """Both libraries, the probe, the host of plugins and the stand-in driver, in a folder."""
+    """Both libraries, the probe, the host of plugins and the stand-ins for the driver and for TensorRT, in a folder."""
     flags = ("-O1", "-Werror", *flags)
     (folder / "objects").mkdir(parents=True)
     libraries = COMPILING["compile_libraries"](["g++"], folder, folder / "objects", flags=flags)
@@ -26,8 +26,11 @@ def compile_all(folder: Path, flags: tuple[str, ...] = ()) -> None:
     shared = ["g++", "-shared", *flags, "-ldl", "-pthread"]
     link([*shared, str(made[0]), *common, "-Wl,--no-undefined", "-o", str(folder / "probe.so")])
     link([*shared, str(made[1]), "-o", str(folder / "plugin_host.so")])
-    (folder / "cuda").mkdir()
-    link([*shared, "-Wl,-soname,libcuda.so.1", str(made[2]), "-o", str(folder / "cuda" / "libcuda.so.1")])
+    for name, source in (("cuda", made[2]), ("old_cuda", own[2])):
+        (folder / name).mkdir()
+        driver = [str(source), "-o", str(folder / name / "libcuda.so.1")]
+        link([*shared, "-fPIC", "-DOLD_DRIVER", "-Wl,-soname,libcuda.so.1", *driver])
+    link([*shared, "-fPIC", str(HERE / "stand_in_tensorrt.cpp"), "-o", str(folder / "stand_in_tensorrt.so")])
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ class NativeLibrary:
     """The plugin library, opened as a registry does, with a log of its own.
 
     version: what TensorRT calls itself, which decides the layout of its log.
+    driver: the folder of a stand-in for libcuda, or none for the machine's own.
     """
 
-    def __init__(self, folder: Path, version: int = 110100) -> None:
-        # Opened first, under the name by which the library looks for the driver.
-        self.cuda = ctypes.CDLL(str(folder / "cuda" / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+    def __init__(self, folder: Path, version: int = 110100, driver: str = "cuda") -> None:
+        if driver:  # opened first, under the name by which the library looks for the driver
+            self.cuda = ctypes.CDLL(str(folder / driver / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
         self.host = ctypes.CDLL(str(folder / "plugin_host.so"))
         for name in ("host_open", "host_create", "host_clone", "host_attach"):
             getattr(self.host, name).restype = ctypes.c_void_p

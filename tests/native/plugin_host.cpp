@@ -57,8 +57,10 @@ std::vector<TensorDesc> described(int count, int const* ranks, int64_t const* di
     std::vector<TensorDesc> tensors(static_cast<size_t>(count));
     for (TensorDesc& tensor : tensors) {
         tensor.dims.count = *ranks++;
-        for (int axis = 0; axis < tensor.dims.count; ++axis) {
-            tensor.dims.sizes[axis] = *dims++;
+        for (int axis = 0; axis < tensor.dims.count; ++axis, ++dims) {
+            if (axis < max_dims) { // a rank that no tensor has is a test of its own
+                tensor.dims.sizes[axis] = *dims;
+            }
         }
     }
     return tensors;
@@ -98,10 +100,27 @@ size_t host_log(char* into, size_t size)
 
 void* host_create(void* creator, void const* data, int size, int phase, int type)
 {
-    PluginField fields[] = {{"other", nullptr, FieldType::unknown, 0},
+    PluginField fields[] = {{"other", nullptr, FieldType::unknown, 0}, {nullptr, data, FieldType::int8, size},
         {"layerport_spec", data, static_cast<FieldType>(type), size}};
-    PluginFieldCollection collection = {2, fields};
+    PluginFieldCollection collection = {3, fields};
     return static_cast<PluginCreator*>(creator)->create_plugin("the_node", &collection, static_cast<Phase>(phase));
+}
+
+// What a caller that is in error may hand over: no fields, none of ours, a field without data or of a length below 0.
+int host_create_strangely(void* creator)
+{
+    auto* kernels = static_cast<PluginCreator*>(creator);
+    PluginField other = {"other", "x", FieldType::character, 1};
+    PluginFieldCollection none = {0, nullptr}, strange = {1, &other};
+    int made = kernels->create_plugin("the_node", nullptr, Phase::build) != nullptr;
+    made += kernels->create_plugin("the_node", &none, Phase::build) != nullptr;
+    made += kernels->create_plugin("the_node", &strange, Phase::runtime) != nullptr;
+    for (PluginField bad : {PluginField{"layerport_spec", nullptr, FieldType::int8, 100},
+             PluginField{"layerport_spec", "x", FieldType::int8, -1}, PluginField{"layerport_spec", "x", FieldType::int8, 0}}) {
+        PluginFieldCollection collection = {1, &bad};
+        made += kernels->create_plugin(nullptr, &collection, Phase::runtime) != nullptr;
+    }
+    return made;
 }
 
 void* host_clone(void* plugin) { return static_cast<PluginV3*>(plugin)->clone(); }

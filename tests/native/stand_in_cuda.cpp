@@ -1,4 +1,5 @@
 // A stand-in for the CUDA driver: it counts what is loaded and hands each launch to a function that the test sets.
+// With OLD_DRIVER it is one of before CUDA 12, which lacks a function.
 
 #include <atomic>
 #include <cstdint>
@@ -42,6 +43,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int)
     *value = attribute == 75 ? architecture / 10 : architecture % 10;
     return 0;
 }
+#ifndef OLD_DRIVER
 int cuLibraryLoadData(void** library, void const* code, void*, void**, unsigned, void*, void**, unsigned)
 {
     if (load_status != 0) {
@@ -51,6 +53,7 @@ int cuLibraryLoadData(void** library, void const* code, void*, void**, unsigned,
     *library = new Library{code};
     return 0;
 }
+#endif
 int cuLibraryUnload(void* library)
 {
     --loaded;

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
 
+from layerport.engine.plan_fields import write_field
+from plugin_specs import IMAGES, spec
 from small_setup import python
 
 DYNAMIC, STATIC = "liblayerport_plugins.so", "liblayerport_plugins_static.so"
@@ -109,3 +112,54 @@ def test_a_version_that_it_does_not_know(compiled: Path, version: int) -> None:
     assert done.stdout.strip() == ""
     assert "this TensorRT is of a version that this library does not know" in done.stderr
     assert "layerport: node the_node: the node's field is no plugin spec" in done.stderr
+
+
+@pytest.mark.parametrize("version", [8601, 120000])
+def test_a_library_that_registers_itself_leaves_an_unknown_tensorrt_alone(compiled: Path, version: int) -> None:
+    code = "import ctypes, sys; [ctypes.CDLL(one, mode=ctypes.RTLD_GLOBAL) for one in sys.argv[1:]]"
+    libraries = [str(compiled / name) for name in ("stand_in_tensorrt.so", STATIC)]
+    done = python(code, *libraries, environment={"STAND_IN_VERSION": str(version)})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        "layerport: this TensorRT is of a version that this library does not know; update layerport-native\n"
+    )
+
+
+DRIVERS = """
+import sys
+from pathlib import Path
+from native.native_plugin import NativeLibrary
+library = NativeLibrary(Path(sys.argv[1]), driver=sys.argv[2])
+plugin = library.plugin(Path(sys.argv[3]).read_bytes())
+context = plugin.attach()
+assert not library.log()  # a plan may be opened where it cannot run
+for _ in range(2):
+    assert not context.set_shapes([(2, 2), (2,)]) and not context.enqueue([16, 32], [48])
+print(library.log())
+"""
+
+
+@pytest.mark.parametrize(
+    ("driver", "environment", "said"),
+    [
+        ("", {}, "no NVIDIA driver on this machine (libcuda.so.1); run it on a machine with an NVIDIA GPU"),
+        (
+            "old_cuda",
+            {},
+            "the NVIDIA driver has no cuLibraryLoadData; update it: kernels are loaded by functions that came with "
+            "CUDA 12.0",
+        ),
+        ("cuda", {"STAND_IN_NO_GPU": "1"}, "the NVIDIA driver cannot be used: cuInit failed: CUDA_ERROR_NO_DEVICE"),
+    ],
+)
+def test_a_driver_that_is_missing_or_too_old(
+    compiled: Path, tmp_path: Path, driver: str, environment: dict[str, str], said: str
+) -> None:
+    if not driver and find_library("cuda") is not None:
+        pytest.skip("this machine has a driver")
+    (tmp_path / "field").write_bytes(write_field(spec(), IMAGES))
+    done = python(DRIVERS, str(compiled), driver, str(tmp_path / "field"), environment=environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line][0::2] == [f"1 node the_node: {said}"] * 2, lines
+    assert all("is launched before its shapes are set" in line for line in lines[1::2] if line), lines

@@ -108,3 +108,63 @@ def test_a_bound_model_needs_the_library_and_nothing_of_ours(
         assert plan.read_bytes() == next(bundle.glob("*.plan")).read_bytes()
         assert "CUDA driver version is insufficient" in done.stderr + done.stdout
         assert "layerport" not in done.stderr + done.stdout
+
+
+REFUSED = """
+import json, sys
+from layerport.engine import flavours
+trt = flavours.load("rtx")
+class Logger(trt.ILogger):
+    def __init__(self):
+        trt.ILogger.__init__(self)
+        self.lines = []
+    def log(self, severity, message):
+        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            self.lines.append(message)
+logger = Logger()
+builder = trt.Builder(logger)
+trt.get_plugin_registry().load_library(sys.argv[1])
+for model in sys.argv[2:]:
+    logger.lines.clear()
+    network = builder.create_network()
+    parser = trt.OnnxParser(network, logger)
+    built = parser.parse_from_file(model)
+    if built:
+        built = builder.build_serialized_network(network, builder.create_builder_config()) is not None
+    print(json.dumps([built, logger.lines]))
+"""
+
+
+def test_what_tensorrt_is_told_of_a_model_that_is_damaged(bundles: list[Path], compiled: Path, tmp_path: Path) -> None:
+    """By the library, in TensorRT's own log, with the node's name; no build, and no crash."""
+    import onnx
+
+    made = python(BOUND, str(bundles[0]), str(tmp_path / "bound.onnx"))
+    assert made.returncode == 0, made.stderr
+
+    def damaged(name: str, change: Any) -> str:
+        model = onnx.load(tmp_path / "bound.onnx")
+        node = next(one for one in model.graph.node if one.domain == "layerport")
+        change(node, next(one for one in node.attribute if one.name == "layerport_spec"))
+        onnx.save(model, path := tmp_path / f"{name}.onnx")
+        return str(path)
+
+    def set_text(change: Any) -> Any:
+        return lambda node, field: setattr(field, "s", change(field.s))
+
+    cases = {
+        "short": (set_text(lambda text: text[:-20]), "its head says"),
+        "head": (set_text(lambda text: text[:20]), "a plugin's field is cut short"),
+        "format": (set_text(lambda text: text[:17] + b"\3" + text[18:]), "has format 3, this library reads 2"),
+        "other": (set_text(lambda text: b"what"), "the node's field is no plugin spec of layerport"),
+        "changed": (set_text(lambda text: text[:60] + bytes([text[60] ^ 1]) + text[61:]), "does not have the content"),
+        "none": (lambda node, field: node.attribute.remove(field), "it names no plugin spec"),
+        "inputs": (lambda node, field: node.input.append(node.input[0]), "the node has"),
+    }
+    models = [damaged(name, change) for name, (change, _) in cases.items()]
+    done = python(REFUSED, str(compiled / "liblayerport_plugins.so"), *models)
+    assert done.returncode == 0, done.stderr
+    for line, (name, (_, said)) in zip(done.stdout.splitlines(), cases.items(), strict=True):
+        built, told = json.loads(line)
+        assert not built, name
+        assert [one for one in told if said in one and "node " in one], (name, told)
