@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -195,19 +196,45 @@ def verified(answer: Any) -> str:
 
 
 def plan_check(bundle: str) -> dict[str, str]:
-    """What becomes of a bundle's plan on this GPU, in words."""
+    """What becomes of a bundle's plan on this GPU, in words: in a session, with which plugin, and without Python."""
     import layerport as lp
+    from layerport.engine import native
 
+    plugin = "the C++ plugin" if native.library() else "the Python plugin"
     said: dict[str, str] = {}
     for what, call in (
-        ("loaded", lambda: lp.load(bundle, device="cuda").close()),
+        ("loaded", lambda: lp.load(bundle, device="cuda").close() or f"with {plugin}"),
         ("verified", lambda: verified(lp.verify(bundle, device="cuda"))),
+        ("without Python", lambda: program_check(bundle)),
     ):
         try:
             said[what] = f"yes {call() or ''}".strip()
         except Exception as error:
             said[what] = f"no: {type(error).__name__}: {error}"
     return said
+
+
+def program_check(bundle: str, environ: Mapping[str, str] = os.environ, limit: float = 300) -> str:
+    """What the C++ program of `layerport export` says of the samples; raises where it cannot be made, or they differ.
+
+    environ: TENSORRT_ROOT and CUDA_ROOT are the folders with headers and libraries that its CMake file looks into.
+    """
+    from layerport.commands.exporting import export_bundle
+
+    roots = [f"-D{name}={environ[name]}" for name in ("TENSORRT_ROOT", "CUDA_ROOT") if name in environ]
+    if shutil.which("cmake", path=environ.get("PATH")) is None or not roots:
+        return "not run: it needs cmake, and TENSORRT_ROOT, a folder with TensorRT's headers and libraries"
+    with tempfile.TemporaryDirectory() as folder:
+        made = export_bundle(bundle, "cpp", str(Path(folder, "program")))
+        for command in map(shlex.split, made.commands):
+            words = command + (roots if "-S" in command else [])
+            done = subprocess.run(
+                words, cwd=made.folder, env=dict(environ), capture_output=True, text=True, timeout=limit
+            )
+            if done.returncode:
+                said = (done.stdout + done.stderr).strip()[-500:]
+                raise RuntimeError(f"{shlex.join(words)} ended with exit code {done.returncode}: {said}")
+    return ", ".join(done.stdout.split("\n")).strip(", ")
 
 
 def sanitize(script: Path, layer: str, limit: float = _SANITIZER_LIMIT, tool: str | None = None) -> str:
