@@ -39,7 +39,8 @@ def _search_in(
 ) -> tuple[Findings, torch.export.ExportedProgram]:
     program = program_of(model, args, shapes)
     with torch.no_grad():
-        wanted = (model if isinstance(model, torch.nn.Module) else Function(model))(*copy.deepcopy(args))
+        runs = copy.deepcopy(model) if isinstance(model, torch.nn.Module) else Function(model)
+        wanted = runs(*copy.deepcopy(args))
     findings = search(program, layers, pytree.tree_leaves(args), compared)
     if not findings.places:
         return findings, program

@@ -87,9 +87,11 @@ NAMES = Names(
             Name(f"{_ENV}.{attribute}", _SIZES, _OLDER, of_instances=True)
             for attribute in ("guards", "deferred_runtime_asserts", "var_to_range", "replace", "backed_var_to_val")
         ),
+        Name("torch.export.ExportedProgram._constants", _SEARCH, _OLDER, of_instances=True),
         Name("torch.fx.experimental.proxy_tensor.make_fx", _SEARCH, _OLDER),
         Name(f"{_ENV}.error_on_new_guards", _SEARCH, _OLDER, of_instances=True),
         Name("torch._ops.OpOverload", _SEARCH, _OLDER),
+        Name("torch._subclasses.fake_tensor.FakeTensorMode.cache_enabled", _SEARCH, _OLDER, of_instances=True),
         Name("torch.SymInt.node", _SIZES, _OLDER, of_instances=True),
         Name("torch.fx.experimental._config.patch", _SIZES, _OLDER),
         Name("torch.fx.experimental._config.backed_size_oblivious", _SIZES, _OLDER),
@@ -343,6 +345,23 @@ def example_size(size: Any, symbol: Any) -> Any:
 def expression(size: torch.SymInt) -> Any:
     """The sympy expression of a symbolic size."""
     return NAMES.of(size, "torch.SymInt.node").expr
+
+
+def with_own_constants(program: torch.export.ExportedProgram) -> None:
+    """Give a program a dict of constants of its own; a decomposed one shares that of the program it is from."""
+    program._constants = dict(NAMES.of(program, "torch.export.ExportedProgram._constants"))
+
+
+def size_of_example(size: torch.SymInt) -> int:
+    """What a symbolic size is in the example."""
+    return int(NAMES.of(size, "torch.SymInt.node").hint)
+
+
+def without_cache(mode: FakeTensorMode) -> FakeTensorMode:
+    """The mode, from now on without its cache of results, which asks whether sizes are 1."""
+    NAMES.of(mode, "torch._subclasses.fake_tensor.FakeTensorMode.cache_enabled")
+    mode.cache_enabled = False
+    return mode
 
 
 # What a pack's hook may change

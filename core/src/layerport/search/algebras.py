@@ -93,6 +93,8 @@ class Real:
     def cast(self, value: Value, source: torch.dtype, target: torch.dtype) -> Value:
         # A float of eight bits keeps so little that the cast is a step of the formula.
         coarse = any(one.is_floating_point and one.itemsize < 2 for one in (source, target)) and source != target
+        # A narrower integer keeps the last bits only.
+        coarse = coarse or (category(target) == "int" and not _holds(target, source))
         if category(source) == category(target) and not coarse:
             return value
         return self.operator(
@@ -140,6 +142,14 @@ def category(dtype: torch.dtype) -> str:
     if dtype == torch.bool:
         return "bool"
     return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "int"
+
+
+def _holds(target: torch.dtype, source: torch.dtype) -> bool:
+    """Whether an integer dtype has every number of another."""
+    if category(source) != "int":
+        return target == torch.int64
+    wide, own = torch.iinfo(target), torch.iinfo(source)
+    return wide.min <= own.min and own.max <= wide.max
 
 
 def view(algebra: Algebra, value: Value, shape: Shape, dtype: torch.dtype) -> Value:

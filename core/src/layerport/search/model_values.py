@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -17,22 +17,33 @@ from layerport.search.values import CONSTANT, INPUT, Value
 
 _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _MOST_OPERANDS = 64
+# Where a node that stands for a part of an ONNX node keeps that one's name.
+ONNX_NODE = "layerport_onnx_node"
 
 
 class ModelValues:
-    """A program's graph, numbered.
+    """A graph of Torch operators, numbered.
 
     exact, real: the algebras.  numbers: of each node.  order: the place of each node.  nodes: those of a real value.
+    constants: the tensors of the placeholders that are none of the model's inputs.  literals: the numbers that such
+    tensors are, where the model's code has numbers.  written: nodes whose values go to an input or a buffer.
+    hidden: nodes that nothing can take the place of.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        self.program = program
-        self.graph = program.graph
+    def __init__(
+        self,
+        graph: torch.fx.Graph,
+        constants: Mapping[Node, torch.Tensor],
+        literals: Mapping[Node, float],
+        *,
+        written: Set[Node] = frozenset(),
+        hidden: Set[Node] = frozenset(),
+    ) -> None:
+        self.graph, self.constants, self.written = graph, constants, written
         self.numbering = Numbering()
         self.exact, self.real = self.numbering.exact, self.numbering.real
         self.order = {node: place for place, node in enumerate(self.graph.nodes)}
-        self.constants = _constants(program)
-        self._numbers_of_code = self._literal_tensors()
+        self._numbers_of_code = literals
         leaves = {
             node: self._leaf(node)
             for node in self.graph.nodes
@@ -41,27 +52,15 @@ class ModelValues:
         self.numbers: dict[Node, Numbers] = self.numbering.graph(self.graph, leaves)
         self.nodes: dict[Value, list[Node]] = {}
         for node, numbers in self.numbers.items():
-            if isinstance(numbers.real, Value):
+            if isinstance(numbers.real, Value) and node not in hidden:
                 self.nodes.setdefault(numbers.real, []).append(node)
-        self.written = _written(program)
         self._literals = sorted(_literals(self.graph))
         self._operands: dict[Value, tuple[Value, ...]] = {}
 
     def _leaf(self, node: Node) -> Numbers:
-        tensor = self.constants.get(node)
-        made = self.numbering.leaf(CONSTANT if tensor is not None else INPUT, node.name, node.meta["val"])
-        if tensor is not None and node in self._numbers_of_code and tensor.numel() == 1:
-            return Numbers(made.exact, self.real.table.literal(float(tensor)))
-        return made
-
-    def _literal_tensors(self) -> set[Node]:
-        """The placeholders of numbers that the model's code made tensors of."""
-        kinds = {spec.arg.name: spec.kind for spec in self.program.graph_signature.input_specs}
-        return {
-            node
-            for node, tensor in self.constants.items()
-            if kinds.get(node.name) is InputKind.CONSTANT_TENSOR and tensor.is_floating_point()
-        }
+        made = self.numbering.leaf(CONSTANT if node in self.constants else INPUT, node.name, node.meta["val"])
+        number = self._numbers_of_code.get(node)
+        return made if number is None else Numbers(made.exact, self.real.table.literal(number))
 
     def as_written(self, number: Any) -> Any:
         """A number as the model's code has it, where it is that one but for its last digits."""
@@ -105,6 +104,18 @@ class ModelValues:
                         waiting.append(one)
             self._operands[value] = tuple(found)
         return self._operands[value]
+
+
+def values_of(program: torch.export.ExportedProgram) -> ModelValues:
+    """The values of an exported program's graph."""
+    constants = _constants(program)
+    kinds = {spec.arg.name: spec.kind for spec in program.graph_signature.input_specs}
+    literals = {
+        node: float(tensor)
+        for node, tensor in constants.items()
+        if kinds[node.name] is InputKind.CONSTANT_TENSOR and tensor.is_floating_point() and tensor.numel() == 1
+    }
+    return ModelValues(program.graph, constants, literals, written=_written(program))
 
 
 def _written(program: torch.export.ExportedProgram) -> set[Node]:

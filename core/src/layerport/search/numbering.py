@@ -12,8 +12,8 @@ from torch.fx import Node
 
 from layerport.foreign import torch_private
 from layerport.search.algebras import Algebra, Exact, Real, category
-from layerport.search.rules import RULES, SAME, Call
-from layerport.search.values import HOLE, Shape, Value
+from layerport.search.rules import ELEMENTWISE, RULES, SAME, Call
+from layerport.search.values import HOLE, LITERAL, Shape, Value
 
 # What says where and how a tensor lies, not what is in it.
 _NO_MEANING = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "implicit"})
@@ -102,26 +102,32 @@ def arguments_of(node: Node) -> dict[str, Any]:
 def _numbered(
     algebra: Algebra, node: Node, metas: list[torch.Tensor], numbers: Mapping[Node, Numbers], which: str, several: bool
 ) -> Any:
+    namespace, _, name = torch_private.schema(node.target).name.partition("::")
+    is_known = namespace in ("aten", "prims")
+    op = SAME.get(name, name) if is_known else f"{namespace}::{name}"
+
     def read(value: Any) -> Any:
         if isinstance(value, Node):
             known = numbers.get(value)
             if known is not None:
-                return getattr(known, which)
+                found = getattr(known, which)
+                if isinstance(found, Value) and found.op == LITERAL and op not in ELEMENTWISE:
+                    meta = value.meta["val"]
+                    sizes = (("sizes", shape_of(meta)),)
+                    return algebra.operator("expand", (found,), sizes, shape_of(meta), meta.dtype)
+                return found
             return size_of(value.meta.get("val"))
         if isinstance(value, (list, tuple)):
             return tuple(map(read, value))
         return value
 
-    namespace, _, name = torch_private.schema(node.target).name.partition("::")
-    known = namespace in ("aten", "prims")
-    op = SAME.get(name, name) if known else f"{namespace}::{name}"
     arguments = {key: read(value) for key, value in arguments_of(node).items()}
     tensors = list(_nodes_with_tensors(node))
     source = (
         tensors[0].meta["val"].dtype if tensors and isinstance(tensors[0].meta["val"], torch.Tensor) else metas[0].dtype
     )
     shapes, dtypes = tuple(map(shape_of, metas)), tuple(one.dtype for one in metas)
-    if known and (rule := RULES.get(op)) is not None:
+    if is_known and (rule := RULES.get(op)) is not None:
         result = rule(algebra, Call(op, arguments, source, shapes, dtypes))
         if result is not None:
             return result

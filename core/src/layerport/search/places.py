@@ -20,16 +20,17 @@ from layerport.layers.derivation import any_size
 from layerport.layers.layer import Layer
 from layerport.parameters.signature import Kind
 from layerport.search.matching import Binding, Matcher
-from layerport.search.model_values import ModelValues
+from layerport.search.model_values import ONNX_NODE, ModelValues
 from layerport.search.numbering import Numbers, shape_of
 from layerport.search.patterns import Pattern
 from layerport.search.tracing import Trace, is_view_or_cast, trace
-from layerport.search.values import PRODUCT, Value
+from layerport.search.values import LITERAL, PRODUCT, Value
 from layerport.system.records import Record
 
 EXACT, FORMULA = "exact", "formula"
 _MOST_CHOICES = 12
 _NEAR = 0.6
+_TENSORS = (torch.Tensor, tuple, list)
 _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -238,7 +239,7 @@ class Finder:
                     continue
                 return f"it also takes {node.name}"
             found.add(node)
-            waiting += [one for one in node.all_input_nodes if isinstance(one.meta.get("val"), torch.Tensor)]
+            waiting += [one for one in node.all_input_nodes if isinstance(one.meta.get("val"), _TENSORS)]
         return frozenset(found)
 
     def _why_not_replaceable(self, place: Match) -> str | None:
@@ -323,7 +324,7 @@ def _kind_text(kind: tuple[torch.dtype, Any]) -> str:
 
 def describe(value: Value) -> str:
     """A value in a few words."""
-    if value.op == "literal":
+    if value.op == LITERAL:
         return f"{value.number:g}"
     if value.parts:
         shown = [
@@ -333,7 +334,7 @@ def describe(value: Value) -> str:
             for part, number in value.parts.items()
         ]
         first = [f"{value.number:g}"] if value.number != (1 if value.op == PRODUCT else 0) else []
-        return f"the {value.op} of {', '.join([*first, *shown])}"
+        return f"{value.op} of {', '.join([*first, *shown])}"
     dims = [f" over axes {list(entry[1])}" for entry in value.literals if entry and entry[0] == "dims"]
     return f"{value.op}{''.join(dims)}"
 
@@ -346,7 +347,12 @@ def module_of(node: Node) -> str:
 
 
 def line_of(node: Node) -> str:
-    """The line of the model's code that a node comes from, as file:line; empty where Torch does not know it."""
+    """The line of the model's code that a node comes from, as file:line; empty where Torch does not know it.
+
+    Of a node of an ONNX graph its name there.
+    """
+    if ONNX_NODE in node.meta:
+        return f"node {node.meta[ONNX_NODE]}"
     lines = _LINE.findall(node.meta.get("stack_trace") or "")
     return f"{lines[-1][0]}:{lines[-1][1]}" if lines else ""
 

@@ -10,7 +10,9 @@ import torch
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
+from layerport.foreign import torch_private
 from layerport.search.model_values import ModelValues
+from layerport.search.ordering import sort
 from layerport.search.places import Match, is_input
 from layerport.search.running import VIEWS, evaluated
 
@@ -20,12 +22,13 @@ PREFIX = "layerport_found_"
 COMPUTED_FROM = "layerport_computed_from"
 
 
-def replace(model: ModelValues, places: Sequence[Match]) -> dict[str, Match]:
+def replace(model: ModelValues, program: torch.export.ExportedProgram, places: Sequence[Match]) -> dict[str, Match]:
     """Edit the program's graph in place; the place of each new node by the node's name.
 
     A parameter that the model computes from its constants alone becomes a constant of its own.
     """
-    graph, module = model.graph, model.program.graph_module
+    graph, module = model.graph, program.graph_module
+    torch_private.with_own_constants(program)
     now: dict[Node, Node] = {}
     made: dict[str, Match] = {}
     for number, place in enumerate(places):
@@ -37,7 +40,7 @@ def replace(model: ModelValues, places: Sequence[Match]) -> dict[str, Match]:
                 continue
             node = place.tensors[argument.name]
             if node is not None and not is_input(place, argument.name) and node.op != "placeholder":
-                node = _constant(model, node)
+                node = _constant(model, program, node)
             arguments.append(now.get(node, node) if node is not None else None)
         after = max((one for one in arguments if isinstance(one, Node)), key=_position(graph))
         if after.op == "placeholder":
@@ -57,9 +60,10 @@ def replace(model: ModelValues, places: Sequence[Match]) -> dict[str, Match]:
                     new = graph.create_node("call_function", operator.getitem, (layer, index))
                 new.meta = {**_meta(place), "val": output.meta["val"]}
             output.replace_all_uses_with(new)
-            model.program.graph_signature.replace_all_uses(output.name, new.name)
+            program.graph_signature.replace_all_uses(output.name, new.name)
             now[output] = new
     if made:
+        sort(graph)
         _free_of_strides(graph)
     graph.eliminate_dead_code(_is_needed)
     graph.lint()
@@ -84,9 +88,9 @@ def _position(graph: torch.fx.Graph) -> Any:
     return order.__getitem__
 
 
-def _constant(model: ModelValues, node: Node) -> Node:
+def _constant(model: ModelValues, program: torch.export.ExportedProgram, node: Node) -> Node:
     """A constant with the value of a node that depends on constants only."""
-    graph, program = model.graph, model.program
+    graph = model.graph
     name = f"{PREFIX}{node.name}"
     known: Node | None = next((one for one in graph.nodes if one.target == name), None)
     if known is not None:

@@ -43,6 +43,16 @@ class Call:
 
 
 Rule = Callable[[Algebra, Call], Any]
+# They take a number, of no shape, for a tensor that is that number everywhere.
+ELEMENTWISE = frozenset(
+    {
+        *("add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "neg", "negative"),
+        *("pow", "square", "sqrt", "rsqrt", "reciprocal", "addcmul", "addcdiv", "sigmoid", "silu", "gelu"),
+        *("exp", "tanh", "erf", "where", "masked_fill", "alias", "detach", "clone", "contiguous", "lift_fresh_copy"),
+        *("_to_copy", "to", "convert_element_type", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze"),
+        *("expand", "permute", "transpose", "t", "slice", "select"),
+    }
+)
 RULES: dict[str, Rule] = {}
 # What the names of an operator are in the rules: several spellings of one thing.
 SAME = {"softmax": "softmax", "_softmax": "softmax", "special_softmax": "softmax", "_log_softmax": "log_softmax"}
@@ -146,6 +156,8 @@ def _expand(algebra: Algebra, call: Call) -> Any:
 
 @_rule("add", "sub", "subtract", "rsub")
 def _add(algebra: Algebra, call: Call) -> Any:
+    if call.dtype == torch.bool:
+        return None  # it is an "or"
     one, other, alpha = call["self"], call["other"], call.get("alpha", 1)
     if call.op == "rsub":
         one, other = other, one
@@ -159,6 +171,8 @@ def _add(algebra: Algebra, call: Call) -> Any:
 
 @_rule("mul", "multiply")
 def _mul(algebra: Algebra, call: Call) -> Any:
+    if call.dtype == torch.bool:
+        return None
     return algebra.mul(call["self"], call["other"], call.shape, call.dtype)
 
 

@@ -19,12 +19,19 @@ Compare = Callable[[Sequence[Any], Sequence[Any]], tuple[float, str | None]]
 """How far the second outputs are from the first, and why that is too much, None where it is not."""
 
 
-def check_numbers(
-    model: ModelValues, places: Sequence[Match], inputs: Sequence[Any], compare: Compare
-) -> list[tuple[Match, str]]:
+Run = Callable[[Iterable[Node]], Mapping[Node, Any]]
+"""What these nodes give on the model's example inputs."""
+
+
+def run_program(model: ModelValues, program: torch.export.ExportedProgram, inputs: Sequence[Any]) -> Run:
+    """Runs a program's graph.  inputs: the example's, flat."""
+    return lambda nodes: evaluated(model, nodes, _given(model, program, inputs))
+
+
+def check_numbers(model: ModelValues, places: Sequence[Match], run: Run, compare: Compare) -> list[tuple[Match, str]]:
     """Run the model up to the places that are equal as formulas only, and note how far each is from its layer.
 
-    inputs: the program's, flat.  Parameters are varied too: ones and zeros, as fresh weights are, show no difference.
+    Parameters are varied too: ones and zeros, as fresh weights are, show no difference.
     Answers with the places that are too far off, or where the numbers prove nothing, and why.
     """
     asked = [place for place in places if place.grade == FORMULA]
@@ -33,7 +40,7 @@ def check_numbers(
     ends = {node for place in asked for node in _leaves(model, place)}
     try:
         with torch.random.fork_rng(devices=[]):
-            values = evaluated(model, ends, _given(model, inputs))
+            values = run(ends)
             return [(place, why) for place in asked if (why := _checked(model, place, values, compare)) is not None]
     except Exception as error:
         text = str(error).partition("\n")[0]
@@ -42,8 +49,10 @@ def check_numbers(
 
 def _checked(model: ModelValues, place: Match, values: Mapping[Node, Any], compare: Compare) -> str | None:
     outputs = [node for node in place.outputs if node is not None]
+    leaves = _leaves(model, place)
     for is_varied in (False, True):
-        varied = dict(values)
+        # Nothing else that is known: the output of this place may be an input of another one.
+        varied = {node: values[node] for node in leaves}
         for name, node in place.tensors.items():
             if is_varied and node is not None and not is_input(place, name):
                 varied[node] = _varied(values[node])
@@ -90,11 +99,11 @@ def evaluated(model: ModelValues, wanted: Iterable[Node], known: Mapping[Node, A
     return values
 
 
-def _given(model: ModelValues, inputs: Sequence[Any]) -> dict[Node, Any]:
+def _given(model: ModelValues, program: torch.export.ExportedProgram, inputs: Sequence[Any]) -> dict[Node, Any]:
     places = {node.name: node for node in model.graph.nodes if node.op == "placeholder"}
-    specs = [spec for spec in model.program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-    written = {places[spec.arg.name]: spec.target for spec in model.program.graph_signature.input_specs}
-    held = {**model.program.constants, **model.program.state_dict}
+    specs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    written = {places[spec.arg.name]: spec.target for spec in program.graph_signature.input_specs}
+    held = {**program.constants, **program.state_dict}
     given = {node: held[target] for node, target in written.items() if target in held}
     return given | {places[spec.arg.name]: value for spec, value in zip(specs, inputs, strict=True)}
 

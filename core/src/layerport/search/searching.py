@@ -10,11 +10,12 @@ import torch
 from torch.fx import Node
 
 from layerport.layers.layer import Layer
-from layerport.search.model_values import ModelValues
+from layerport.search.model_values import ModelValues, values_of
+from layerport.search.ordering import placeable
 from layerport.search.patterns import patterns_of
 from layerport.search.places import Finder, Match, Miss, line_of, module_of, settled
 from layerport.search.replacing import replace
-from layerport.search.running import Compare, check_numbers
+from layerport.search.running import Compare, Run, check_numbers, run_program
 from layerport.system.records import Record
 
 _MOST_MISSES = 5
@@ -50,6 +51,10 @@ class Findings:
     misses: list[Miss] = field(default_factory=list)
     unsearched: dict[str, str] = field(default_factory=dict)
 
+    def add(self, node: str, place: Match) -> None:
+        """Note a place that was taken, by the name of the layer's node."""
+        self.places.append(_found(node, place))
+
     def at(self, node: str) -> FoundPlace | None:
         """The place of a node of the edited graph, by its name."""
         return next((place for place in self.places if place.node == node), None)
@@ -68,8 +73,18 @@ def search(
     inputs: the example's, flat, on which places that are equal only as formulas are compared.  asked: layers that are
     searched though their author says otherwise.  Raises nothing for what it does not find.
     """
+    model = values_of(program)
+    findings, places = find(model, layers, run_program(model, program, inputs), compare, asked=asked)
+    for name, place in replace(model, program, places).items():
+        findings.add(name, place)
+    return findings
+
+
+def find(
+    model: ModelValues, layers: Sequence[Layer], run: Run, compare: Compare, *, asked: Collection[str] = ()
+) -> tuple[Findings, list[Match]]:
+    """The places of layers in a graph, which is left as it is, and what came near; see `search`."""
     findings = Findings()
-    model = ModelValues(program)
     finder = Finder(model)
     for layer in layers:
         known = patterns_of(layer, asked=layer.name in asked)
@@ -78,8 +93,10 @@ def search(
         for pattern in known.patterns:
             finder.find(pattern)
     places, lost = settled(finder.places, list(layers), model.order)
-    refused = check_numbers(model, places, inputs, compare)
+    refused = check_numbers(model, places, run, compare)
     wrong = {id(place) for place, _ in refused}
+    places, late = placeable([place for place in places if id(place) not in wrong], model.order)
+    refused += [(place, "an output is needed for its own inputs, once other layers are found") for place in late]
     misses = [(place.root, place.layer.name, 1.0, why) for place, why in refused]
     misses += [
         (
@@ -90,12 +107,9 @@ def search(
         )
         for place, winner in lost
     ]
-    places = [place for place in places if id(place) not in wrong]
     inside = {node for place in places for node in place.inner}
     findings.misses = _shown(finder.misses, misses, inside)
-    for name, place in replace(model, places).items():
-        findings.places.append(_found(name, place))
-    return findings
+    return findings, places
 
 
 def _found(name: str, place: Match) -> FoundPlace:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from layerport.search.values import Value, tidy
+from layerport.search.values import LITERAL, Value, tidy
 
 # Where a number stands: in which value, and there as its number, a part's, or a literal.
 Spot: TypeAlias = tuple[Value, Any]
@@ -57,7 +57,7 @@ def differing(one: Sequence[Value], other: Sequence[Value]) -> dict[Spot, tuple[
         seen[left] = right
         if left.op != right.op or len(left.args) != len(right.args) or len(left.parts) != len(right.parts):
             raise ApartError
-        if not left.inner and left.op != "literal" and left.literals != right.literals:
+        if not left.inner and left.op != LITERAL and left.literals != right.literals:
             raise ApartError
         numbers: list[tuple[Any, float, float]] = [("number", left.number, right.number)]
         numbers += [

@@ -68,7 +68,8 @@ def trace(
 
 def examples(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> dict[str, torch.Tensor]:
     """Tensors without data."""
-    with torch_private.FakeTensorMode(shape_env=torch_private.ShapeEnv()):
+    # Torch makes tensors of some numbers, such as those of torch.where, before it asks what they meet.
+    with torch_private.FakeTensorMode(shape_env=torch_private.ShapeEnv(), allow_non_fake_inputs=True):
         return {name: torch.empty(shape, dtype=dtypes.get(name, torch.float32)) for name, shape in shapes.items()}
 
 

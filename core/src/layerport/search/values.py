@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 Parts: TypeAlias = "dict[Value, float]"
 Shape: TypeAlias = tuple[Any, ...]
 
-INPUT, CONSTANT, LITERAL, SUM, PRODUCT = "input", "constant", "literal", "sum", "product"
+# No names of operators: Torch has one called sum.
+INPUT, CONSTANT, LITERAL, SUM, PRODUCT = "an input", "a constant", "a literal", "a sum", "a product"
 
 
 @dataclass(eq=False, slots=True)
@@ -114,9 +115,11 @@ class Table:
         coefficient, factors = as_product(value)
         if not factors:
             try:
-                return self.literal(coefficient**exponent)
-            except (ArithmeticError, ValueError):
+                return self.literal(math.pow(coefficient, exponent))
+            except (ArithmeticError, ValueError):  # no real number
                 return self.operator("pow", (value,), (("exponent", exponent),), value.shape, "float")
+        if coefficient == 0:
+            return self.product(1.0, {value: exponent})
         whole = float(exponent).is_integer()
         single = len(factors) == 1 and coefficient > 0 and not _is_even(next(iter(factors.values())))
         if whole or single:
