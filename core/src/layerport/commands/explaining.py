@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import layerport.front
 from layerport.commands.reports import print_lookalikes
 from layerport.commands.tables import print_table, say
-from layerport.errors import UsageError
 from layerport.layers.layer import BoundLayer
 from layerport.packs import host as pack_host
+from layerport.sizes.dims import parse_ranges
 from layerport.system.records import Record
 
 if TYPE_CHECKING:
@@ -92,31 +92,35 @@ def explain(
     if layer is not None:
         loaded.layer(layer)
     made = open_source(source, inputs=inputs, ranges=ranges)
-    if isinstance(made.model, Path):
-        raise UsageError(
-            f"nothing is claimed in {source}: the layers of an .onnx file are nodes already",
-            "build it; the table of layers says what became of each",
-        )
+    claims: Sequence[Any] = ()
+    lookalikes: Sequence[Lookalike] = ()
+    dropped: Sequence[Any] = ()
     with pack_host.blamed(loaded):
-        claimed = claim_layers(made, loaded)
-        find = found_layers.find_wishes(loaded, find=(), refused=(), dropped=claimed.dropped)
-        findings = layerport.front.export.find_in(made, claimed.model, find)
+        if isinstance(made.model, Path):  # nothing is claimed in an .onnx file
+            file = layerport.front.onnx_files.read_model(made.model, parse_ranges(ranges), loaded)
+            find = found_layers.find_wishes(loaded, find=(), refused=())
+            findings = layerport.front.found_in_onnx.find_in_onnx(file, made.kwargs, loaded, find).findings
+        else:
+            claimed = claim_layers(made, loaded)
+            claims, lookalikes, dropped = claimed.claims, claimed.lookalikes, claimed.dropped
+            find = found_layers.find_wishes(loaded, find=(), refused=(), dropped=dropped)
+            findings = layerport.front.export.find_in(made, claimed.model, find)
     rows = []
-    for claim in claimed.claims:
+    for claim in claims:
         if layer is not None and not any(layer in candidate.layers for candidate in claim.candidates):
             continue
         rows.append(_explained(claim.record(), claim.chosen.answer if claim.chosen else None))
     taken = [(one.layer, one.module) for one in findings.places]
-    lookalikes = [one.without(taken) for one in claimed.lookalikes]
+    left = [one.without(taken) for one in lookalikes]
     return Explanation(
         source=source,
         claims=tuple(rows),
-        lookalikes=tuple(one for one in lookalikes if one is not None and layer in (None, one.layer)),
+        lookalikes=tuple(one for one in left if one is not None and layer in (None, one.layer)),
         found=tuple(one for one in findings.places if layer in (None, one.layer)),
         missed=tuple(one for one in findings.misses if layer in (None, one.layer)),
         unsearched={name: why for name, why in findings.unsearched.items() if layer in (None, name)},
         failed_packs={one.info.name: str(one.failure) for one in loaded.failed},
-        dropped_packs=tuple(one.warning for one in claimed.dropped),
+        dropped_packs=tuple(one.warning for one in dropped),
     )
 
 

@@ -73,7 +73,7 @@ def searched(
     def decomposed(*args: Any, **kwargs: Any) -> torch.export.ExportedProgram:
         result: torch.export.ExportedProgram = program.run_decompositions(*args, **kwargs)
         inputs = pytree.tree_leaves(copy_of_inputs((source.args, dict(source.kwargs))))
-        findings.append(search(result, wishes.layers, inputs, _compare, asked=wishes.required))
+        findings.append(search(result, wishes.layers, inputs, compared, asked=wishes.required))
         if only:
             raise SearchedError
         return result
@@ -96,6 +96,7 @@ def require_found(findings: Findings, wishes: FindWishes) -> None:
         )
 
 
-def _compare(expected: Sequence[Any], got: Sequence[Any]) -> tuple[float, str | None]:
+def compared(expected: Sequence[Any], got: Sequence[Any]) -> tuple[float, str | None]:
+    """How far a layer's outputs are from the model's, and why that is too much, None where it is not."""
     difference = compare(expected, got)
     return difference.error, difference.fault

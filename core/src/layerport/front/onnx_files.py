@@ -178,15 +178,22 @@ def example(ports: Iterable[TensorType], dims: Mapping[str, DimRange], given: Ma
 
 def reference_outputs(model: ir.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What ONNX's own reference implementation gives; raises BuildError where it lacks an operator."""
+    names = [str(value.name) for value in model.graph.outputs]
+    return dict(zip(names, reference_values(model, inputs, names), strict=True))
+
+
+def reference_values(model: ir.Model, inputs: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """What it gives for these values of the main graph; raises as `reference_outputs` does."""
     from onnx.reference import ReferenceEvaluator
 
     proto = ir.serde.serialize_model(model)
+    known = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     try:
-        outputs = ReferenceEvaluator(proto).run(None, dict(inputs))
+        outputs: list[Any] = ReferenceEvaluator(proto).run(list(names), dict(inputs))
     except Exception as error:
         raise BuildError(
             f"onnx.reference cannot run the model: {type(error).__name__}: {str(error).splitlines()[0]}",
             "build with --no-verify; the bundle then has no samples",
         ) from error
-    names = [str(value.name) for value in model.graph.outputs]
-    return dict(zip(names, outputs, strict=True))
+    return outputs

@@ -21,6 +21,7 @@ from layerport.front.claim_records import ClaimRecord
 from layerport.front.claims import claim_layers
 from layerport.front.export import ExportedModel, export_model
 from layerport.front.export_errors import UnknownOperatorError
+from layerport.front.found_in_onnx import find_in_onnx
 from layerport.front.found_layers import FindWishes, find_wishes, require_found
 from layerport.front.layer_records import FOUND, MODULE, WRITTEN, LayerRecord
 from layerport.front.leaves import refuse_caches, with_plain_outputs
@@ -95,6 +96,9 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     if isinstance(source.model, Path):
         start("export")
         exported = onnx_files.read_model(source.model, wishes.ranges, packs)
+        find = find_wishes(packs, find=wishes.find, refused=wishes.no_find)
+        exported = find_in_onnx(exported, source.kwargs, packs, find)
+        require_found(exported.findings, find)
     else:
         refuse_caches(source.args, source.kwargs)
         start("claim")
@@ -142,7 +146,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     start("compile")
     realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.decompose)
     digests = _source_digests(realisations)
-    via = _Via(claims, exported.findings)
+    via = _Via(claims, exported.findings, in_file=isinstance(source.model, Path))
     layers = tuple(_layer_record(one, packs, digests, plugins, via) for one in realisations)
     start("write")
     reference, written = _samples(source, exported, dims, outputs, folder, wishes)
@@ -247,13 +251,13 @@ def _source_digests(realisations: Iterable[Realisation]) -> dict[Kernel, str | N
 class _Via:
     """How each layer node came to be."""
 
-    def __init__(self, claims: Iterable[ClaimRecord], findings: Findings) -> None:
+    def __init__(self, claims: Iterable[ClaimRecord], findings: Findings, *, in_file: bool) -> None:
         self._claimed = [(one.module, one.layers) for one in claims if one.status == "claimed"]
-        self._findings = findings
+        self._findings, self._in_file = findings, in_file
 
     def __call__(self, node: LayerNode) -> tuple[str, str | None]:
         """How a node came to be, and the grade of a found one."""
-        if (place := self._findings.at(node.call)) is not None:
+        if (place := self._findings.at(node.name if self._in_file else node.call)) is not None:
             return FOUND, place.grade
         within = any(
             node.layer.name in layers and f"{node.module}.".startswith(f"{module}." if module else "")
