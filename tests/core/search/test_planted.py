@@ -70,7 +70,7 @@ PLACES = st.tuples(st.integers(0, 99), st.integers(0, 99))
 STEPS = st.lists(STEP, max_size=6)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(before=STEPS, after=STEPS, places=PLACES)
 @example(before=[], after=[], places=(0, 1))
 def test_it_is_found_once_however_it_is_written(before: Any, after: Any, places: tuple[int, int]) -> None:
@@ -80,7 +80,7 @@ def test_it_is_found_once_however_it_is_written(before: Any, after: Any, places:
         assert found[0][1] == pytest.approx(1e-3)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(before=STEPS, after=STEPS, places=PLACES, wrong=st.sampled_from([{"weight": 0.7001}, {"slope": 3.2501}]))
 def test_with_one_number_changed_it_is_not(before: Any, after: Any, places: Any, wrong: Any) -> None:
     assert places_in(lambda x, y: written_otherwise(x, y, 1e-3, **wrong), before, after, places) == []
