@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from layerport.packs.records import Rewrite, rewrite
     from layerport.packs.saved_layers import installed_layer
     from layerport.parameters.origins import Origin
+    from layerport.parameters.rules import Rule
     from layerport.parameters.signature import Param, Signature
     from layerport.parameters.standard_form import Parameters
     from layerport.session.session import Session, load
@@ -66,6 +67,7 @@ _HOMES = {
     "PluginSpec": "bundle.plugin_spec",
     "ProgressEvent": "engine.progress",
     "Rewrite": "packs.records",
+    "Rule": "parameters.rules",
     "Session": "session.session",
     "Signature": "parameters.signature",
     "SizeSymbol": "sizes.output_rules",
@@ -121,6 +123,7 @@ __all__ = [
     "PluginSpec",
     "ProgressEvent",
     "Rewrite",
+    "Rule",
     "Session",
     "Signature",
     "SizeSymbol",

@@ -66,6 +66,7 @@ def test_the_layers_of_every_pack(site: Site, capsys: pytest.CaptureFixture[str]
         "inputs": ["x"],
         "parameters": ["scale"],
         "attributes": ["beta"],
+        "rules": {},
         "dtypes": ["float32", "scale:float32 *:float16"],
         "toolchains": ["cuda"],
         "pack": {"name": "fake", "distribution": "fake-layers", "version": "1.0"},

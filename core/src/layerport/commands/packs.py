@@ -86,7 +86,10 @@ class PacksReport(Record):
 
 @dataclass(frozen=True)
 class ListedLayer(Record):
-    """A layer of a pack; dtypes: the combinations that its kernels take, as text."""
+    """A layer of a pack.
+
+    rules: what attributes have to keep to beyond their types.  dtypes: the combinations that its kernels take, as text.
+    """
 
     name: str
     version: int
@@ -94,6 +97,7 @@ class ListedLayer(Record):
     inputs: tuple[str, ...]
     parameters: tuple[str, ...]
     attributes: tuple[str, ...]
+    rules: Mapping[str, tuple[str, ...]]
     dtypes: tuple[str, ...]
     toolchains: tuple[str, ...]
     pack: PackReference
@@ -216,6 +220,9 @@ def render_layers(report: LayersReport) -> None:
                 for layer in report.layers
             ],
         )
+        for layer in report.layers:
+            for name, rules in layer.rules.items():
+                say(f"{layer.name}: {name} is {' and '.join(rules)}")
     else:
         say("no loaded pack provides a layer")
     for entry in report.failed:
@@ -257,6 +264,7 @@ def _listed_layer(layer: Layer, info: PackInfo) -> ListedLayer:
         inputs=tuple(argument.name for argument in layer.signature.inputs),
         parameters=tuple(argument.name for argument in layer.signature.params),
         attributes=tuple(argument.name for argument in layer.signature.attributes),
+        rules={argument.name: tuple(map(str, argument.rules)) for _, argument in layer.signature.ruled},
         dtypes=tuple(dict.fromkeys(dtypes)),
         toolchains=tuple(dict.fromkeys(_toolchain(kernel.source) for kernel in layer.kernels)),
         pack=PackReference.of(info),

@@ -19,6 +19,7 @@ from layerport.layers.autograd import register_autograd, without_autocast
 from layerport.layers.binding import TorchBinding
 from layerport.layers.cuda_operator import CudaOperator
 from layerport.layers.definitions import same_definition, same_place
+from layerport.parameters.arguments import count
 
 if TYPE_CHECKING:
     from layerport.layers.written import WrittenLayer
@@ -70,7 +71,7 @@ def register_operator(layer: WrittenLayer) -> TorchBinding:
             f"layer {layer.name} ({layer.origin}): torch does not take its operator: {str(error).splitlines()[0]}",
             "choose another namespace or layer name",
         ) from error
-    implementation, without_data = _with_plain_outputs(layer), _without_data(layer)
+    implementation, without_data = (_ruled(layer, one) for one in (_with_plain_outputs(layer), _without_data(layer)))
     binding = TorchBinding(getattr(getattr(torch.ops, layer.namespace), layer.short_name).default, None)
     dispatch = torch_private.dispatch(binding.operator)
     if dispatch is None:
@@ -181,6 +182,23 @@ def _with_plain_outputs(layer: WrittenLayer) -> Callable[..., Any]:
         return tuple(outputs)
 
     return run if layer.signature.outputs == 1 else run_several
+
+
+def _ruled(layer: WrittenLayer, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call that refuses attributes which break their rules; the same where there are none."""
+    ruled = layer.signature.ruled
+    if not ruled:
+        return call
+
+    def run(*args: Any) -> Any:
+        # The dispatcher leaves away trailing arguments that have their default.
+        given = [(one, args[place]) for place, one in ruled if place < len(args)]
+        if faults := [fault for one, value in given for fault in one.broken(value, path=layer.name)]:
+            what = f"layer {layer.name}: {count(len(faults), 'attribute')} at fault"
+            raise UsageError(what, "give the values that its signature allows", faults=faults)
+        return call(*args)
+
+    return run
 
 
 def _without_data(layer: WrittenLayer) -> Callable[..., Any]:

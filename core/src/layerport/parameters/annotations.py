@@ -13,16 +13,19 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from layerport.errors import UsageError
 from layerport.parameters.arguments import MISSING, SCALARS, TENSOR, Argument, Kind, Param, count, show_value
 from layerport.parameters.attributes import WrongValueError, normalise
+from layerport.parameters.rules import Rule, WrongRuleError, broken, choices, rules_of
 
 _SEQUENCES = (list, tuple, collections.abc.Sequence)
 _ALLOWED = (
     "torch.Tensor (a run-time input), lp.Param (a constant tensor), int, float, bool, str, "
-    "list[...] or Sequence[...] or tuple[..., ...] of one of these four, or Optional of any of them"
+    "list[...] or Sequence[...] or tuple[..., ...] of one of these four, or Optional of any of them; with Literal for "
+    "choices, and Annotated for ranges and lengths"
 )
 # Attributes that the core itself puts on the ONNX node of a layer.
 _RESERVED = frozenset({"plugin_namespace", "plugin_version"})
@@ -107,18 +110,20 @@ class _Reader:
         read = _read_annotation(annotation)
         if isinstance(read, str):
             return fault(f"argument {name!r}", f"unsupported annotation {_show_annotation(annotation)}{read}")
-        kind, type_name, optional = read
+        kind, type_name, optional, rules = read
         default: Any = MISSING if parameter.default is parameter.empty else parameter.default
         if default is not MISSING:
             try:
                 if kind is Kind.ATTRIBUTE:
                     default = normalise(default, type_name, optional)
+                    if faults := broken(rules, default):
+                        raise WrongValueError(f"{type_name} {' and '.join(faults)}, got {show_value(default)}")
                 elif default is not None or not optional:
                     raise WrongValueError(f"{'None' if optional else 'no default'}, got {show_value(default)}")
             except WrongValueError as error:
                 hint = "; annotate it as Optional" if default is None and not optional else ""
                 return fault(f"argument {name!r}: default", f"expected {error}{hint}")
-        argument = Argument(name, kind, type_name, optional, default)
+        argument = Argument(name, kind, type_name, optional, default, rules)
         if reason := _schema_refusal(argument):
             return fault(
                 f"argument {name!r}: default {show_value(default)}",
@@ -164,7 +169,9 @@ class _Reader:
             except ValueError:  # a name of the enclosing function that is bound later
                 continue
         try:
-            resolved = typing.get_type_hints(holder, getattr(function, "__globals__", {}), local)["it"]
+            resolved = typing.get_type_hints(holder, getattr(function, "__globals__", {}), local, include_extras=True)[
+                "it"
+            ]
         except Exception as error:  # an annotation is code of the author's: it may raise anything
             return (
                 f"annotation {annotation!r} cannot be resolved ({error}); import its names at module level, "
@@ -196,30 +203,53 @@ def _members(annotation: Any) -> tuple[Any, ...] | None:
     return typing.get_args(annotation) if origin in (typing.Union, types.UnionType) else None
 
 
-def _read_annotation(annotation: Any) -> tuple[Kind, str, bool] | str:
-    """Kind, type and optional; or a hint to add to the error, perhaps empty."""
+def _bare(annotation: Any) -> Any:
+    """An annotation without what stands behind it in `Annotated`."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def _read_annotation(annotation: Any) -> tuple[Kind, str, bool, tuple[Rule, ...]] | str:
+    """Kind, type, optional and rules; or a hint to add to the error, perhaps empty."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        inner, *metadata = typing.get_args(annotation)
+        read = _read_annotation(inner)
+        if isinstance(read, str) or read[0] is not Kind.ATTRIBUTE:
+            return read
+        try:
+            return (*read[:3], (*read[3], *rules_of(metadata, read[1])))
+        except WrongRuleError as error:
+            return f"; {error}"
+    if typing.get_origin(annotation) is typing.Literal:
+        values = typing.get_args(annotation)
+        kinds = {type(value) for value in values}
+        if len(kinds) != 1 or not kinds <= set(SCALARS):
+            return "; the values of a Literal are all of one of int, bool and str"
+        return Kind.ATTRIBUTE, SCALARS[kinds.pop()], False, (choices(values),)
     members = _members(annotation)
     if members is not None:
         rest = [member for member in members if member is not types.NoneType]
         if len(rest) != 1 or len(rest) == len(members):
             return "; one type, or one type and None"
         read = _read_annotation(rest[0])
-        return read if isinstance(read, str) else (read[0], read[1], True)
+        return read if isinstance(read, str) else (read[0], read[1], True, read[3])
     if annotation is Param:
-        return Kind.PARAM, TENSOR, False
+        return Kind.PARAM, TENSOR, False, ()
     if _is_tensor(annotation):
-        return Kind.INPUT, TENSOR, False
+        return Kind.INPUT, TENSOR, False, ()
     if isinstance(annotation, type) and annotation in SCALARS:
-        return Kind.ATTRIBUTE, SCALARS[annotation], False
+        return Kind.ATTRIBUTE, SCALARS[annotation], False, ()
     origin, items = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in _SEQUENCES:
         if origin is tuple:
             if len(items) != 2 or items[1] is not Ellipsis:
                 return "; a tuple attribute is written tuple[int, ...]"
             items = items[:1]
-        if items[0] in SCALARS:
-            return Kind.ATTRIBUTE, f"{SCALARS[items[0]]}[]", False
-        return "; a list holds int, float, bool or str"
+        read = _read_annotation(items[0])
+        if isinstance(read, str) and read:
+            return read
+        if isinstance(read, str) or read[1] not in SCALARS.values() or read[2]:
+            return "; a list holds int, float, bool or str"
+        return Kind.ATTRIBUTE, f"{read[1]}[]", False, tuple(replace(rule, of_items=True) for rule in read[3])
     if annotation in _SEQUENCES:
         return "; say what it holds, as in list[int]"
     if isinstance(annotation, type) and any(map(_is_tensor, annotation.__mro__)):
@@ -228,11 +258,12 @@ def _read_annotation(annotation: Any) -> tuple[Kind, str, bool] | str:
 
 
 def _output_fields(annotation: Any) -> tuple[str | None, ...] | None:
+    annotation = _bare(annotation)
     if _is_tensor(annotation):
         return (None,)
     if typing.get_origin(annotation) is tuple:
         items = typing.get_args(annotation)
-        return (None,) * len(items) if len(items) >= 2 and all(map(_is_tensor, items)) else None
+        return (None,) * len(items) if len(items) >= 2 and all(_is_tensor(_bare(one)) for one in items) else None
     names = getattr(annotation, "_fields", ())
     if isinstance(annotation, type) and issubclass(annotation, tuple) and len(names) >= 2:
         try:

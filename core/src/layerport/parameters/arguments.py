@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from layerport.errors import UsageError
+from layerport.parameters.rules import Rule, broken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,7 @@ class Argument:
     """One argument of a layer.
 
     type: "tensor" or one of ATTRIBUTE_TYPES.  default: MISSING, None for an absent optional, or a value in
-    the standard form (lists as tuples).
+    the standard form (lists as tuples).  rules: what an attribute has to keep to beyond its type.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Argument:
     type: str
     optional: bool = False
     default: Attribute | Literal[Missing.MISSING] = MISSING
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         allowed = ATTRIBUTE_TYPES if self.kind is Kind.ATTRIBUTE else (TENSOR,)
@@ -81,6 +83,14 @@ class Argument:
     @property
     def schema_type(self) -> str:
         return ("Tensor" if self.type == TENSOR else self.type) + ("?" if self.optional else "")
+
+    def broken(self, value: Any, *, path: str = "") -> list[str]:
+        """What is wrong with a value in the standard form by the rules; an absent optional one keeps to all."""
+        place = f"{path}.{self.name}" if path else self.name
+        return [
+            f"{place}: expected {self.schema_type} {rule}, got {show_value(value)}"
+            for rule in broken(self.rules, value)
+        ]
 
     def __str__(self) -> str:
         text = f"{self.schema_type} {self.name}"

@@ -77,6 +77,11 @@ class Signature:
         return f"{name}({', '.join(map(str, self.arguments))}) -> {returns}"
 
     @cached_property
+    def ruled(self) -> tuple[tuple[int, Argument], ...]:
+        """The attributes with rules, each with its place among the arguments."""
+        return tuple((place, one) for place, one in enumerate(self.arguments) if one.rules)
+
+    @cached_property
     def defaults(self) -> tuple[Attribute, ...]:
         """What a call has for each argument that it leaves away; None for one that it may not."""
         return tuple(None if argument.default is MISSING else argument.default for argument in self.arguments)
@@ -118,9 +123,11 @@ class Signature:
         for argument in self.attributes:
             if argument.name in values:
                 try:
-                    bound[argument.name] = normalise(values[argument.name], argument.type, argument.optional)
+                    bound[argument.name] = value = normalise(values[argument.name], argument.type, argument.optional)
                 except WrongValueError as error:
                     faults.append(f"{prefix}{argument.name}: expected {error}")
+                else:
+                    faults += argument.broken(value, path=path)
             elif argument.default is MISSING:
                 faults.append(f"{prefix}{argument.name}: expected {argument.schema_type}, got nothing")
             else:
