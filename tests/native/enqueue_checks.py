@@ -21,6 +21,7 @@ from layerport.bundle.plugin_spec import PluginSpec
 from layerport.engine.plan_fields import write_field
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.sizes.expressions import Const, Symbol
+from layerport.system.python_files import import_file
 from layerport.targets import Target
 from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm
@@ -29,6 +30,7 @@ from native.launch_bridge import LaunchBridge
 from native.native_plugin import BUILD, CHAR, NativeLibrary, NativePlugin
 from plugin_specs import FIRST
 from plugin_specs import spec as small_spec
+from small_setup import SMALL
 
 TARGET = Target("tensorrt", ("sm_90",))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -96,6 +98,22 @@ class Checks:
         assert not engine.set_tactic(engine.tactics() + 1)
         wanted = f"has {engine.tactics()} kernels, tactic {engine.tactics() + 1} was asked for"
         assert f"layer layerport_builtin::rms_norm {wanted}" in (told := self.library.log()), told
+
+    def sizes(self) -> None:
+        """A size that depends on data is an output, which the kernel writes; memory is there for the greatest one."""
+        keep_positive = import_file(SMALL).keep_positive
+        spec = self.specs(keep_positive, torch.empty(3, 8))
+        assert [one.name for one in spec.sizes] == ["u0"]
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        plugin = self.plugin(spec).attach()
+        for rows in (2, 5, 1):
+            x = torch.randn(rows, 8)
+            places, count = torch.full((rows * 8, 2), -1), torch.full((), -1)
+            bridge.run(plugin, [x], [places, count])
+            wanted = torch.nonzero(x > 0)
+            assert int(count) == len(wanted) and torch.equal(places[: len(wanted)], wanted)
+            assert (places[len(wanted) :] == -1).all()
+        plugin.close()
 
     def contexts(self) -> None:
         """Two contexts keep sizes of their own, share loaded kernels, and the last one unloads them."""
@@ -264,7 +282,7 @@ class Checks:
 
 def main() -> None:
     checks = Checks(Path(sys.argv[1]))
-    for name in sys.argv[2:] or ("faults", "contexts", "numbers", "tactics", "threads", "fields", "hostile"):
+    for name in sys.argv[2:] or ("faults", "contexts", "numbers", "sizes", "tactics", "threads", "fields", "hostile"):
         getattr(checks, name)()
         print("passed", name, flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -14,6 +15,9 @@ import pytest
 
 from layerport.commands import exporting
 from layerport.dtypes import DType
+from native.test_plans import ALONE
+from plan_reading import fields_in
+from small_setup import python
 
 TEMPLATE = Path(exporting.layerport.__file__).parent / "templates" / "export"
 CHECK = """
@@ -96,16 +100,34 @@ def test_it_runs_as_far_as_the_missing_driver(
     for command in building:
         done = subprocess.run(command, cwd=out, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run(running, cwd=out, capture_output=True, text=True)
-    assert done.returncode == 2, done.stdout + done.stderr
-    said = done.stderr.splitlines()
-    assert said[-1] == "opening the plan failed: CUDA driver version is insufficient for CUDA runtime version"
-    assert all("cudaError 35" in line for line in said[:-1]), said
+    for bundle in bundles:
+        shutil.copyfile(next(bundle.glob("*.plan")), out / "model.plan")
+        done = subprocess.run(running, cwd=out, capture_output=True, text=True)
+        assert done.returncode == 2, done.stdout + done.stderr
+        said = done.stderr.splitlines()
+        assert said[-1] == "opening the plan failed: CUDA driver version is insufficient for CUDA runtime version"
+        assert all("cudaError 35" in line for line in said[:-1]), said
 
     (out / "liblayerport_plugins.so").unlink()
     (out / "liblayerport_plugins.so").write_text("no library")
     done = subprocess.run(running, cwd=out, capture_output=True, text=True)
     assert done.returncode == 2 and "loading the plugin library failed" in done.stderr
+
+
+def test_the_model_that_goes_with_it_builds(
+    bundles: list[Path], package: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By TensorRT for RTX with the library that is there, and nothing of ours; each node keeps its kernels."""
+    monkeypatch.syspath_prepend(package["PYTHONPATH"].split(":")[0])
+    for bundle in bundles:
+        out = tmp_path / bundle.stem
+        exporting.export_bundle(str(bundle), "trtexec", str(out))
+        (target,) = json.loads((bundle / "manifest.json").read_text())["targets"]
+        library, plan = str(out / "liblayerport_plugins.so"), out / "built.plan"
+        done = python(ALONE, str(out / "model.onnx"), library, str(plan), json.dumps(target["profile"]))
+        assert done.returncode == 0, done.stderr
+        found = fields_in(plan.read_bytes())
+        assert len({data for _, data in found}) == target["plugins"] and all(spec.images for spec, _ in found)
 
 
 def test_the_sources_are_clean(roots: dict[str, Path]) -> None:

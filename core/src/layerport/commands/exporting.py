@@ -163,7 +163,7 @@ def _samples(bundle: Bundle, tool: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _in_repository(made: texts.Handover, folder: Path, bundle: str) -> texts.Handover:
     """The same, with its place in a Triton repository: the next version of the model that is named as the bundle."""
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", bundle.removesuffix(".lp"))
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", bundle.removesuffix(".lp")) or "model"
     version = next_version(folder, name, config_text(name, made.inputs, made.outputs))
     return replace(made, place=PurePosixPath(REPOSITORY, name, str(version)))
 
