@@ -179,6 +179,13 @@ class CudaTorch(torch.Tensor):
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
 
 
+def test_a_torch_tensor_whose_memory_holds_other_numbers_is_refused(opened: Callable[..., Opened]) -> None:
+    mirrored = torch.zeros(3, 16, dtype=torch.complex64).conj().imag
+    assert mirrored.is_neg() and mirrored.dtype is torch.float32
+    with pytest.raises(UsageError, match="x: a tensor on cpu that is not plain and dense"):
+        opened().session(x=mirrored.as_subclass(CudaTorch))
+
+
 def test_torch_tensors_on_the_gpu_give_torch_tensors(
     engine_bundle: Built, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,29 @@ def test_other_values_of_the_enclosing_function_are_another_definition() -> None
     assert torch.equal(second(ONES), 3 * ONES) and torch.equal(third(ONES), 3 * ONES)
 
 
+WITH_CLASS = """
+class Options:
+    FACTOR = given
+
+def reference(x):
+    return x * Options.FACTOR
+"""
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"), [(2, 2, True), (2, 3, False), ((1, 2), (1, 2), True), ((1, 2), (1, 2, 3), False)]
+)
+def test_constants_of_a_class_belong_to_the_definition(one: object, other: object, same: bool) -> None:
+    code = compile(WITH_CLASS, "<string>", "exec")
+
+    def reference(given: object) -> object:
+        names: dict[str, Any] = {"__name__": "m", "given": given}
+        exec(code, names)
+        return names["reference"]
+
+    assert same_definition(reference(one), reference(other)) is same
+
+
 WITH_HELPER = (
     HEAD
     + """

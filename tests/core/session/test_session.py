@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import layerport as lp
+import layerport.engine
+from layerport.bundle.bundle import Bundle
 from layerport.errors import UsageError
+from layerport.session.portable_runner import PortableRunner
 from small_models import net, sample
 from small_setup import SMALL, Built, python
 
@@ -79,6 +82,25 @@ def test_devices(engine_bundle: Built) -> None:
     with pytest.raises(UsageError) as caught:
         lp.load(engine_bundle.path, device="gpu")
     assert str(caught.value) == "device 'gpu' is not known\n  to repair: use one of auto, cpu, cuda, or cuda:1"
+
+
+@pytest.mark.parametrize(("device", "number"), [("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:12", 12)])
+def test_what_the_engine_is_opened_with(
+    engine_bundle: Built, monkeypatch: pytest.MonkeyPatch, device: str, number: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def opened(bundle: Bundle, **options: Any) -> PortableRunner:
+        asked.append(options)
+        return PortableRunner(bundle, "it stands in for an engine")
+
+    monkeypatch.setattr(layerport.engine.gpu, "require_driver", lambda: None)
+    monkeypatch.setattr(layerport.engine.engine_session, "open_engine", opened)
+    with lp.load(engine_bundle.path, device=device, cuda_graph=True, contexts=1) as session:
+        assert session(x=sample())["output"].shape == (3, 16)
+    assert asked == [{"gpu": number, "cuda_graph": True, "contexts": 1}]
+    with pytest.raises(UsageError, match="needs at least 1 context, got 0"):
+        lp.load(engine_bundle.path, contexts=0)
 
 
 def test_a_closed_session(engine_bundle: Built) -> None:
