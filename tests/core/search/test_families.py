@@ -173,14 +173,19 @@ BUILDS = [("GPT-NeoX", torch.float32), ("Gemma", torch.bfloat16)]
 
 
 @pytest.mark.parametrize(("name", "dtype"), BUILDS if EVERY else BUILDS[:1])
-def test_a_build_agrees_with_torch_as_well_as_without_the_search(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_plan_with_plugins_agrees_with_torch_as_well_as_without_the_search(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
     errors = []
     for place, refused in enumerate(((), [layer.name for layer in (rms_norm, silu_mul, rope)])):
+        target = "portable" if refused else "rtx:sm_89"
         report = lp.build(
-            model_of(name, dtype), tmp_path / f"{place}.lp", target="portable", no_find=refused, no_claim=refused
+            model_of(name, dtype), tmp_path / f"{place}.lp", target=target, no_find=refused, no_claim=refused
         )
         assert report.verification is not None and report.verification.passed
         errors.append(report.verification.outputs[0].max_abs)
         assert bool(report.found) != bool(refused)
-        assert {one.via for one in report.layers if one.layer == rope.name} == (set() if refused else {"found"})
+        ropes = {(one.via, one.realised) for one in report.layers if one.layer == rope.name}
+        assert ropes == (set() if refused else {("found", "plugin")})
     assert errors[0] <= 2 * errors[1] + (1e-5 if dtype == torch.float32 else 5e-2)
