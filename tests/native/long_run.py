@@ -16,7 +16,7 @@ from pathlib import Path
 from native.native_parts import COMPILING, compile_all
 
 HERE = Path(__file__).parent
-FLAGS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 def compare(folder: Path, runs: int) -> None:
@@ -96,8 +96,8 @@ def program(folder: Path, name: str, sources: list[str], flags: tuple[str, ...],
     """A program of the library's sources and some of the tests'.  own: further flags of the library's."""
     work = folder / f"{name}_objects"
     work.mkdir()
-    objects = COMPILING["compile_objects"](["g++"], COMPILING["common_sources"](), work, ("-O1", *flags, *own))
-    tests = COMPILING["compile_objects"](["g++"], [HERE / one for one in sources], work, ("-O1", *flags))
+    objects = COMPILING["compile_objects"](["g++"], COMPILING["common_sources"](), work, (*flags, *own))
+    tests = COMPILING["compile_objects"](["g++"], [HERE / one for one in sources], work, flags)
     COMPILING["run"](["g++", *flags, *map(str, objects + tests), "-ldl", "-pthread", "-o", str(folder / name)])
     return folder / name
 
@@ -113,9 +113,9 @@ def fuzz(folder: Path, seconds: str) -> None:
 
 def threads(folder: Path) -> None:
     """Contexts in threads under the thread sanitizer, without Python."""
-    flags = ("-g", "-fsanitize=thread")
+    flags = ("-O1", "-g", "-fsanitize=thread")
     compile_all(folder / "threads_parts", flags)
-    work = COMPILING["compile_objects"](["g++"], [HERE / "threads.cpp"], folder, ("-O1", *flags))
+    work = COMPILING["compile_objects"](["g++"], [HERE / "threads.cpp"], folder, flags)
     host = folder / "threads_parts" / "plugin_host.so"
     COMPILING["run"](["g++", *flags, *map(str, work), str(host), "-pthread", "-o", str(folder / "threads_run")])
     (field,) = [path for path in seeds(folder / "thread_seeds")["field"] if path.name == "real"]

@@ -15,7 +15,7 @@ COMPILING = runpy.run_path(str(HERE.parents[1] / "native" / "compiling.py"))
 
 def compile_all(folder: Path, flags: tuple[str, ...] = ()) -> None:
     """Both libraries, the probe, the host of plugins and the stand-ins for the driver and for TensorRT, in a folder."""
-    flags = ("-O1", "-Werror", *flags)
+    flags = ("-O0", "-Werror", *flags)
     (folder / "objects").mkdir(parents=True)
     libraries = COMPILING["compile_libraries"](["g++"], folder, folder / "objects", flags=flags)
     assert len(libraries) == 2
