@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
+import math
 import sys
 import threading
 from dataclasses import replace
@@ -16,13 +18,16 @@ from typing import Any
 import pytest
 import torch
 
+import layerport_builtin_layers
 from host_driver import HostLaunchDriver
 from layerport.bundle.plugin_spec import PluginSpec
 from layerport.engine.plan_fields import write_field
 from layerport.kernels.launch_rules import LaunchRule
+from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.sizes.expressions import Const, Symbol
 from layerport.system.python_files import import_file
 from layerport.targets import Target
+from layerport.testing import Case
 from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 from layerport_builtin_layers.silu_mul.reference import silu_mul
@@ -33,7 +38,15 @@ from plugin_specs import spec as small_spec
 from small_setup import SMALL
 
 TARGET = Target("tensorrt", ("sm_90",))
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+CHECKS = ("faults", "contexts", "numbers", "cases", "sizes", "tactics", "threads", "fields", "hostile")
+LEAST_SIZE = 256
+
+
+def size_of(case: Case) -> int:
+    """The elements of all tensors."""
+    return sum(math.prod(shape) for shape in case.shape.shapes.values() if shape is not None)
 
 
 class Checks:
@@ -51,23 +64,52 @@ class Checks:
         return found
 
     def numbers(self) -> None:
-        """Over changing shapes, in three dtypes, with and without the optional weight, of each built-in layer."""
-        for dtype in DTYPES:
-            weight = torch.randn(64).to(dtype)
-            for given in (weight, None):
-                spec = self.specs(rms_norm, torch.empty(3, 5, 64, dtype=dtype), given, 1e-6)
-                bridge = LaunchBridge(self.library, [spec], self.driver)
-                plugin = self.plugin(spec).attach()
-                for shape in ((2, 3, 64), (1, 1, 64), (5, 7, 64), (0, 7, 64)):
-                    x = torch.randn(shape).to(dtype)
-                    self.norm(bridge, plugin, x, given)
-                assert {launch[3] for launch in self.driver.launches} == {11}
-            spec = self.specs(silu_mul, torch.empty(3, 96, dtype=dtype), torch.empty(3, 96, dtype=dtype))
+        """Over changing shapes, with and without the optional weight."""
+        weight = torch.randn(64).half()
+        for given in (weight, None):
+            spec = self.specs(rms_norm, torch.empty(3, 5, 64).half(), given, 1e-6)
             bridge = LaunchBridge(self.library, [spec], self.driver)
             plugin = self.plugin(spec).attach()
-            for rows in (2, 50, 1):
-                self.gated(bridge, plugin, torch.randn(rows, 96).to(dtype))
+            for shape in ((2, 3, 64), (1, 1, 64), (5, 7, 64), (0, 7, 64)):
+                self.norm(bridge, plugin, torch.randn(shape).half(), given)
+            assert {launch[3] for launch in self.driver.launches} == {11}
+        spec = self.specs(silu_mul, torch.empty(3, 96).half(), torch.empty(3, 96).half())
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        plugin = self.plugin(spec).attach()
+        for rows in (2, 50, 1):
+            self.gated(bridge, plugin, torch.randn(rows, 96).half())
         assert not self.library.log()
+
+    def cases(self, dtypes: int = 1) -> None:
+        """Each built-in layer as its own cases have it, in one of its dtypes; but those with packed parameters."""
+        folder = Path(layerport_builtin_layers.__file__).parent
+        for file in sorted(folder.glob("*/case.py")):
+            if (file.parent / "convert.py").exists():
+                continue
+            layer_case = importlib.import_module(f"layerport_builtin_layers.{file.parent.name}.case").CASE
+            chosen: dict[str, Case] = {}
+            for case in sorted(layer_case.cases(), key=size_of):
+                if size_of(case) >= LEAST_SIZE:
+                    chosen.setdefault(str(case.choice), case)
+            assert chosen, file
+            for case in list(chosen.values())[:dtypes]:
+                self.case(case)
+
+    def all_cases(self) -> None:
+        """The same in all dtypes, which takes half a minute where no cache holds the kernels."""
+        self.cases(dtypes=99)
+
+    def case(self, case: Case) -> None:
+        tensors = case.tensors()
+        spec = self.specs(case.layer, *case.arguments(tensors))
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        plugin = self.plugin(spec).attach()
+        expected = case.expected(tensors)
+        dtypes = [from_dtype(one.dtype) for one in spec.outputs]
+        outputs = [torch.full_like(one, -1, dtype=dtype) for one, dtype in zip(expected, dtypes, strict=True)]
+        bridge.run(plugin, [tensors[one.name] for one in spec.inputs], outputs)
+        case.check(tuple(outputs), expected)
+        plugin.close()
 
     def norm(self, bridge: LaunchBridge, plugin: Any, x: torch.Tensor, weight: torch.Tensor | None) -> None:
         output = torch.full_like(x, torch.nan)
@@ -282,7 +324,7 @@ class Checks:
 
 def main() -> None:
     checks = Checks(Path(sys.argv[1]))
-    for name in sys.argv[2:] or ("faults", "contexts", "numbers", "sizes", "tactics", "threads", "fields", "hostile"):
+    for name in sys.argv[2:] or CHECKS:
         getattr(checks, name)()
         print("passed", name, flush=True)
 

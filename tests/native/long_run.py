@@ -134,6 +134,7 @@ def main() -> None:
         folder = Path(name)
         compile_all(folder / "native", FLAGS)
         sanitized(str(HERE / "enqueue_checks.py"), str(folder / "native"))
+        sanitized(str(HERE / "enqueue_checks.py"), str(folder / "native"), "all_cases")
         sanitized(__file__, "compare", str(folder / "native"), runs)
         threads(folder)
         fuzz(folder, seconds)
