@@ -46,6 +46,11 @@ def launch(x, scale, y, beta):
     return lp.Launch(grid=x.numel() // channels, block=64, args=(x, scale, y, x.numel() // channels, channels, beta))
 
 
+@scaled.spelling
+def spread(x: Tensor, scale: Tensor, beta: float) -> Tensor:
+    return x * scale + torch.sum(x, -1, keepdim=True) * scale * beta
+
+
 CASE = LayerCase(
     layer=scaled,
     shapes=(

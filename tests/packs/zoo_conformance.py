@@ -129,6 +129,20 @@ FAULTS = (
         ("return (x + beta * x.sum(-1, keepdim=True)) * scale", "return (x.float() * scale).to(x.dtype)"),
     ),
     reference("narrows float64", "gradients", "gives float32 for inputs of float64", "return (x * scale).float()"),
+    # the spellings
+    planted(
+        "wrong spelling",
+        "spellings",
+        "spelling spread is off by",
+        ("torch.sum(x, -1, keepdim=True) * scale * beta", "x * beta"),
+    ),
+    planted(
+        "spelling of another dtype",
+        "spellings",
+        "spelling spread gives other types or shapes",
+        ("return x * scale + torch.sum", "return x.float() * scale.float() + 0 * torch.sum"),
+        ("torch.sum(x, -1, keepdim=True) * scale * beta", "torch.sum(x, -1, keepdim=True).float()"),
+    ),
     # the output rule
     reference(
         "fixes a size",

@@ -33,6 +33,7 @@ from layerport.testing.conformance.subjects import Subject, subjects_of
 _OF_LAYERS: dict[str, Callable[[Subject], Sequence[str] | None]] = {
     "record": reference_checks.check_record,
     "gradients": reference_checks.check_gradients,
+    "spellings": reference_checks.check_spellings_of,
     "onnx": onnx_checks.check_onnx,
 }
 _OF_DTYPES: dict[str, Callable[..., Sequence[str] | None]] = {
@@ -79,7 +80,11 @@ def checks_of(name: str, *, layers: Sequence[str] = (), gpu: bool = False) -> li
         checks.append(Check("distribution", None, None, run))
     for subject in subjects:
         layer = subject.layer.name
-        checks += [Check(name, layer, None, functools.partial(run, subject)) for name, run in _OF_LAYERS.items()]
+        checks += [
+            Check(name, layer, None, functools.partial(run, subject))
+            for name, run in _OF_LAYERS.items()
+            if name != "spellings" or subject.layer.spellings
+        ]
         for choice in subject.layer_case.dtypes if subject.layer_case is not None else ():
             checks += [
                 Check(name, layer, _text(choice), functools.partial(run, subject, choice))

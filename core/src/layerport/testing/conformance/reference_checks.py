@@ -15,6 +15,7 @@ from layerport.testing.cases import Case, DTypeChoice
 from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
 from layerport.testing.conformance.subjects import Subject, elements, is_empty, run_reference
 from layerport.testing.gradients import check_backward, has_backward
+from layerport.testing.spellings import check_spellings
 
 _LOOSEST = 0.5
 _SHAPES = 12
@@ -155,6 +156,21 @@ def check_gradients(subject: Subject) -> None:
             if cases or subject.cases()
             else "it has no case"
         )
+
+
+def check_spellings_of(subject: Subject) -> None:
+    """Every spelling gives in float64 what the reference gives, at all shapes of the case."""
+    cases = subject.cases()
+    if not cases:
+        raise NotApplicableError("it has no case")
+    for case in cases:
+        try:
+            check_spellings(subject.layer, *case.arguments(case.tensors()))
+        except AssertionError as error:
+            raise FoundFaultError(
+                f"{case.id}: {error}",
+                "write the spelling so that it computes the same; layerport.testing.check_spellings compares it alone",
+            ) from error
 
 
 def check_shapes(subject: Subject, choice: DTypeChoice) -> None:
