@@ -103,6 +103,7 @@ def build(
     no_find: Collection[str] = (),
     decompose: Collection[str] = (),
     packs: Iterable[object] = (),
+    locked: bool | str | Path = False,
     strict: bool | None = None,
     force: bool = False,
     verify: bool = True,
@@ -119,7 +120,8 @@ def build(
     {"x": ("float32", ("rows", 64))}, or texts "NAME=DTYPE:DIMS".  claim, no_claim, decompose: layer names.
     find: layers that must be found in the model's graph by their references; every other one is searched too, unless
     LAYERPORT_FIND=0.  no_find: layers that are not searched.
-    packs: packs to use besides the installed ones (module, object or file path).
+    packs: packs to use besides the installed ones (module, object or file path).  locked: a file that `layerport lock`
+    wrote, from which the packs may not differ; True for the one in the working folder.
     strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
     options: what TensorRT shall do, by name, such as {"workspace": 1 << 30}; `layerport build --help` lists them.
     progress: called with a `ProgressEvent` where a stage begins, and with notes and TensorRT's own steps meanwhile.
@@ -151,6 +153,8 @@ def build(
             sources, pipeline = layerport.front.sources, layerport.front.pipeline
         stack.enter_context(_imports_set_aside())
         loaded = pack_host.load(*packs)
+        if locked is not False:
+            layerport.packs.locking.require_locked(loaded, None if locked is True else Path(locked))
         stack.enter_context(pack_host.blamed(loaded))
         report.warnings += [f"pack {one.info.label} failed to load: {one.failure}" for one in loaded.failed]
         report.warnings += loaded.warnings

@@ -136,6 +136,7 @@ class _BuildCommand(click.Command):
 @click.option("--no-find", multiple=True, metavar="LAYER", help="Do not search this layer in the graph.")
 @click.option("--decompose", multiple=True, metavar="LAYER", help="Build this layer from its body, without a plugin.")
 @pack_option
+@click.option("--locked", is_flag=True, help="Refuse packs that differ from layerport.lock in this folder.")
 @click.option("--strict", is_flag=True, default=None, help="A claim that does not hold is an error.")
 @click.option("--force", is_flag=True, help="Overwrite an existing bundle.")
 @click.option("--no-verify", is_flag=True, help="Do not compare with Torch at the end.")
@@ -303,6 +304,16 @@ def layers(packs: tuple[str, ...], as_json: bool) -> int:
     return _answer(
         layerport.commands.packs.layers_report(explicit=packs), layerport.commands.packs.render_layers, as_json
     )
+
+
+@main.command()
+@pack_option
+@json_option
+@exits
+def lock(packs: tuple[str, ...], as_json: bool) -> int:
+    """Write layerport.lock here: the packs, their versions, a digest of each layer."""
+    made = layerport.commands.packs.lock_packs(explicit=packs)
+    return _answer(made, layerport.commands.packs.render_lock, as_json)
 
 
 @main.command()

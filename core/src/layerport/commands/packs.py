@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import layerport.packs
@@ -18,6 +19,7 @@ from layerport.system.records import Record
 
 if TYPE_CHECKING:
     from layerport.layers.layer import Layer
+    from layerport.packs.locking import Lock
     from layerport.packs.trials import Trial
 
 
@@ -201,6 +203,25 @@ def layers_report(*, explicit: Sequence[object] = (), environ: Mapping[str, str]
         ),
         warnings=tuple(packs.warnings),
     )
+
+
+def lock_packs(*, explicit: Sequence[object] = (), folder: str = ".") -> Lock:
+    """Write `layerport.lock` into a folder: every pack, its version, a digest of each layer.
+
+    Raises PackError where a pack does not load, BuildError where the file cannot be written.
+    """
+    locking = layerport.packs.locking
+    lock = locking.lock_of(layerport.packs.host.load(*explicit))
+    locking.write_lock(lock, Path(folder) / locking.FILE)
+    return lock
+
+
+def render_lock(lock: Lock) -> None:
+    """Print what was locked."""
+    for one in lock.packs:
+        release = f" ({one.distribution} {one.version})" if one.distribution else ""
+        say(f"{one.name}{release}: {', '.join(one.layers) or 'no layer'}")
+    say(f"{layerport.packs.locking.FILE} is written; `layerport build --locked` holds to it")
 
 
 def render_layers(report: LayersReport) -> None:

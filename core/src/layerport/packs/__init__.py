@@ -7,6 +7,7 @@ from layerport.late import parts
 if TYPE_CHECKING:
     from layerport.packs import conversions as conversions
     from layerport.packs import host as host
+    from layerport.packs import locking as locking
     from layerport.packs import named as named
     from layerport.packs import saved_layers as saved_layers
     from layerport.packs import torch_origins as torch_origins
