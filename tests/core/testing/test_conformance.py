@@ -63,3 +63,59 @@ def test_only_some_layers(tmp_path: Path) -> None:
         checks_of(file, layers=["scale"])
     with pytest.raises(UsageError, match="there is no pack 'nobody'"):
         checks_of("nobody")
+
+
+BRANCHING = '''
+import torch
+from torch import Tensor
+
+import layerport as lp
+from layerport.testing import CaseShape, LayerCase, Tolerance
+
+SOURCE = """
+__global__ void add(const float* x, const float* w, const float* table, float* y, int n, int width, int given) {
+    int i = blockIdx.x * 64 + threadIdx.x;
+    if (i < n) y[i] = x[i] * w[i % width] + table[i % width % given];
+}
+"""
+
+
+@lp.layer("NAMESPACE::added")
+def added(x: Tensor, w: lp.Param, table: Tensor) -> Tensor:
+    """x * w + table, of which half may be given.  x: (N, C); w: (C,); table: (C,) or (C / 2,)."""
+    if w.shape != x.shape[1:]:
+        raise ValueError("shapes do not fit")
+    if table.shape[0] * 2 == x.shape[1]:
+        table = torch.cat([table, table])
+    return x * w + table
+
+
+@added.kernel(lp.cuda(SOURCE, "add"), dtypes=("float32",))
+def launch(x, w, table, output):
+    n, width = x.numel(), x.shape[1]
+    return lp.Launch(grid=lp.cdiv(n, 64), block=64, args=(x, w, table, output, n, width, table.shape[0]))
+
+
+CASE = LayerCase(
+    added,
+    [
+        CaseShape("half of the table", {"x": (3, 6), "w": (6,), "table": (3,)}),
+        CaseShape("whole table", {"x": (3, 6), "w": (6,), "table": (6,)}),
+        CaseShape("more rows", {"x": (5, 6), "w": (6,), "table": (6,)}),
+        CaseShape("no channel", {"x": (3, 0), "w": (0,), "table": (0,)}),
+    ],
+    ["float32"],
+    {"float32": Tolerance(1e-5, 1e-5)},
+)
+
+
+@lp.hookimpl
+def layerport_layers():
+    return (added,)
+'''
+
+
+def test_shapes_that_take_other_ways_through_a_reference_have_bodies_of_their_own(tmp_path: Path) -> None:
+    file, _ = write(tmp_path, BRANCHING)
+    verdicts = {one.name: judge(one) for one in checks_of(file) if one.name in ("onnx", "launch")}
+    assert {name: one.reason for name, one in verdicts.items()} == {"onnx": "", "launch": ""}

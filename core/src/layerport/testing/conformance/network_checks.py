@@ -39,7 +39,8 @@ def check_network(subject: Subject, choice: DTypeChoice) -> list[str]:
     cases = subject.smallest(choice)
     if not cases:
         raise NotApplicableError("it has no case")
-    case = cases[0]
+    # A scalar is no network's usual input.
+    case = next((one for one in cases if () not in one.shape.shapes.values()), cases[0])
     dtypes = {case.dtype_of(name).value for name, sizes in case.shape.shapes.items() if sizes is not None}
     wants_plugin = bool(kernels_of(subject, case)) or "layerport_create_plugin" in subject.pack.hooks
     notes = []
