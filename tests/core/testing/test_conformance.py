@@ -119,3 +119,34 @@ def test_shapes_that_take_other_ways_through_a_reference_have_bodies_of_their_ow
     file, _ = write(tmp_path, BRANCHING)
     verdicts = {one.name: judge(one) for one in checks_of(file) if one.name in ("onnx", "launch")}
     assert {name: one.reason for name, one in verdicts.items()} == {"onnx": "", "launch": ""}
+
+
+RANKS = '''
+import torch
+from torch import Tensor
+
+import layerport as lp
+from layerport.testing import CaseShape, LayerCase, Tolerance
+
+
+@lp.layer("NAMESPACE::shifted")
+def shifted(x: Tensor) -> Tensor:
+    """x + 1; ONNX Runtime is given something else for matrices."""
+    more = 2 if torch.compiler.is_exporting() and x.ndim == 2 else 1
+    return x + more
+
+
+CASE = LayerCase(shifted, [CaseShape("row", {"x": (3,)}), CaseShape("matrix", {"x": (3, 4)})], ["int32"], {})
+
+
+@lp.hookimpl
+def layerport_layers():
+    return (shifted,)
+'''
+
+
+def test_every_rank_of_an_input_has_a_body_that_is_compared(tmp_path: Path) -> None:
+    file, _ = write(tmp_path, RANKS)
+    (verdict,) = [judge(one) for one in checks_of(file) if one.name == "onnx"]
+    assert verdict.answer == "failed"
+    assert "shifted-matrix-int32: ONNX Runtime gives something else" in verdict.reason

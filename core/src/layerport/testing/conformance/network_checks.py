@@ -14,7 +14,7 @@ from layerport.errors import LayerportError
 from layerport.testing.cases import Case, DTypeChoice
 from layerport.testing.conformance.kernel_checks import kernels_of
 from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
-from layerport.testing.conformance.subjects import Subject
+from layerport.testing.conformance.subjects import Subject, is_empty
 
 _TARGET = "rtx:sm_89"
 # What TensorRT has no tensors of.
@@ -40,7 +40,8 @@ def check_network(subject: Subject, choice: DTypeChoice) -> list[str]:
     if not cases:
         raise NotApplicableError("it has no case")
     # A scalar is no network's usual input.
-    case = next((one for one in cases if () not in one.shape.shapes.values()), cases[0])
+    usual = [one for one in subject.cases(choice) if not is_empty(one) and () not in one.shape.shapes.values()]
+    case = cases[0] if cases[0] in usual else (usual or cases)[0]
     dtypes = {case.dtype_of(name).value for name, sizes in case.shape.shapes.items() if sizes is not None}
     wants_plugin = bool(kernels_of(subject, case)) or "layerport_create_plugin" in subject.pack.hooks
     notes = []

@@ -30,21 +30,23 @@ def check_onnx(subject: Subject) -> None:
     cases = subject.smallest()
     if not cases:
         raise NotApplicableError("it has no case")
-    count = len(cases)
+    known: set[str] = set()
     served = {case.id: [case] for case in cases}
     for other in subject.cases():
         if other in cases or is_empty(other):
             continue
-        alike = [case for case in cases if _is_alike(subject, case, other)]
-        if not alike:
+        near = [case for case in cases if _is_near(subject, case, other)]
+        alike = [case for case in near if _ranks(case) == _ranks(other)]
+        if not near:
             continue  # it has other sizes of parameters
         own = next((case for case in alike if _serves(subject, case, other)), None)
         if own is None:
             cases.append(other)
             own = other
+            known |= {other.id} if alike else set()
         served.setdefault(own.id, []).append(other)
     # All at once: torch.onnx builds its library of operators anew at each call.
-    nodes = [_node(subject, case, f"n{place}", known=place >= count) for place, case in enumerate(cases)]
+    nodes = [_node(subject, case, f"n{place}", known=case.id in known) for place, case in enumerate(cases)]
     model = _model([])
     Bodies({}).attach(model, nodes)
     for case, node in zip(cases, nodes, strict=True):
@@ -52,11 +54,16 @@ def check_onnx(subject: Subject) -> None:
             _compare(subject, other, node, model)
 
 
-def _is_alike(subject: Subject, case: Case, other: Case) -> bool:
-    """Whether two cases differ in sizes of inputs alone."""
-    params = {argument.name for argument in subject.layer.signature.params}
-    attributes = case.shape.attributes == other.shape.attributes
-    return case.choice == other.choice and attributes and _form(case, params) == _form(other, params)
+def _is_near(subject: Subject, case: Case, other: Case) -> bool:
+    """Whether two cases differ in their inputs alone."""
+    names = [argument.name for argument in subject.layer.signature.params]
+    one, two = case.shape, other.shape
+    same = all(one.shapes[name] == two.shapes[name] for name in names)
+    return same and case.choice == other.choice and one.attributes == two.attributes
+
+
+def _ranks(case: Case) -> list[int | None]:
+    return [None if sizes is None else len(sizes) for sizes in case.shape.shapes.values()]
 
 
 def _serves(subject: Subject, case: Case, other: Case) -> bool:
@@ -71,14 +78,6 @@ def _serves(subject: Subject, case: Case, other: Case) -> bool:
         and all(sizes[one] == sizes[two] for one, two in derivation.equalities)
         and all(condition.evaluate(sizes) for condition in derivation.constraints)
     )
-
-
-def _form(case: Case, params: set[str]) -> Any:
-    """What the body of a case depends on beside its attributes and dtypes."""
-    return [
-        (name, sizes if name in params else sizes is not None and len(sizes))
-        for name, sizes in case.shape.shapes.items()
-    ]
 
 
 def _node(subject: Subject, case: Case, name: str, *, known: bool) -> LayerNode:
