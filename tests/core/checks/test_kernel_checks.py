@@ -395,6 +395,42 @@ def test_a_triton_kernel(tmp_path: Path, old: str, new: str, answer: str) -> Non
     assert str(check).startswith(answer), check
 
 
+DOUBLED = '''
+from torch import Tensor
+import layerport as lp
+
+@lp.layer("lp_scalar::doubled")
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+CODE = """
+__global__ void doubled(const float* x, float* y, long long n) {
+  long long i = blockIdx.x * 64ll + threadIdx.x;
+  if (i < n) y[i] = 2 * x[i];
+}
+"""
+
+@doubled.kernel(lp.cuda(CODE, "doubled"), dtypes=("float32",))
+def launch(x, y):
+    return lp.Launch(grid=lp.cdiv(x.numel(), 64), block=64, args=(x, y, x.numel()))
+
+@lp.hookimpl
+def layerport_layers():
+    return (doubled,)
+'''
+
+
+def test_a_tensor_without_axes(tmp_path: Path) -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.lp_scalar.doubled(x)
+
+    pack = tmp_path / "scalar_pack.py"
+    pack.write_text(DOUBLED)
+    (check,) = check_kernels(*from_pack(tmp_path / "bundle", str(pack), Doubled(), torch.tensor(1.5), dynamic=None))
+    assert check.answer == "right", check
+
+
 def test_layers_of_every_kind(tmp_path: Path, small: Any) -> None:
     """Several outputs of several dtypes, optional tensors, sizes that depend on data."""
 

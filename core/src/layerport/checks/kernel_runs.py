@@ -159,7 +159,7 @@ class Runs:
         left = self._until - time.monotonic()
         if left <= 0:
             raise _NotRun("the budget of all kernels of this bundle on the CPU is used up")
-        arrays = {slot.name: np.ascontiguousarray(arrays[slot.name]) for slot in spec.inputs}
+        arrays = {slot.name: np.asarray(arrays[slot.name], order="C") for slot in spec.inputs}
         sizes = sizes_of({name: array.shape for name, array in arrays.items()})
         outputs = Outputs(
             spec.outputs,

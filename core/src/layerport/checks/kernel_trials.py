@@ -115,7 +115,7 @@ def make_trials(
         found = at(sizes) if place else sample
         if found is None or not (admits(shapes := _actual(found)) and fits(shapes)):
             continue
-        arrays = {name: np.ascontiguousarray(one.array) for name, one in found.items()}
+        arrays = {name: np.asarray(one.array, order="C") for name, one in found.items()}
         chosen.append((arrays, "the sample" if not place else f"the sample at {_show(shapes)}"))
         if len(chosen) == 2:
             break
