@@ -165,6 +165,13 @@ NEEDS: dict[str, Callable[[], object]] = {
     f"{CONFIG}.patch": sizes,
     f"{CONFIG}.backed_size_oblivious": sizes,
     f"{CONFIG}.use_duck_shape": sizes,
+    "torch.export.ExportedProgram._constants": lambda: torch_private.with_own_constants(exported()),
+    "torch.fx.experimental.proxy_tensor.make_fx": lambda: torch_private.make_fx(),
+    "torch._ops.OpOverload": lambda: torch_private.is_operator(torch.ops.aten.add.Tensor),
+    "torch._subclasses.fake_tensor.FakeTensorMode.cache_enabled": lambda: torch_private.without_cache(
+        torch_private.FakeTensorMode()
+    ),
+    f"{ENV}.error_on_new_guards": lambda: torch_private.without_new_guards(torch_private.ShapeEnv()),
     "torch.utils._pytree": lambda: torch_private.pytree,
     "torch.utils._python_dispatch.TorchDispatchMode": lambda: torch_private.TorchDispatchMode,
     "torch.utils._python_dispatch._disable_current_modes": unwatched,
