@@ -99,12 +99,12 @@ def test_the_bound_model_carries_the_same_bytes_as_int8(packed_bundle: Built) ->
     expected = {"linear": pack_int4(PackedLinear(0).quantized), "linear_of_codes": pack_int4(CodedLinear(1).quantized)}
     taken = set()
     for node in bound.graph.node:
-        if node.domain == "lp_packed":
+        if node.name in plugins.nodes:
             spec = plugins.specs[plugins.nodes[node.name]]
             assert (spec.inputs[1].dtype, spec.carrier(spec.inputs[1])) == (DType.UINT8, DType.INT8)
             weight = numpy_helper.to_array(constants[node.input[1]])
             assert weight.dtype == np.int8
-            np.testing.assert_array_equal(weight.view(np.uint8), expected[node.op_type])
+            np.testing.assert_array_equal(weight.view(np.uint8), expected[spec.short_name])
             taken.add(node.input[1])
     assert len(taken) == 2  # two nodes share one weight
     # The portable model keeps the type that the layer's reference is written for.

@@ -269,7 +269,8 @@ def test_indices_and_masks_stay_what_they_are() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def compute(self: Any, x: Tensor, keep: Tensor) -> Tensor:
-        seen.append((x.clone(), keep.clone()))
+        if type(x) is Tensor:  # a trace has others
+            seen.append((x.clone(), keep.clone()))
         return x.masked_fill(~keep, 0.0)
 
     x, keep = positive(4, 8), torch.tensor([True, False] * 4)
@@ -286,7 +287,8 @@ def test_large_inputs_are_cut_where_the_module_takes_that() -> None:
     sizes: list[tuple[int, ...]] = []
 
     def compute(self: Any, x: Tensor) -> Tensor:
-        sizes.append(tuple(x.shape))
+        if type(x) is Tensor:  # a trace has others
+            sizes.append(tuple(x.shape))
         return x * 2
 
     x = positive(2, 300, 64)

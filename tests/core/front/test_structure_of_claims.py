@@ -12,6 +12,7 @@ import layerport as lp
 from layerport.front.claims import claim_layers
 from layerport.front.sources import Source
 from layerport.packs.host import load
+from layerport.search.modules import structure_of
 
 
 @lp.layer("structure_tests::norm")
@@ -27,6 +28,7 @@ class Norm(nn.Module):
         self.weight, self.kind = nn.Parameter(torch.rand(8) + 0.5), kind
 
     def forward(self, x: Tensor) -> Tensor:
+        self.last = x.detach() + 1
         if self.kind == "the same":
             return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * self.weight
         if self.kind == "as a formula":
@@ -67,3 +69,11 @@ def test_what_a_claim_rests_on(kind: str, evidence: str, structure: dict[int, st
     assert claim.status == "claimed" and claim.structure == structure
     assert claim.record().evidence.kind == evidence
     assert torch.equal(before, model[0].weight)
+
+
+def test_a_trace_leaves_nothing_in_the_module() -> None:
+    module, x = Norm("the same"), torch.randn(3, 8)
+    module(x)
+    kept = module.last
+    assert structure_of(module, (x,), {}, norm.bind(weight=module.weight, eps=1e-5)) == "exact"
+    assert module.last is kept

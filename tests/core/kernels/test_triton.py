@@ -34,7 +34,7 @@ from layerport.kernels.toolchains.triton_functions import find_function
 from layerport.kernels.toolchains.triton_signature import multiple_of
 from layerport.kernels.tracing import specialise, trace
 from layerport.sizes.expressions import Const, Symbol
-from layerport.sizes.tensors import TensorType
+from layerport.sizes.tensors import TensorType, renamed
 from layerport.system.disk_cache import DiskCache
 from layerport.system.python_files import import_file
 from plan_reading import fields_in
@@ -640,7 +640,8 @@ def test_one_kernel_may_launch_differently_on_two_architectures(store: DiskCache
         KernelCode(code.name, code.symbol, code.launch, {name: one.cubin.digest})
         for code, name, one in zip(codes, ("sm_89", "sm_120"), both, strict=True)
     )
-    spec = PluginSpec("p::one", 1, (TensorType.symbolic("x", DType.FLOAT32, 1),), (), kernels=codes, images=images)
+    x = TensorType.symbolic("x", DType.FLOAT32, 1)
+    spec = PluginSpec("p::one", 1, (x,), renamed((x.by_place(),), ("output",)), kernels=codes, images=images)
     again = from_bytes(to_bytes(PluginSet({spec.key: spec}, {}))).specs[spec.key]
     assert again.architectures == ("sm_89", "sm_120")
     loaded: list[tuple[bytes, str]] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ def _structure(module: torch.nn.Module, args: Any, kwargs: Any, bound: BoundLaye
         state = {name: tensors[key] for key, (name, _) in held.items()}
         return torch.func.functional_call(module, state, positional, named)
 
-    made = trace(call, fakes, {}, symbolic=False)
+    with _as_it_was(module):
+        made = trace(call, fakes, {}, symbolic=False)
     numbering = Numbering()
     known = {
         node: numbering.leaf(CONSTANT if name in held else INPUT, name, node.meta["val"])
@@ -77,6 +79,18 @@ def _structure(module: torch.nn.Module, args: Any, kwargs: Any, bound: BoundLaye
     )
     theirs = numbering.graph(layer.graph, {node: chosen[name][1] for name, node in layer.inputs.items()})
     return _grade([(numbers[one], one) for one in made.outputs], [(theirs[one], one) for one in layer.outputs])
+
+
+@contextmanager
+def _as_it_was(module: torch.nn.Module) -> Iterator[None]:
+    """Put back what a module keeps in its attributes: a traced forward leaves tensors without numbers there."""
+    before = [(vars(one), dict(vars(one))) for one in module.modules()]
+    try:
+        yield
+    finally:
+        for attributes, values in before:
+            attributes.clear()
+            attributes.update(values)
 
 
 def _grade(ours: Sequence[tuple[Numbers, Node]], theirs: Sequence[tuple[Numbers, Node]]) -> str | None:
