@@ -39,8 +39,5 @@ def to_plain(value: Any, type_name: str = "") -> Attribute:
         raise UsageError(show_value(value)) from None
     if array.ndim > 1:
         raise UsageError(describe(array), "an attribute is a scalar or a list of scalars")
-    dtype = DType.from_numpy(array.dtype)
-    if dtype.bits == 4:
-        array = array.astype(np.int8)
-    plain = (array.astype(np.float64) if dtype.is_floating else array).tolist()
+    plain = (array.astype(np.float64) if DType.from_numpy(array.dtype).is_floating else array).tolist()
     return tuple(plain) if array.ndim else plain
