@@ -132,3 +132,9 @@ def wrong_assembly(x, y, n, BLOCK: tl.constexpr):
     values = tl.load(x + places, mask=places < n)
     made = tl.inline_asm_elementwise("no.such.instruction $0, $1;", "=r,r", [values], tl.float32, True, 1)
     tl.store(y + places, made, mask=places < n)
+
+
+@triton.jit
+def numbered(x, y, n, BLOCK: tl.constexpr):
+    place = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
+    tl.store(y + place, tl.load(x + place))

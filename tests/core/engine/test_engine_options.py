@@ -283,6 +283,17 @@ def test_what_tensorrt_does_not_take_is_an_error(options: dict[str, Any], fault:
     assert caught.value.faults == ("it said no",)
 
 
+def test_the_last_three_errors_are_told() -> None:
+    log: Any = SimpleNamespace(errors=[f"error {number}" for number in range(7)])
+    last = ("error 4", "error 5", "error 6")
+    with pytest.raises(BuildError) as caught:
+        configure(TRT, Config(takes=False), EngineOptions(refit="all"), log)
+    assert caught.value.faults == last
+    with pytest.raises(BuildError) as caught:
+        set_architectures(TRT, Config(takes=False), ["sm_89"], log)
+    assert caught.value.faults == last
+
+
 def test_architectures_reach_tensorrt() -> None:
     config = Config()
     set_architectures(TRT, config, ["sm_89", "sm_120"], logger())

@@ -22,7 +22,7 @@ import torch
 import layerport as lp
 from gpu_doubles import CudaArray, FakeContext, FakeEngine, HostDriver, tensorrt_double
 from layerport.bundle.bundle import Bundle
-from layerport.engine import creators, flavours
+from layerport.engine import creators, engine_session, flavours
 from layerport.engine.device_arrays import DeviceArray
 from layerport.engine.engine_session import EngineRunner
 from layerport.engine.gpu import Gpu
@@ -702,3 +702,24 @@ def test_a_gpu_that_is_not_there(opened: Callable[..., Opened]) -> None:
     assert caught.value.repair == "this machine has 1, numbered from 0"
     with pytest.raises(UsageError, match="device 'cuda:x' is not known"):
         opened(device="cuda:x")
+
+
+def test_the_log_keeps_its_last_errors_and_what_came_since_a_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Logger:
+        INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
+
+    trt: Any = SimpleNamespace(__name__="stand_in_for_tensorrt", ILogger=Logger)
+    monkeypatch.setattr(engine_session, "_loggers", {})
+    log = engine_session._logger(trt)
+    assert engine_session._logger(trt) is log and log.since(log.mark()) == []
+    log.log("warning", "not kept")
+    log.log("internal", "first")
+    log.log("error", "second")
+    start = log.mark()
+    assert start == 2 and log.since(0) == ["first", "second"] and log.since(start) == []
+    for number in range(198):
+        log.log("error", f"{number}")
+    assert log.since(0)[:3] == ["first", "second", "0"] and log.since(start)[0] == "0"
+    log.log("error", "one too many")
+    assert log.since(0)[0] == "second" and len(log.since(0)) == 200
+    assert log.since(start)[0] == "0" and log.since(log.mark() - 1) == ["one too many"]

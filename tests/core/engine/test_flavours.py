@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,45 @@ def test_a_target_whose_tensorrt_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.repair == 'pip install "layerport[rtx]", or build with --target portable'
     installed(monkeypatch, "rtx")
     flavours.require(Target.parse("rtx:sm_89"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ({}, "sm_120"),
+        ({"cuInit": 100}, None),
+        ({"cuCtxGetDevice": 201}, "sm_89"),  # no context: GPU 0
+        ({"cuDeviceGetAttribute": 1}, None),
+        ({"minor": 1}, None),
+    ],
+)
+def test_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch, answers: dict[str, int], found: str | None) -> None:
+    from cuda.bindings import driver
+
+    versions = {0: (8, 9), 1: (12, 0)}
+    major = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+
+    def status(name: str) -> Any:
+        return driver.CUresult(answers.get(name, 0))
+
+    def attribute(which: Any, device: int) -> tuple[Any, int]:
+        failed = status("cuDeviceGetAttribute" if which == major else "minor")
+        return failed, versions[device][which != major]
+
+    monkeypatch.setattr(driver, "cuInit", lambda flags: (status("cuInit"),))
+    monkeypatch.setattr(driver, "cuCtxGetDevice", lambda: (status("cuCtxGetDevice"), 1))
+    monkeypatch.setattr(driver, "cuDeviceGetAttribute", attribute)
+    assert flavours.native_architecture() == found
+
+
+def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import driver
+
+    def missing(flags: int) -> Any:
+        raise RuntimeError("libcuda.so is not here")
+
+    monkeypatch.setattr(driver, "cuInit", missing)
+    assert flavours.native_architecture() is None
 
 
 def test_loading_what_is_not_there_or_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

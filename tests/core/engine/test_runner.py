@@ -88,3 +88,18 @@ def test_shapes_that_no_kernel_takes() -> None:
 
 def test_the_names_of_the_sizes() -> None:
     assert sizes_of({"x": (2, 3), "scalar": ()}) == {"x.0": 2, "x.1": 3}
+
+
+def test_close_unloads_what_can_be_unloaded() -> None:
+    closed: list[str] = []
+
+    class Owned(Recorder):
+        def close(self) -> None:
+            closed.append(self.symbol)
+
+    def make(image: bytes, symbol: str, rule: Any) -> Recorder:
+        return (Recorder if Recorder.made else Owned)(image, symbol, rule)
+
+    KernelRunner(spec(), "sm_89", make).close()
+    owned, _ = Recorder.made
+    assert closed == [owned.symbol]

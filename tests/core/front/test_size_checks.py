@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from layerport.dtypes import DType
 from layerport.errors import BuildError
 from layerport.front.evidence import AGREES, DIFFERS, REJECTED, UNKNOWN, Outcome
 from layerport.front.guards import Guards
-from layerport.front.size_checks import Checked, as_size, check_model, leave_out_size_one
+from layerport.front.size_checks import Checked, _at_size_one, as_size, check_model, leave_out_size_one
 from layerport.sizes.dims import DimRange
 from layerport.sizes.expressions import Symbol, parse
+from layerport.sizes.tensors import TensorType
 
 N, OPEN = DimRange("n", 1, 4, 8), DimRange("n", 1, 4, None)
+N_DIM = Symbol("n")
 SAYS = {AGREES: "same", DIFFERS: "other numbers", REJECTED: "it fails", UNKNOWN: "too large"}
 
 
@@ -171,3 +175,16 @@ def test_size_one_is_left_out_where_the_model_is_another_there() -> None:
 def test_sizes_of_an_example() -> None:
     assert (as_size(7, None, {}), as_size(None, None, {}), as_size(None, 9, {})) == (7, 3, 9)
     assert as_size(2 * Symbol("n") + Symbol("u0"), None, {"n": 5}) == 13
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "asked"), [((N_DIM, 3), N, [1]), ((3, 4), N, []), ((N_DIM,), DimRange("n", 2, 4, 8), [])]
+)
+def test_a_layer_is_tried_at_size_one_where_a_dim_may_be_one(shape: Any, dim: DimRange, asked: list[int]) -> None:
+    node: Any = SimpleNamespace(tensors={"x": TensorType("x", DType.FLOAT32, shape), "absent": None})
+    for verdict in (AGREES, REJECTED, UNKNOWN, DIFFERS):
+        tried = Tried(n1=verdict)
+        faults = _at_size_one(node, "layer a::b", tried, {"n": dim})
+        assert tried.asked == asked
+        wanted = ["layer a::b is exported for sizes where n != 1 only: other numbers"]
+        assert faults == (wanted if asked and verdict == DIFFERS else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from typing import Any
@@ -15,7 +16,7 @@ import layerport as lp
 from layerport import harness as host
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.harness import triton_interpreter
+from layerport.harness import triton_interpreter, triton_worker
 from layerport.system import processes
 from layerport.system.disk_cache import DiskCache
 from layerport.testing import run_kernel
@@ -146,6 +147,23 @@ def test_programs_run_in_the_order_that_is_asked_for() -> None:
     assert {float(run_kernel(layer, x, order=seed, strict=False)[0]) for seed in range(6)} == {0.0, 1.0}
     with pytest.raises(UsageError, match="order 'sideways' is unknown"):
         run_kernel(layer, x, order="sideways")
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", 3])
+@pytest.mark.parametrize("grid", [(2, 3, 5), (5, 2, 3), (3, 5, 2), (7, 2), 4])
+def test_every_program_of_a_grid_runs_once(grid: Any, order: str | int) -> None:
+    x = np.arange(math.prod(grid) if isinstance(grid, tuple) else grid, dtype=np.float32) + 1
+    layer = layer_of("numbered", launch=lambda x, y: lp.Launch(grid=grid, args=(x, y, x.numel())))
+    assert np.array_equal(run_kernel(layer, x, order=order), x)
+
+
+def test_a_number_without_a_type_is_of_32_bits_where_it_fits() -> None:
+    for value, name in ((5, "int32"), (-(2**31), "int32"), (2**31 - 1, "int32"), (2**31, "int64"), (-(2**40), "int64")):
+        assert str(triton_worker.scalar(value, None).dtype) == name
+    for value, name in ((2.5, "fp32"), (True, "int1")):
+        assert str(triton_worker.scalar(value, None).dtype) == name
+    assert str(triton_worker.scalar(5, "i64").dtype) == "int64"
+    assert str(triton_worker.scalar(2.5, "fp64").dtype) == "fp64"
 
 
 def test_a_function_that_fails_under_the_interpreter_shows_its_line() -> None:

@@ -16,6 +16,20 @@ X = TensorType("x", DType.FLOAT32, (Symbol("rows"), 4))
 Y = TensorType("y", DType.BFLOAT16, (4,))
 
 
+# Both sides by hand: the names of layerport, and those of ONNX Runtime.
+_NAMES = {
+    "bool": "bool",
+    "float16": "float16",
+    "float32": "float",
+    "float64": "double",
+    "bfloat16": "bfloat16",
+    "uint8": "uint8",
+    "int8": "int8",
+    "int32": "int32",
+    "int64": "int64",
+}
+
+
 def port(name: str, kind: str, *shape: Any) -> Any:
     """Stands in for what a session says of an input or an output."""
     return SimpleNamespace(name=name, type=f"tensor({kind})", shape=list(shape))
@@ -39,6 +53,17 @@ def test_another_type(kind: str) -> None:
     assert faults([port("x", kind, "rows", 4)], [port("y", "float", 4)]) == said
     said = [f"output y is tensor({kind}) in the model, the manifest says bfloat16"]
     assert faults([port("x", "float", "rows", 4)], [port("y", kind, 4)]) == said
+
+
+@pytest.mark.parametrize("wanted", map(DType, _NAMES))
+def test_each_type_is_told_from_each_other(wanted: DType) -> None:
+    stated = TensorType("x", wanted, (4,))
+    for dtype, name in _NAMES.items():
+        session = SimpleNamespace(get_inputs=lambda name=name: [port("x", name, 4)], get_outputs=list)
+        fits = dtype == wanted.value or (wanted.value, name) == ("bfloat16", "float")
+        assert port_faults(session, (stated,), ()) == (
+            [] if fits else [f"input x is tensor({name}) in the model, the manifest says {wanted}"]
+        )
 
 
 def test_other_ports() -> None:

@@ -22,8 +22,9 @@ _GAP = 64 * 1024
 def shared_variables(
     binary: Path, program: str, environment: Mapping[str, str]
 ) -> tuple[int, tuple[tuple[str, int, int], ...], tuple[int, int]]:
-    """The anchor's address, the `__shared__` variables (name, distance from it, bytes), and the range of them all.
+    """The anchor's address, the `__shared__` variables (name, distance from it, bytes), and where all of them lie.
 
+    That is a distance and bytes, up to the neighbours; no bytes where something else lies between them.
     Statics of the kernel's functions are shared, and those outside of functions that `program` declares so.
     """
     outside = [match["name"] for match in _SHARED_NAME.finditer(program)]
@@ -59,10 +60,7 @@ def shared_variables(
     return (
         anchor,
         tuple((_plain_name(symbol), at - anchor, size) for at, size, symbol in found),
-        (
-            begin - anchor,
-            end - begin,
-        ),
+        (begin - anchor, end - begin),
     )
 
 
