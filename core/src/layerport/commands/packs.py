@@ -14,7 +14,6 @@ import layerport.packs
 from layerport.commands.tables import print_table, say
 from layerport.errors import PackError
 from layerport.packs.discovery import STRICT_VARIABLE, PackInfo, disable_faults, discover, raise_for_faults, switched_on
-from layerport.packs.trials import try_packs
 from layerport.system.records import Record
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def packs_report(
     """What is installed, from metadata alone; with `load`, also what came of importing and asking each pack.
 
     explicit: further packs, files or names of installed ones, which are then tried too and must load.
-    limits: as `pack_trials.try_packs` takes them.  Each pack is tried in a process of its own.
+    limits: as `packs.trials.try_packs` takes them.  Each pack is tried in a process of its own.
     Raises UsageError for a pack that is not there, PackError where an explicit one fails, or any in strict mode.
     """
     infos = list(discover(environ=environ))
@@ -138,7 +137,9 @@ def packs_report(
         return PacksReport(False, tuple(_listed(info) for info in infos), (), tuple(warnings))
 
     named = [layerport.packs.named.info_of_name(given, infos) for given in explicit]
-    trials = try_packs(sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits)
+    trials = layerport.packs.trials.try_packs(
+        sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits
+    )
     conflicts = _conflicts_of(trials, named)
     faults = [f"pack {one.info.label}: {one.failure}" for one in trials if one.status == "failed" and one.info in named]
     if faults:

@@ -14,5 +14,6 @@ if TYPE_CHECKING:
     from layerport.packs import torch_patches as torch_patches
     from layerport.packs import torch_state as torch_state
     from layerport.packs import torch_watch as torch_watch
+    from layerport.packs import trials as trials
 
 __getattr__ = parts(__name__)
