@@ -55,7 +55,7 @@ def test_another_type(kind: str) -> None:
     assert faults([port("x", "float", "rows", 4)], [port("y", kind, 4)]) == said
 
 
-@pytest.mark.parametrize("wanted", map(DType, _NAMES))
+@pytest.mark.parametrize("wanted", [DType(name) for name in _NAMES])
 def test_each_type_is_told_from_each_other(wanted: DType) -> None:
     stated = TensorType("x", wanted, (4,))
     for dtype, name in _NAMES.items():
