@@ -202,7 +202,7 @@ def test_a_damaged_bundle(engine_bundle: Built, tmp_path: Path) -> None:
 
 
 def test_a_fault_of_our_own_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: str) -> None:
+    def broken(path: str, **options: Any) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("layerport.commands.reports.inspect_bundle", broken)
@@ -212,7 +212,7 @@ def test_a_fault_of_our_own_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: str) -> None:
+    def interrupted(path: str, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("layerport.commands.reports.inspect_bundle", interrupted)

@@ -231,11 +231,12 @@ def bench(bundle: str, as_json: bool, **options: Any) -> int:
 
 @main.command()
 @click.argument("bundle")
+@click.option("--alone", is_flag=True, help="Build each layer without its plugin too: what TensorRT makes of it alone.")
 @json_option
 @exits
-def inspect(bundle: str, as_json: bool) -> int:
+def inspect(bundle: str, as_json: bool, alone: bool) -> int:
     """Show what is in BUNDLE."""
-    summary = layerport.commands.reports.inspect_bundle(bundle)
+    summary = layerport.commands.reports.inspect_bundle(bundle, alone=alone)
     return _answer(summary, layerport.commands.reports.print_inspection, as_json)
 
 

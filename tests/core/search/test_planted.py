@@ -1,7 +1,11 @@
-"""A reference planted in a graph of random operators is found there once, and not once a number of it is another."""
+"""A reference planted in a graph of random operators is found there once, and not once a number of it is another.
+
+Three graphs each; `tox run -e families` takes forty.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -12,6 +16,8 @@ from torch import Tensor
 
 import layerport as lp
 from searched import search_in
+
+EXAMPLES = 40 if os.environ.get("LAYERPORT_TEST_FAMILIES") else 3
 
 
 @lp.layer("planted::norm")
@@ -70,7 +76,7 @@ PLACES = st.tuples(st.integers(0, 99), st.integers(0, 99))
 STEPS = st.lists(STEP, max_size=6)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(before=STEPS, after=STEPS, places=PLACES)
 @example(before=[], after=[], places=(0, 1))
 def test_it_is_found_once_however_it_is_written(before: Any, after: Any, places: tuple[int, int]) -> None:
@@ -80,7 +86,7 @@ def test_it_is_found_once_however_it_is_written(before: Any, after: Any, places:
         assert found[0][1] == pytest.approx(1e-3)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(before=STEPS, after=STEPS, places=PLACES, wrong=st.sampled_from([{"weight": 0.7001}, {"slope": 3.2501}]))
 def test_with_one_number_changed_it_is_not(before: Any, after: Any, places: Any, wrong: Any) -> None:
     assert places_in(lambda x, y: written_otherwise(x, y, 1e-3, **wrong), before, after, places) == []

@@ -8,31 +8,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import layerport.checks
-from layerport.bundle.bundle import Bundle
+import layerport.engine
+from layerport.bundle.bundle import PLUGINS, Bundle
 from layerport.bundle.entries import ClaimEntry, LayerEntry, Manifest
 from layerport.bundle.manifest import realised_counts
 from layerport.commands.tables import print_table, say
+from layerport.errors import UsageError
 from layerport.system.records import plain
 
 if TYPE_CHECKING:
     from layerport.building import BuildReport
     from layerport.checks.kernel_checks import KernelCheck
     from layerport.checks.verification import Verification
+    from layerport.engine.alone import Alone
     from layerport.front.lookalikes import Lookalike
     from layerport.search.searching import FoundPlace
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a bundle: its manifest, every file of which was checked."""
+    """What is in a bundle: its manifest, every file of which was checked.
+
+    alone: what TensorRT makes of each plugin's decomposed form by itself; None where nobody asked.
+    """
 
     bundle: str
     manifest: Manifest
+    alone: tuple[Alone, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a program reads it, with the bundle's path and what became of each layer before it."""
         counts = realised_counts((one["layer"], one["realised"]) for one in self.manifest["layers"])
-        return {"bundle": self.bundle, "counts": counts, **self.manifest}
+        alone = {} if self.alone is None else {"alone": plain(self.alone)}
+        return {"bundle": self.bundle, "counts": counts, **self.manifest, **alone}
 
 
 def print_build(report: BuildReport) -> None:
@@ -112,12 +120,38 @@ def _print_kernels(checks: Sequence[KernelCheck]) -> None:
             say(f"kernel {one.kernel or '(none)'} of {one.layer}, {nodes}: {one}")
 
 
-def inspect_bundle(path: str | Path) -> Inspection:
-    """What is in a bundle, every file checked against the manifest."""
+def inspect_bundle(path: str | Path, *, alone: bool = False) -> Inspection:
+    """What is in a bundle, every file checked against the manifest.
+
+    alone: whether to build the decomposed form of each plugin too, for the bundle's first engine.  Raises BuildError
+    for a damaged bundle, UsageError for one without an engine, of which `alone` can tell nothing.
+    """
     bundle = Bundle.open(path)
     for name in bundle.manifest["files"]:
         bundle.file(name)
-    return Inspection(str(path), bundle.manifest)
+    return Inspection(str(path), bundle.manifest, _alone(bundle) if alone else None)
+
+
+def _alone(bundle: Bundle) -> tuple[Alone, ...]:
+    if not (engines := bundle.manifest["targets"]):
+        raise UsageError(
+            "the bundle has no engine, so no plugin that TensorRT's own kernels could be compared with",
+            "build it for a target such as rtx:sm_89",
+        )
+    flavour, architectures = engines[0]["flavour"], engines[0]["architectures"]
+    with layerport.engine.child.BuildProcess(flavour) as process:
+        return process.build_alone(
+            {
+                "model": str(bundle.model()),
+                "plugins": str(bundle.file(PLUGINS)),
+                "dims": {
+                    name: (dim.min, dim.opt, dim.opt if dim.max is None else dim.max)
+                    for name, dim in bundle.dims.items()
+                },
+                "flavour": flavour,
+                "architectures": architectures,
+            }
+        )
 
 
 def print_inspection(inspection: Inspection) -> None:
@@ -133,6 +167,11 @@ def print_inspection(inspection: Inspection) -> None:
     for condition in summary.get("conditions", ()):
         say(f"only where {condition['condition']}, for {condition['layer'] or 'the model'}; a session checks it")
     _print_layers(summary["layers"])
+    alone: dict[tuple[str, str], int] = {}
+    for one in inspection.alone or ():
+        alone[one.layer, str(one)] = alone.get((one.layer, str(one)), 0) + len(one.nodes)
+    for (layer, what), count in alone.items():
+        say(f"TensorRT alone, for {count} node{'s' if count > 1 else ''} of {layer}: {what}")
     _print_evidence(summary["claims"])
     _print_refused(summary["claims"])
     for engine in summary["targets"]:

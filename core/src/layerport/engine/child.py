@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from layerport.engine.alone import Alone
 from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import BuildError
 from layerport.system.interrupts import put_off
@@ -47,7 +48,15 @@ class BuildProcess:
 
     def build(self, request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         """Build one plan; see `worker.build_plan`.  Raises BuildError for a failure and for a worker that died."""
-        self._send({"command": "build", **request})
+        return self._ask({"command": "build", **request}, tell)
+
+    def build_alone(self, request: Mapping[str, Any]) -> tuple[Alone, ...]:
+        """What TensorRT makes of each plugin's body alone; see `alone_build.build_alone`.  Raises as `build` does."""
+        answers = self._ask({"command": "alone", **request}, lambda event: None)["alone"]
+        return tuple(map(Alone.from_json, answers))
+
+    def _ask(self, message: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+        self._send(message)
         with put_off():  # raised inside a finaliser, an interrupt would be lost
             # A model's modules refer to each other; their memory is given back while the worker is at work.
             gc.collect()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import layerport.engine
 from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import BuildError
 
@@ -238,6 +239,10 @@ def main() -> int:
 
                 flavours.load(request["flavour"])
                 answer(event="ready")
+            elif request["command"] == "alone":
+                answer(
+                    event="result", alone=[one.to_json() for one in layerport.engine.alone_build.build_alone(request)]
+                )
             else:
                 answer(event="result", **build_plan(request, emit))
         except BaseException as error:  # reported to the parent, which raises it there
