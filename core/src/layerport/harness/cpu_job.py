@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from layerport.errors import UsageError
-from layerport.harness import GARBAGE, Offset
+from layerport.harness import Offset
 from layerport.kernels.launch_rules import Geometry, LaunchRule
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,9 +35,7 @@ class CpuJob(ABC):
     once: bool = False
 
     @abstractmethod
-    def run(
-        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = GARBAGE[0]
-    ) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int) -> dict[str, Array]:
         """The outputs that the kernel writes.  Raises PackError for what it must not do, or TimeUp.
 
         garbage: the byte of what nothing has written.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from layerport.errors import PackError
-from layerport.harness import GARBAGE, PATIENCE, offset_of, time_up
+from layerport.harness import PATIENCE, offset_of, time_up
 from layerport.harness.compiler import HostProgram, source_line
 from layerport.harness.cpu_job import Array, CpuJob
 from layerport.kernels.launch_rules import PointerArg, ScalarArg
@@ -37,9 +37,7 @@ class CudaJob(CpuJob):
 
     program: HostProgram
 
-    def run(
-        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = GARBAGE[0]
-    ) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int) -> dict[str, Array]:
         """See `CpuJob.run`.  garbage: the byte of memory that nothing has written."""
         with own_temporary_folder("layerport-host-") as folder:
             program, request, answer = (Path(folder, name) for name in ("program", "request", "answer"))

@@ -117,7 +117,7 @@ class Job(Protocol):
     def label(self) -> str:
         """The kernel in errors."""
 
-    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = ...) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int) -> dict[str, Array]:
         """What the kernel leaves in the outputs, which begin with these values.  Raises PackError.
 
         garbage: the byte of all other memory that nothing has written.

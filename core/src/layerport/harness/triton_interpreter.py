@@ -28,7 +28,7 @@ import numpy as np
 
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
-from layerport.harness import GARBAGE, PATIENCE, Offset, offset_of, time_up
+from layerport.harness import PATIENCE, Offset, offset_of, time_up
 from layerport.harness.cpu_job import Array, CpuJob
 from layerport.kernels.launch_rules import PointerArg
 from layerport.kernels.toolchains.triton_functions import place_of, require_triton
@@ -48,9 +48,7 @@ class TritonJob(CpuJob):
     source: TritonSource
     made: Specialisation
 
-    def run(
-        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int = GARBAGE[0]
-    ) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int) -> dict[str, Array]:
         """See `CpuJob.run`.  garbage: the byte of what a masked load leaves undefined."""
         offsets = self.offset.values() if isinstance(self.offset, Mapping) else (self.offset,)
         if any(offset % self.source.alignment for offset in offsets):

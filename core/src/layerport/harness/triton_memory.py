@@ -67,13 +67,14 @@ class Memory:
     each element is to be written once, a second program that writes it.
     """
 
+    tensors: list[Tensor]
+    strict: bool
+    once: bool
+    program: int
+    synchronised: bool
+
     def __init__(self, real: Any) -> None:
         self.real = real
-        self.tensors: list[Tensor] = []
-        self.strict = True
-        self.once = False
-        self.program = 0
-        self.synchronised = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
