@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from layerport.layers.dispatch import Dispatch, explain_dispatch
     from layerport.layers.layer import BoundLayer, Layer, Place
     from layerport.layers.module import LayerModule
+    from layerport.packs.call_rewrites import rewrite_call
     from layerport.packs.hookspecs import hookimpl
     from layerport.packs.records import Rewrite, rewrite
     from layerport.packs.saved_layers import installed_layer
@@ -90,6 +91,7 @@ _HOMES = {
     "minimum": "sizes.expressions",
     "next_power_of_2": "sizes.expressions",
     "rewrite": "packs.records",
+    "rewrite_call": "packs.call_rewrites",
     "triton": "kernels.triton_source",
     "verify": "checks.verification",
     "where": "sizes.expressions",
@@ -146,6 +148,7 @@ __all__ = [
     "minimum",
     "next_power_of_2",
     "rewrite",
+    "rewrite_call",
     "triton",
     "verify",
     "where",
