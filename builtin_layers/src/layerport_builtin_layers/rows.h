@@ -273,17 +273,20 @@ __device__ __forceinline__ bool is_aligned(const Row<T, W>& row) {
 // Narrow rows: blockDim.x (a power of two up to 32) neighbouring lanes share a row, a block has blockDim.y rows.
 template <bool CENTRED, bool ADDED, typename T, typename W>
 __device__ __forceinline__ void normalise_narrow(const Row<T, W>& all, long long rows) {
-    const bool aligned = is_aligned(all);
     const long long row_step = static_cast<long long>(gridDim.x) * blockDim.y;
-    // The whole block goes round together, because the sum needs all lanes of a warp.
-    for (long long base = static_cast<long long>(blockIdx.x) * blockDim.y; base < rows; base += row_step) {
-        const long long index = base + threadIdx.y;
-        const bool inside = index < rows;
-        const Row<T, W> row = all.at(inside ? index * all.cols : 0);
-        if (aligned) {
-            normalise_row<4, CENTRED, ADDED>(row, inside, SumOfLanes{});
-        } else {
-            normalise_shifted_row<CENTRED, ADDED>(row, inside, SumOfLanes{});
+    const long long first = static_cast<long long>(blockIdx.x) * blockDim.y;
+    const auto row_at = [&](long long index) { return all.at(index < rows ? index * all.cols : 0); };
+    // The whole block goes round together, because the sum needs all lanes of a warp.  Two loops, because a branch
+    // inside of one takes more registers.
+    if (is_aligned(all)) {
+        for (long long base = first; base < rows; base += row_step) {
+            const long long index = base + threadIdx.y;
+            normalise_row<4, CENTRED, ADDED>(row_at(index), index < rows, SumOfLanes{});
+        }
+    } else {
+        for (long long base = first; base < rows; base += row_step) {
+            const long long index = base + threadIdx.y;
+            normalise_shifted_row<CENTRED, ADDED>(row_at(index), index < rows, SumOfLanes{});
         }
     }
 }
@@ -291,7 +294,6 @@ __device__ __forceinline__ void normalise_narrow(const Row<T, W>& all, long long
 // Wide rows: a block shares a row.  partial: 33 floats of shared memory.
 template <int VECTORS, bool CENTRED, bool ADDED, typename T, typename W>
 __device__ __forceinline__ void normalise_wide(const Row<T, W>& all, long long rows, float* partial) {
-    // Two loops, because a branch inside of one takes more registers.
     if (is_aligned(all)) {
         for (long long index = blockIdx.x; index < rows; index += gridDim.x) {
             normalise_row<VECTORS, CENTRED, ADDED>(all.at(index * all.cols), true, SumOfBlock{partial});
