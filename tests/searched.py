@@ -27,21 +27,24 @@ def program_of(model: Any, args: tuple[Any, ...], shapes: Any = None) -> torch.e
 
 
 def search_in(
-    model: Any, args: tuple[Any, ...], layers: Sequence[Layer], shapes: Any = None
+    model: Any, args: tuple[Any, ...], layers: Sequence[Layer], shapes: Any = None, *, asked: Sequence[str] = ()
 ) -> tuple[Findings, torch.export.ExportedProgram]:
-    """What is found in a model, and the program with it.  The program gives what the model gives, or this raises."""
+    """What is found in a model, and the program with it.  The program gives what the model gives, or this raises.
+
+    asked: layers that are searched whatever their authors say.
+    """
     with quiet():
-        return _search_in(model, args, layers, shapes)
+        return _search_in(model, args, layers, shapes, asked)
 
 
 def _search_in(
-    model: Any, args: tuple[Any, ...], layers: Sequence[Layer], shapes: Any
+    model: Any, args: tuple[Any, ...], layers: Sequence[Layer], shapes: Any, asked: Sequence[str]
 ) -> tuple[Findings, torch.export.ExportedProgram]:
     program = program_of(model, args, shapes)
     with torch.no_grad():
         runs = copy.deepcopy(model) if isinstance(model, torch.nn.Module) else Function(model)
         wanted = runs(*copy.deepcopy(args))
-    findings = search(program, layers, pytree.tree_leaves(args), compared)
+    findings = search(program, layers, pytree.tree_leaves(args), compared, asked=asked)
     if not findings.places:
         return findings, program
     got = program.module()(*copy.deepcopy(args))

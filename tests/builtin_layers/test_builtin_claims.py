@@ -11,9 +11,9 @@ import transformers
 import layerport as lp
 from layerport.packs.records import is_bound_layer
 from layerport_builtin_layers import plugin
+from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.module_looks import held
 from layerport_builtin_layers.rms_norm import rms_norm
-from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.silu_mul import silu_mul
 from searched import search_in
 
@@ -187,14 +187,18 @@ def test_what_only_looks_like_a_layer_is_left_alone(module: torch.nn.Module) -> 
     assert answers_of(module) == ()
 
 
-@pytest.mark.parametrize(("activation", "count"), [(torch.nn.SiLU(), 1), (torch.nn.GELU(), 0)])
-def test_a_gate_is_found_in_an_mlp_of_ones_own(activation: torch.nn.Module, count: int) -> None:
+@pytest.mark.parametrize(
+    ("activation", "layers"),
+    [(torch.nn.SiLU(), [silu_mul.name]), (torch.nn.GELU(), [gelu_mul.name]), (torch.nn.Tanh(), [])],
+)
+def test_a_gate_is_found_in_an_mlp_of_ones_own(activation: torch.nn.Module, layers: list[str]) -> None:
     findings, _ = search_in(GatedMLP(activation), (torch.randn(2, 4),), plugin.layerport_layers())
-    assert [one.layer for one in findings.places] == [silu_mul.name] * count
+    assert [one.layer for one in findings.places] == layers
 
 
 def test_the_pack_lists_its_layers() -> None:
-    assert plugin.layerport_layers() == (rms_norm, silu_mul, rope)
+    names = [layer.short_name for layer in plugin.layerport_layers()]
+    assert names == ["rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "gelu_mul", "rope", "circular_pad"]
     assert all(isinstance(layer, lp.Layer) for layer in plugin.layerport_layers())
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import layerport as lp
+from layerport_builtin_layers.add_rms_norm import add_rms_norm
+from layerport_builtin_layers.circular_pad import circular_pad
+from layerport_builtin_layers.gelu_mul import gelu_mul
+from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
 from layerport_builtin_layers.rope import rope
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 @lp.hookimpl
 def layerport_layers() -> tuple[lp.Layer, ...]:
-    return (rms_norm, silu_mul, rope)
+    return (rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad)
 
 
 @lp.hookimpl

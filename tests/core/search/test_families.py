@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 import layerport as lp
 from layerport.layers.layer import Layer
@@ -26,24 +26,15 @@ from searched import search_in
 pytest.importorskip("layerport_builtin_layers")
 transformers = pytest.importorskip("transformers")
 
+from layerport_builtin_layers.add_rms_norm import add_rms_norm  # noqa: E402
+from layerport_builtin_layers.gelu_mul import gelu_mul  # noqa: E402
+from layerport_builtin_layers.layer_norm import layer_norm  # noqa: E402
 from layerport_builtin_layers.rms_norm import rms_norm  # noqa: E402
 from layerport_builtin_layers.rope import rope  # noqa: E402
 from layerport_builtin_layers.silu_mul import silu_mul  # noqa: E402
 
-
-@lp.layer("search_families::layer_norm", find=True)
-def layer_norm(x: Tensor, weight: lp.Param, bias: lp.Param, eps: float = 1e-5) -> Tensor:
-    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
-
-
-@lp.layer("search_families::gelu_mul")
-def gelu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    if gate.shape != up.shape:
-        raise ValueError("gelu_mul does not broadcast")
-    return functional.gelu(gate, approximate="tanh") * up
-
-
-LAYERS: tuple[Layer, ...] = (rms_norm, silu_mul, rope, gelu_mul, layer_norm)
+LAYERS: tuple[Layer, ...] = (rms_norm, add_rms_norm, silu_mul, rope, gelu_mul, layer_norm)
+ASKED = tuple(layer.name for layer in LAYERS)
 EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))
 SIZES = {
     "vocab_size": 64,
@@ -77,6 +68,7 @@ FAMILIES = {
         {"vocab_size": 64, "d_model": 48, "d_ff": 80, "d_kv": 16, "num_heads": 4, "num_layers": 2 if EVERY else 1,
          "feed_forward_proj": "gated-gelu"},
     ),
+    "ModernBERT": ("ModernBertModel", "ModernBertConfig", NO_HEAD),
     "ViT": ("ViTModel", "ViTConfig", {**SIZES, "image_size": 8, "patch_size": 4}),
 }  # fmt: skip
 
@@ -87,7 +79,7 @@ class Hidden(nn.Module):
     def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
         self.model = model
-        self._options = {} if name in ("BERT", "T5", "ViT") else {"use_cache": False}
+        self._options = {} if name in ("BERT", "T5", "ModernBERT", "ViT") else {"use_cache": False}
 
     def forward(self, x: Tensor) -> Tensor:
         states: Tensor = self.model(x, **self._options).last_hidden_state
@@ -109,11 +101,26 @@ def model_of(name: str, dtype: torch.dtype) -> tuple[nn.Module, tuple[Tensor], A
     return Hidden(model, name).to(dtype), (ids,), ({0: batch, 1: Dim("sequence", min=1, max=64)},)
 
 
+class Sums(TorchFunctionMode):
+    """Remembers the sums of two tensors of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in (Tensor.add, torch.add) and getattr(args[1], "shape", None) == args[0].shape:
+            self.made.append(result)
+        return result
+
+
 @contextmanager
 def counted(model: nn.Module) -> Iterator[Counter[str]]:
     """Counts, while the model runs, the calls of norms, of gates in its MLPs, and of functions that rotate."""
     counts: Counter[str] = Counter()
     handles = []
+    sums = Sums()
 
     def count(name: str) -> Any:
         def hook(*args: Any) -> None:
@@ -121,18 +128,21 @@ def counted(model: nn.Module) -> Iterator[Counter[str]]:
 
         return hook
 
+    def count_rms_norm(module: nn.Module, args: Any, output: Tensor) -> None:
+        counts[(add_rms_norm if any(args[0] is one for one in sums.made) else rms_norm).name] += 1
+
     modules = {type(one).__module__ for one in model.modules() if type(one).__module__.startswith("transformers")}
     for one in model.modules():
         kind = type(one).__name__
         if kind.endswith("RMSNorm") or kind == "T5LayerNorm":
-            handles.append(one.register_forward_hook(count(rms_norm.name)))
+            handles.append(one.register_forward_hook(count_rms_norm))
         elif isinstance(one, nn.LayerNorm):
             handles.append(one.register_forward_hook(count(layer_norm.name)))
-        elif hasattr(one, "up_proj") or hasattr(one, "gate_up_proj") or hasattr(one, "wi_1"):
+        elif hasattr(one, "up_proj") or hasattr(one, "gate_up_proj") or hasattr(one, "wi_1") or kind == "ModernBertMLP":
             gate = getattr(one, "act_fn", None) or getattr(one, "activation_fn", None) or one.act
             gated = silu_mul if "SiLU" in type(gate).__name__ else gelu_mul
             handles.append(one.register_forward_hook(count(gated.name)))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, sums:
         for name in modules:
             module = import_module(name)
             original = getattr(module, "apply_rotary_pos_emb", None)
@@ -162,7 +172,7 @@ def test_as_many_are_found_as_there_are(name: str, dtype: torch.dtype) -> None:
     model, args, shapes = model_of(name, dtype)
     with counted(model) as wanted, torch.no_grad():
         model(*args)
-    findings, _ = search_in(model, args, LAYERS, shapes)
+    findings, _ = search_in(model, args, LAYERS, shapes, asked=ASKED)
     assert Counter(one.layer for one in findings.places) == wanted, findings.misses
     assert wanted.total() >= 3
     if dtype == torch.float32:

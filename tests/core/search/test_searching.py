@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -284,3 +284,30 @@ def test_several_outputs_replace_all_that_the_model_takes() -> None:
     assert [one.layer for one in findings.places] == ["search_tests::add_rms"]
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert not {"aten.pow.Tensor_Scalar", "aten.rsqrt.default", "aten.add.Tensor"} & set(targets), targets
+
+
+@lp.layer("search_tests::power")
+def power(x: Tensor, y: Tensor, root: Literal["square", "cube"] = "square", times: Literal[1, 3] = 1) -> Tensor:
+    return times * torch.exp(x.square() if root == "square" else x**3) * y
+
+
+def test_an_attribute_of_listed_values_is_tried_with_each() -> None:
+    def with_all(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return tuple(factor * torch.exp(x**exponent) * y for factor in (1, 3, 2) for exponent in (2, 3))
+
+    values = [{"root": root, "times": times} for times in (1, 3) for root in ("square", "cube")]
+    assert [attributes for *_, attributes in found(with_all, (X, Y), power)] == values
+
+
+@lp.layer("search_tests::sum_and_norm")
+def sum_and_norm(x: Tensor, residual: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    if x.shape != residual.shape:
+        raise ValueError("sum_and_norm does not broadcast")
+    total = x + residual
+    return total, total * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+
+
+def test_of_outputs_with_all_tensors_the_one_with_the_attribute_is_searched() -> None:
+    assert found(lambda x, y: sum_and_norm.reference(x, y, 1e-3)[::-1], (X, Y), sum_and_norm) == [
+        ("sum_and_norm", "exact", {"eps": 1e-3})
+    ]

@@ -4,7 +4,9 @@
 // pairs (i, i + rotary / 2), then what lies behind `rotary`, which is copied.  An item is a pack of 16 bytes where every
 // pointer and both sizes allow it, else one element.
 
-#include "../packs.h"
+#include "../include/layerport_kernels.h"
+
+using namespace layerport;
 
 namespace {
 

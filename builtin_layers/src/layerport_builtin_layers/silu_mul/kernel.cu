@@ -1,42 +1,19 @@
 // SiLU(gate) * up = gate / (1 + exp(-gate)) * up, computed in fp32.
-//
-// Each thread takes 2 packs of 16 bytes of both inputs, a block apart.  Where a pointer is not aligned to 16 bytes
-// (views), packs start where y is aligned, and those of the inputs are shifted together from two aligned ones.  Only
-// the packs that hang over an end go element by element.
 
-#include "../packs.h"
+#include "../gated.h"
 
 namespace {
 
-// The 16-bit types keep 8 or 11 bits, far fewer than the fast intrinsics lose; fp32 takes the exact functions.
-__device__ __forceinline__ float product(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+struct Silu {
+    // The 16-bit types keep 8 or 11 bits, far fewer than the fast intrinsics lose; fp32 takes the exact functions.
+    static __device__ __forceinline__ float product(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 
-__device__ __forceinline__ float fast_product(float gate, float up) {
-    return __fdividef(gate, 1.0f + __expf(-gate)) * up;
-}
-
-__device__ __forceinline__ __half product(__half gate, __half up) {
-    return __float2half_rn(fast_product(__half2float(gate), __half2float(up)));
-}
-
-__device__ __forceinline__ __nv_bfloat16 product(__nv_bfloat16 gate, __nv_bfloat16 up) {
-    return __float2bfloat16_rn(fast_product(__bfloat162float(gate), __bfloat162float(up)));
-}
-
-template <typename T>
-__device__ __forceinline__ Pack<T> product(const Pack<T>& gate, const Pack<T>& up) {
-    Pack<T> result;
-#pragma unroll
-    for (int k = 0; k < 16 / sizeof(T); ++k) result.items[k] = product(gate.items[k], up.items[k]);
-    return result;
-}
-
-template <bool SHIFTED, typename T>
-__device__ __forceinline__ void one_pack(
-    const T* __restrict__ gate, const T* __restrict__ up, T* __restrict__ y, long long index, long long count
-) {
-    store_at(y, index, count, product(load_at<SHIFTED>(gate, index, count), load_at<SHIFTED>(up, index, count)));
-}
+    template <typename T>
+    static __device__ __forceinline__ T product(T gate, T up) {
+        const float value = to_float(gate);
+        return from_float<T>(__fdividef(value, 1.0f + __expf(-value)) * to_float(up));
+    }
+};
 
 }  // namespace
 
@@ -44,40 +21,5 @@ template <typename T>
 __global__ void __launch_bounds__(256) silu_mul(
     const T* __restrict__ gate, const T* __restrict__ up, T* __restrict__ y, long long count
 ) {
-    constexpr int WIDTH = 16 / sizeof(T);
-    constexpr int PACKS = 2;
-    const long long start = static_cast<long long>(blockIdx.x) * (256 * PACKS * WIDTH);
-    const long long first = start + threadIdx.x * WIDTH;
-    if ((bytes_off(gate) | bytes_off(up) | bytes_off(y)) == 0) {
-        if (start + 256 * PACKS * WIDTH > count) {
-            // The last block.
-#pragma unroll 1
-            for (int i = 0; i < PACKS; ++i) {
-                const long long index = first + i * 256 * WIDTH;
-                if (index < count) one_pack<false>(gate, up, y, index, count);
-            }
-            return;
-        }
-        const auto* gates = reinterpret_cast<const Pack<T>*>(gate + first);
-        const auto* ups = reinterpret_cast<const Pack<T>*>(up + first);
-        auto* results = reinterpret_cast<Pack<T>*>(y + first);
-        Pack<T> g[PACKS];
-        Pack<T> u[PACKS];
-#pragma unroll
-        for (int i = 0; i < PACKS; ++i) {
-            g[i] = load(gates + i * 256);
-            u[i] = load(ups + i * 256);
-        }
-#pragma unroll
-        for (int i = 0; i < PACKS; ++i) store(results + i * 256, product(g[i], u[i]));
-        return;
-    }
-    // Packs start below 0, where y is aligned; so the blocks may end up to a pack too early, which the last one takes.
-    const int begin = first_index(y);
-    const int extra = blockIdx.x == gridDim.x - 1 && threadIdx.x == 0 ? 1 : 0;
-#pragma unroll 1
-    for (int i = 0; i < PACKS + extra; ++i) {
-        const long long index = begin + (i < PACKS ? first + i * 256 * WIDTH : start + PACKS * 256 * WIDTH);
-        if (index < count) one_pack<true>(gate, up, y, index, count);
-    }
+    multiply_gated<Silu>(gate, up, y, count);
 }

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-
-_THREADS = 256
-_BYTES_OF_BLOCK = _THREADS * 2 * 16  # as in kernel.cu: 2 packs of 16 bytes for each thread
+from layerport_builtin_layers.gated_launches import launch_gated
 
 
 @lp.layer("layerport_builtin::silu_mul", version=1)
@@ -42,5 +40,4 @@ def backward(gate: Tensor, up: Tensor, grad_output: Tensor) -> tuple[Tensor, Ten
 
 @silu_mul.kernel(lp.cuda("kernel.cu", "silu_mul<{gate}>"), dtypes=("float32", "float16", "bfloat16"), name="silu_mul")
 def launch(gate: lp.TensorType, up: lp.TensorType, y: lp.TensorType) -> lp.Launch:
-    count = gate.numel()
-    return lp.Launch(grid=lp.cdiv(count, _BYTES_OF_BLOCK // gate.itemsize), block=_THREADS, args=(gate, up, y, count))
+    return launch_gated(gate, up, y)

@@ -11,7 +11,7 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from layerport.errors import UsageError
-from layerport.parameters.rules import Rule, broken
+from layerport.parameters.rules import CHOICES, Rule, broken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,12 @@ class Argument:
     @property
     def schema_type(self) -> str:
         return ("Tensor" if self.type == TENSOR else self.type) + ("?" if self.optional else "")
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that an attribute may have, where its annotation lists them; None too where it may be absent."""
+        listed = next((rule.bound for rule in self.rules if rule.field == CHOICES and not rule.of_items), ())
+        return (*listed, None) if listed and self.optional else listed
 
     def broken(self, value: Any, *, path: str = "") -> list[str]:
         """What is wrong with a value in the standard form by the rules; an absent optional one keeps to all."""

@@ -22,7 +22,7 @@ _LENGTHS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "max_length": ("of length at most", lambda value, bound: len(value) <= bound),
 }
 _TESTS = {**_NUMBERS, **_LENGTHS}
-_CHOICES = "choices"
+CHOICES = "choices"
 _SOURCE = "annotated_types"
 
 
@@ -46,20 +46,20 @@ class Rule:
         return all(map(self._holds, value)) if self.of_items else self._holds(value)
 
     def _holds(self, value: Any) -> bool:
-        if self.field == _CHOICES:
+        if self.field == CHOICES:
             return any(value == one for one in self.bound)
         return _TESTS[self.field][1](value, self.bound)
 
     def __str__(self) -> str:
         each = "each " if self.of_items else ""
-        if self.field == _CHOICES:
+        if self.field == CHOICES:
             return f"{each}one of {', '.join(map(repr, self.bound))}"
         return f"{each}{_TESTS[self.field][0]} {self.bound}"
 
 
 def choices(values: Iterable[Any]) -> Rule:
     """The rule that a value is one of these, as `Literal` says it."""
-    return Rule(_CHOICES, tuple(values))
+    return Rule(CHOICES, tuple(values))
 
 
 def rules_of(metadata: Iterable[Any], type_name: str) -> tuple[Rule, ...]:

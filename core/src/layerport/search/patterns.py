@@ -129,6 +129,8 @@ def _attribute_choices(
     for place, argument in enumerate(layer.signature.attributes):
         if argument.type == "bool":
             choices.append([(argument.name, value) for value in (True, False)])
+        elif listed := argument.choices:
+            choices.append([(argument.name, value) for value in listed])
         elif argument.type == "float":
             varied[argument.name] = tuple(value * (1 + place / 7) for value in _SENTINELS)
             if argument.optional:
@@ -297,7 +299,8 @@ class _Maker:
         if any(value.op not in (SUM, PRODUCT) and not value.inner for value in outputs):
             self._reasons.append("its reference hands an argument on, or a number, as an output")
             return None
-        root = max(range(len(outputs)), key=lambda place: (len(_leaves(outputs[place : place + 1], {})), -place))
+        # Of several outputs of all leaves, a step on the way to another one says less: it holds no attribute, say.
+        root = max(range(len(outputs)), key=lambda place: (*_extent(outputs[place]), -place))
         if len(leaves) < len(self._present) or len(_leaves(outputs[root : root + 1], {})) < len(leaves):
             self._reasons.append("no output of its reference depends on all of its tensors")
             return None
@@ -328,18 +331,25 @@ def _is_elementwise(pattern: Pattern) -> bool:
 
 
 def _leaves(outputs: tuple[Value, ...], arguments: Mapping[str, Argument]) -> dict[Value, Any]:
-    found: dict[Value, Any] = {}
-    seen: set[Value] = set()
+    inner = _inner(outputs)
+    return {value: arguments.get(value.literals[0]) for value in inner if value.op in (INPUT, CONSTANT)}
+
+
+def _extent(output: Value) -> tuple[int, int]:
+    """How many leaves a value has, and how many values it is made of."""
+    return len(_leaves((output,), {})), len(_inner((output,)))
+
+
+def _inner(outputs: tuple[Value, ...]) -> list[Value]:
+    """What the outputs are made of, and they themselves, each once."""
+    found: dict[Value, None] = {}
     waiting = list(outputs)
     while waiting:
         value = waiting.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if value.op in (INPUT, CONSTANT):
-            found[value] = arguments.get(value.literals[0])
-        waiting += value.inner
-    return found
+        if value not in found:
+            found[value] = None
+            waiting += value.inner
+    return list(found)
 
 
 def _fingerprint(outputs: tuple[Value, ...], fixed: Mapping[str, Any]) -> Any:

@@ -1,13 +1,14 @@
-// Packs of 16 bytes: loads and stores that are one instruction each, at any address and up to the ends of a row.
+// What memory-bound kernels share: packs of 16 bytes that are loaded and stored with one instruction each, at any
+// address and up to the ends of a row; conversions to and from float; sums over lanes of a warp and over a block.
 //
-// Included by the kernels of this pack.
+// Any pack may include it: lp.cuda(..., include=(layerport_builtin_layers.INCLUDE,)), #include <layerport_kernels.h>.
 
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-namespace {
+namespace layerport {
 
 template <typename T>
 struct alignas(16) Pack {
@@ -98,10 +99,62 @@ __device__ __forceinline__ void store_at(T* to, Index index, Index count, const 
     }
 }
 
+// The same where `to + index` need not be aligned.
+template <typename T, typename Index>
+__device__ __forceinline__ void store_anywhere(T* to, Index index, Index count, const Pack<T>& pack) {
+    if (bytes_off(to + index) == 0) {
+        store_at(to, index, count, pack);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 16 / sizeof(T); ++k) {
+        if (index + k >= 0 && index + k < count) to[index + k] = pack.items[k];
+    }
+}
+
 // Where the first pack starts, at or below 0, so that `to` is aligned there.
 template <typename T>
 __device__ __forceinline__ int first_index(const T* to) {
     return -(bytes_off(to) / static_cast<int>(sizeof(T)));
 }
 
-}  // namespace
+// Stops the compiler from keeping the converted floats of all packs alive across the sum, which costs more registers
+// than there are; it emits nothing.
+template <typename T>
+__device__ __forceinline__ void keep_packed(Pack<T>& pack) {
+#ifndef LAYERPORT_HOST
+    auto* words = reinterpret_cast<unsigned*>(&pack);
+    asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+#endif
+}
+
+// The sum over `width` neighbouring threads of a warp; width is a power of two and the same for the whole warp.
+__device__ __forceinline__ float sum_lanes(float value, int width) {
+    for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+}
+
+struct SumOfLanes {
+    __device__ __forceinline__ float operator()(float value) const { return sum_lanes(value, blockDim.x); }
+};
+
+struct SumOfBlock {
+    // 33 floats: one for each warp, and the total.  The next row may follow at once: its first barrier holds the
+    // total back until every warp has read this one.
+    float* partial;
+
+    __device__ __forceinline__ float operator()(float value) const {
+        value = sum_lanes(value, 32);
+        if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+        __syncthreads();
+        if (threadIdx.x < 32) {
+            const float part = threadIdx.x < blockDim.x / 32 ? partial[threadIdx.x] : 0.0f;
+            const float total = sum_lanes(part, 32);
+            if (threadIdx.x == 0) partial[32] = total;
+        }
+        __syncthreads();
+        return partial[32];
+    }
+};
+
+}  // namespace layerport
