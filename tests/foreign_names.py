@@ -167,6 +167,9 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+BASE = "plugin_base(trt)"  # what makes our own base class
+
+
 @dataclass(frozen=True)
 class Derived:
     """A class of ours on classes of TensorRT: its methods with their numbers of parameters, and what it sets."""
@@ -185,6 +188,10 @@ def derived() -> list[Derived]:
             if not isinstance(node, ast.ClassDef):
                 continue
             bases = tuple(text[4:] for base in node.bases if (text := _text(base)).startswith("trt."))
+            inherited = [
+                one for one in found if BASE in map(ast.unparse, node.bases) and one.place.endswith("SpecPlugin")
+            ]
+            bases += tuple(base for one in inherited for base in one.bases)
             if bases:
                 methods = [one for one in node.body if isinstance(one, ast.FunctionDef)]
                 stored = {
@@ -198,8 +205,11 @@ def derived() -> list[Derived]:
                     Derived(
                         f"{path.relative_to(SOURCE).as_posix()} {node.name}",
                         bases,
-                        {one.name: len(one.args.args) for one in methods if not one.name.startswith("_")},
-                        frozenset(name for name in stored if not name.startswith("_")),
+                        {name: count for one in inherited for name, count in one.methods.items()}
+                        | {one.name: len(one.args.args) for one in methods if not one.name.startswith("_")},
+                        frozenset(name for name in stored if not name.startswith("_")).union(
+                            *(one.attributes for one in inherited)
+                        ),
                     )
                 )
     return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layerport.bundle.plugin_spec import KernelCode, PluginSpec
     from layerport.checks.verification import Verification, verify
     from layerport.dtypes import DType
+    from layerport.engine.plugin import plugin_base
     from layerport.engine.progress import ProgressEvent
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
     from layerport.front.claim_records import ClaimRecord
@@ -90,6 +91,7 @@ _HOMES = {
     "maximum": "sizes.expressions",
     "minimum": "sizes.expressions",
     "next_power_of_2": "sizes.expressions",
+    "plugin_base": "engine.plugin",
     "rewrite": "packs.records",
     "rewrite_call": "packs.call_rewrites",
     "triton": "kernels.triton_source",
@@ -147,6 +149,7 @@ __all__ = [
     "maximum",
     "minimum",
     "next_power_of_2",
+    "plugin_base",
     "rewrite",
     "rewrite_call",
     "triton",

@@ -156,6 +156,26 @@ class Own:
         self.spec = spec
 
 
+def test_the_base_of_a_pack_s_own_class_answers_from_the_spec() -> None:
+    one = spec(kernels=(), images={}, plugin_class=f"{__name__}:Own")
+    base = plugins.plugin_base(stand_in())
+
+    class Mine(base):  # type: ignore[misc, valid-type]
+        def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
+            return 64
+
+    made = Mine(one)
+    for each in (made, made.clone(), made.attach_to_context(None)):
+        assert type(each) is Mine and each.spec is one
+        assert (each.plugin_namespace, each.plugin_name, each.plugin_version) == ("pack", "layer", "1")
+    assert made.get_output_data_types([]) == [Type.FLOAT, Type.INT64]
+    assert made.get_workspace_size([], []) == 64 and made.get_valid_tactics() == []
+    (kept,) = made.get_fields_to_serialize()
+    assert (kept.name, read_field(kept.data).key) == (plugins.KEY_FIELD, one.key)
+    with pytest.raises(NotImplementedError, match=r"the plugin class .*test_plugin:Own has no enqueue"):
+        made.enqueue([], [], [], [], 0, 0)
+
+
 def test_registering_twice_is_an_error() -> None:
     registry = Registry()
     made = plugins.register_creators(stand_in(registry), ["pack::b", "pack::a", "pack::b"], {})

@@ -152,7 +152,7 @@ OWN_METHODS = {
 @PER_FLAVOUR
 def test_our_classes_override_what_their_bases_have(flavour: str, described: Any) -> None:
     found = {one.place: one for one in foreign_names.derived()}
-    assert {"engine/plugin.py KernelPlugin", "engine/plugin.py KernelCreator"} <= set(found)
+    assert {f"engine/plugin.py {name}" for name in ("SpecPlugin", "KernelPlugin", "KernelCreator")} <= set(found)
     assert {"engine/worker.py Logger", "engine/worker.py Monitor"} <= set(found)
     faults = [f"{one.place}: {fault}" for one in found.values() for fault in class_faults(one, described[flavour])]
     assert faults == []

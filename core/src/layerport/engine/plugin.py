@@ -23,45 +23,32 @@ KERNEL_LAYER = f"{NAMESPACE}::{NAME}"
 """The plugin of all layers with kernels, as a creator is named; `native/` makes the same one in C++."""
 
 
-def plugin_class(trt: Any) -> type[Any]:
-    """The plugin class over the base classes of one flavour's module."""
+def plugin_base(trt: Any) -> type[Any]:
+    """The base class of a pack's own plugin: `Class(spec)` answers TensorRT from its spec, all but `enqueue`.
 
-    class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
-        """A TensorRT plugin whose every answer comes from its spec.
+    trt: the module of the TensorRT flavour, which the function that `PluginSpec.plugin_class` names is given.
+    A subclass may override any method of `IPluginV3OneBuild` and `IPluginV3OneRuntime`; one with state of its own
+    overrides `clone`.
+    """
 
-        Its kernels are its tactics, numbered from 1 in the layer's order.  A tactic is a preference: that kernel runs
-        wherever its predicate holds, the first other one that fits elsewhere, so that each is right for every shape.
-        A build that cannot measure takes the first tactic, which is the layer's own order.
+    class SpecPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
+        """What a build asks, and what a plan keeps; nothing that runs."""
 
-        kept: the digests of the images that its field in the plan keeps.
-        """
-
-        def __init__(self, spec: PluginSpec, kept: Collection[str] = (), tactic: int = 0) -> None:
+        def __init__(self, spec: PluginSpec) -> None:
             trt.IPluginV3.__init__(self)
             trt.IPluginV3OneCore.__init__(self)
             trt.IPluginV3OneBuild.__init__(self)
             trt.IPluginV3OneRuntime.__init__(self)
             self.spec = spec
-            self.kept = frozenset(kept)
-            self._images = images.keep({digest: spec.images[digest] for digest in self.kept})
-            self.plugin_namespace = NAMESPACE
-            self.plugin_name = NAME
+            self.plugin_namespace = spec.namespace
+            self.plugin_name = spec.short_name
             self.plugin_version = VERSION
-            self.metadata_string = spec.layer  # what TensorRT's inspector shows
             self.num_outputs = len(spec.outputs) + len(spec.sizes)
             # Equal specs hold equal kernels, so what TensorRT measured of one holds for the other.
             self.timing_cache_id = spec.key
-            self._names = (
-                tuple(tensor.name for tensor in spec.inputs),
-                (*(tensor.name for tensor in spec.outputs), *(size.name for size in spec.sizes)),
-            )
             self._types = [from_dtype(spec.carrier(one), trt) for one in spec.inputs]
             self._types += [from_dtype(tensor.dtype, trt) for tensor in spec.outputs]
             self._types += [trt.DataType.INT64] * len(spec.sizes)
-            self._kernels = list(dict.fromkeys(kernel.name for kernel in spec.kernels))
-            self._tactic = tactic
-            self._runner: KernelRunner | None = None
-            self._pointers = dict.fromkeys((*self._names[0], *self._names[1]), 0)
 
         # What a build asks.
 
@@ -69,7 +56,7 @@ def plugin_class(trt: Any) -> type[Any]:
             return self
 
         def clone(self) -> Any:
-            return KernelPlugin(self.spec, self.kept, self._tactic)
+            return type(self)(self.spec)
 
         def get_output_data_types(self, input_types: Any) -> Any:
             return self._types[len(self.spec.inputs) :]
@@ -102,14 +89,75 @@ def plugin_class(trt: Any) -> type[Any]:
             return 0
 
         def get_valid_tactics(self) -> list[int]:
-            return list(range(1, len(self._kernels) + 1)) if len(self._kernels) > 1 else []
+            return []
 
         # What a plan keeps.
 
+        def _kept(self) -> Collection[str]:
+            """The digests of the kernels' images that the field keeps."""
+            return ()
+
         def get_fields_to_serialize(self) -> Any:
-            data = plan_fields.write_field(self.spec, self.kept)
+            data = plan_fields.write_field(self.spec, self._kept())
             self._field = trt.PluginField(KEY_FIELD, data, trt.PluginFieldType.INT8)
             return trt.PluginFieldCollection([self._field])
+
+        # What a run asks.
+
+        def attach_to_context(self, context: Any) -> Any:
+            return self.clone()
+
+        def set_tactic(self, tactic: int) -> None:
+            pass
+
+        def on_shape_change(self, inputs: Any, outputs: Any) -> None:
+            pass
+
+        def enqueue(
+            self, input_desc: Any, output_desc: Any, inputs: Any, outputs: Any, workspace: int, stream: int
+        ) -> None:
+            raise NotImplementedError(f"the plugin class {self.spec.plugin_class} has no enqueue")
+
+    return SpecPlugin
+
+
+def plugin_class(trt: Any) -> type[Any]:
+    """The class of the plugins that launch kernels, over the base classes of one flavour's module."""
+
+    class KernelPlugin(plugin_base(trt)):  # type: ignore[misc]
+        """A TensorRT plugin whose every answer comes from its spec.
+
+        Its kernels are its tactics, numbered from 1 in the layer's order.  A tactic is a preference: that kernel runs
+        wherever its predicate holds, the first other one that fits elsewhere, so that each is right for every shape.
+        A build that cannot measure takes the first tactic, which is the layer's own order.
+
+        kept: the digests of the images that its field in the plan keeps.
+        """
+
+        def __init__(self, spec: PluginSpec, kept: Collection[str] = (), tactic: int = 0) -> None:
+            super().__init__(spec)
+            self.plugin_namespace = NAMESPACE
+            self.plugin_name = NAME
+            self.kept = frozenset(kept)
+            self._images = images.keep({digest: spec.images[digest] for digest in self.kept})
+            self.metadata_string = spec.layer  # what TensorRT's inspector shows
+            self._names = (
+                tuple(tensor.name for tensor in spec.inputs),
+                (*(tensor.name for tensor in spec.outputs), *(size.name for size in spec.sizes)),
+            )
+            self._kernels = list(dict.fromkeys(kernel.name for kernel in spec.kernels))
+            self._tactic = tactic
+            self._runner: KernelRunner | None = None
+            self._pointers = dict.fromkeys((*self._names[0], *self._names[1]), 0)
+
+        def clone(self) -> Any:
+            return KernelPlugin(self.spec, self.kept, self._tactic)
+
+        def get_valid_tactics(self) -> list[int]:
+            return list(range(1, len(self._kernels) + 1)) if len(self._kernels) > 1 else []
+
+        def _kept(self) -> Collection[str]:
+            return self.kept
 
         # What a run asks.  Only a GPU can show these in TensorRT; their parts are tested without one.
 
