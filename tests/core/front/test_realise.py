@@ -31,13 +31,18 @@ def scaled(x: Tensor, w: lp.Param) -> Tensor:
     return x * w
 
 
-def node(name: str, module: str = "") -> LayerNode:
+@lp.layer("front_realise::unwanted")
+def unwanted(x: Tensor, w: lp.Param) -> Tensor:
+    return x * w
+
+
+def node(name: str, module: str = "", layer: lp.Layer = scaled) -> LayerNode:
     tensors = {
         "x": TensorType("x", DType.FLOAT32, (Symbol("rows"), 4)),
         "w": TensorType("w", DType.FLOAT32, (4,)),
     }
     given: Any = SimpleNamespace(name=name)
-    return LayerNode(given, scaled, tensors, scaled.bind(w=torch.ones(4)), module)
+    return LayerNode(given, layer, tensors, layer.bind(w=torch.ones(4)), module)
 
 
 class Packs:
@@ -48,7 +53,7 @@ class Packs:
         self.paths: list[str] = []
 
     def layer(self, name: str) -> None:
-        if name != scaled.name:
+        if name not in (scaled.name, unwanted.name):
             raise lp.errors.UsageError(f"no pack has the layer {name}")
 
     def convert_parameters(self, layer: Any, parameters: Parameters, target: Target, *, path: str) -> Parameters:
@@ -157,3 +162,27 @@ def test_no_plugin_and_why() -> None:
     (one,), plugins = realised(node("a"), packs=Packs(plugin=lambda bound: None))
     assert (one.realised, one.reason, one.spec) == ("decomposed", "the layer has no kernel", None)
     assert not plugins.nodes
+
+
+def test_a_node_without_a_plugin_keeps_no_other_from_one() -> None:
+    """Whatever the reason is, and wherever the node stands."""
+
+    def only_for_b(bound: BoundLayer) -> PluginSpec | None:
+        return spec(bound) if bound.place is not None and bound.place.module == "b" else None
+
+    def other_types(bound: BoundLayer) -> PluginSpec:
+        return spec(bound, **({} if bound.place is not None and bound.place.module == "b" else {"x": DType.FLOAT64}))
+
+    cases: list[dict[str, Any]] = [
+        {"decompose": (unwanted.name,)},
+        {"wrong": {"a": "wrong", "c": "wrong"}},
+        {"packs": Packs(plugin=only_for_b)},
+        {"packs": Packs(plugin=other_types)},
+    ]
+    for options in cases:
+        layer = unwanted if "decompose" in options else scaled
+        made, plugins = realised(node("a", layer=layer), node("b"), node("c", layer=layer), **options)
+        assert [one.realised for one in made] == ["decomposed", "plugin", "decomposed"]
+        assert list(plugins.nodes) == ["b"]
+    made, _ = realised(node("a"), node("b"), target=PORTABLE)
+    assert [one.realised for one in made] == ["function"] * 2
