@@ -50,7 +50,8 @@ def relative_error(want: torch.Tensor, have: torch.Tensor) -> tuple[float, float
     """The largest error relative to the value plus the tensor's mean magnitude, and what its dtype allows.
 
     want, have: of one shape and dtype.  Infinities and NaN must stand in the same places, and tell nothing else: the
-    mean is that of the finite values.  Whole numbers and bools must be equal.
+    mean is that of the finite values.  Whole numbers and bools must be equal.  In float16 a distance of its least
+    number, 6e-8, is none.
     """
     allowed = TOLERANCES.get(want.dtype, 0.0)
     if want.numel() == 0:
@@ -60,12 +61,17 @@ def relative_error(want: torch.Tensor, have: torch.Tensor) -> tuple[float, float
     if torch.equal(want, have):
         return 0.0, allowed
     mean = mean_magnitude(want)
+    # The least value of a narrow type: nothing can be stored below it, so nothing can be met any closer.
+    info = torch.finfo(want.dtype)
+    least = info.smallest_normal * info.eps if want.dtype == torch.float16 else 0.0
     worst = 0.0
     for one, other in _chunks(want, have):
         gap = (one - other).abs_()
+        if least:
+            gap.sub_(least).clamp_(min=0.0)
         worst_here = float(gap.div_(one.abs().add_(mean)).amax())
         if not math.isfinite(worst_here):  # zeros alone, or values that are not finite
-            worst_here = _careful_error(one, other, mean)
+            worst_here = _careful_error(one, other, mean, least)
         worst = max(worst, worst_here)
     return worst, allowed
 
@@ -99,9 +105,9 @@ def type_text(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _careful_error(one: torch.Tensor, other: torch.Tensor, mean: float) -> float:
+def _careful_error(one: torch.Tensor, other: torch.Tensor, mean: float, least: float) -> float:
     same = (one == other) | (one.isnan() & other.isnan())
-    error = (one - other).abs() / (one.abs() + mean)
+    error = ((one - other).abs() - least).clamp(min=0.0) / (one.abs() + mean)
     return float(torch.where(same, torch.zeros_like(error), error).nan_to_num(nan=math.inf).max())
 
 
