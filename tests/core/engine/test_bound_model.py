@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec
@@ -197,3 +198,34 @@ def test_the_first_node_that_needs_an_image_keeps_it_for_all() -> None:
     one, other = first.key, second.key
     assert named() == [f"{one} {a} {b}", one, f"{other} {c}", other]
     assert named(all_keep=True) == [f"{one} {a} {b}"] * 2 + [f"{other} {b} {c}"] * 2
+
+
+PACKED = np.arange(6, dtype=np.uint8)
+
+
+def packed_constants() -> dict[str, onnx.TensorProto]:
+    """The same constant in each way that a file may hold it."""
+    raw = onnx.numpy_helper.from_array(PACKED, "w")
+    typed = onnx.TensorProto(name="w", data_type=TensorProto.UINT8, dims=[6], int32_data=PACKED.tolist())
+    outside = onnx.TensorProto(name="w", data_type=TensorProto.UINT8, dims=[6])
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="model.onnx.data")
+    return {"raw": raw, "typed": typed, "outside": outside}
+
+
+@pytest.mark.parametrize("kind", ["raw", "typed", "outside"])
+def test_a_type_that_tensorrt_lacks_comes_in_as_the_same_bytes(kind: str) -> None:
+    inputs = (TensorType("x", DType.FLOAT32, (Symbol("x.0"),)), TensorType("w", DType.UINT8, (6,)))
+    one = dataclasses.replace(spec(), inputs=inputs, parameters=frozenset({"w"}))
+    made = model([node("a", ["x", "w"], "m"), node("b", ["m", "w"], "out")])
+    constant = packed_constants()[kind]
+    del made.graph.initializer[:]
+    made.graph.initializer.append(constant)
+    bound = bind_model(made, PluginSet({one.key: one}, {"a": one.key, "b": one.key}))
+    assert [list(found.input) for found in bound.graph.node] == [["x", "w.int8"], ["m", "w.int8"]]
+    (carried,) = bound.graph.initializer
+    assert carried.data_type == TensorProto.INT8 and list(carried.dims) == [6]
+    if kind == "outside":
+        assert carried.external_data == constant.external_data and not carried.HasField("raw_data")
+    else:
+        assert onnx.numpy_helper.to_array(carried).tobytes() == PACKED.tobytes()

@@ -158,3 +158,23 @@ def test_a_copy_on_the_host_is_made_where_one_is_needed(name: str) -> None:
     array = to_standard(made, path="x").array
     assert array.dtype == values.dtype
     np.testing.assert_array_equal(array, values)
+
+
+@pytest.mark.parametrize(("kind", "is_read"), [(1, False), (2, True), (3, False), (10, False), (13, True), (14, False)])
+def test_the_devices_of_dlpack_that_are_memory_of_the_gpu(kind: int, is_read: bool) -> None:
+    made, _, _ = filled("float32", (2, 3))
+
+    class Other:
+        """An array of another library, in memory of a kind."""
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return kind, 0
+
+        def __dlpack__(self, *, stream: int) -> Any:
+            assert stream == 1
+            return made.__dlpack__()
+
+    found = read_device_tensor(Other(), path="x")
+    assert (found is not None) == is_read
+    if found is not None:
+        assert (found.address, found.shape, found.dtype) == (made.address, (2, 3), np.float32)

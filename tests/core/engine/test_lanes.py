@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from layerport.engine import lanes
 from layerport.engine.lanes import Pool
 from layerport.errors import UsageError
 
@@ -105,3 +107,15 @@ def test_close_ends_every_lane_once_and_those_who_wait() -> None:
     with pytest.raises(UsageError, match="the session is closed"), made.pool.lane(key("a")):
         pass
     assert len(made.lanes) == 1
+
+
+def test_the_buffer_that_tensorrt_is_given_serves_what_fits() -> None:
+    class Base:
+        pass
+
+    one = lanes._allocator(SimpleNamespace(IOutputAllocator=Base))
+    assert one.reallocate_output("y", 0, 1, 16) == 0  # nothing was offered yet
+    one.offer(4096, 100)
+    for size, address in ((0, 4096), (99, 4096), (100, 4096), (101, 0)):
+        assert one.reallocate_output("y", 0, size, 16) == address
+        assert one.reallocate_output_async("y", 0, size, 16, 7) == address

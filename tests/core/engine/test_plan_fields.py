@@ -183,3 +183,13 @@ def test_fields_are_found_byte_by_byte() -> None:
     for byte in b"layer" + WHOLE + WHOLE:
         search.feed(bytes([byte]))
     assert search.places == [5, 5 + len(WHOLE)]
+
+
+@pytest.mark.parametrize("raw", [0, 1, 99, 101, 102, 1000])
+def test_a_head_that_lies_about_the_length(raw: int) -> None:
+    data = zlib.compress(bytes(100))
+    assert plan_fields._unpack(data, len(data), 100, 1000, "spec") == bytes(100)
+    with pytest.raises(BuildError, match=f"does not have the {raw} bytes that its head says"):
+        plan_fields._unpack(data, len(data), raw, 1000, "spec")
+    with pytest.raises(BuildError, match="does not have the 100 bytes"):
+        plan_fields._unpack(data + b"x", len(data) + 1, 100, 1000, "spec")

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from layerport.bundle.plugin_spec import PluginSet, from_bytes, to_bytes
+from layerport.engine import worker
 from plan_reading import fields_in
 from small_setup import ENGINE, SMALL, Built, python
 
@@ -214,3 +216,23 @@ def plan_of_norms(folder: Path, count: int) -> int:
 def test_a_further_node_of_a_layer_adds_little_to_a_plan(tmp_path: Path) -> None:
     few, many = plan_of_norms(tmp_path, 8), plan_of_norms(tmp_path, 48)
     assert (many - few) / 40 <= 4096
+
+
+def test_only_an_input_of_an_open_size_has_a_range() -> None:
+    class Profile:
+        def __init__(self) -> None:
+            self.set: dict[str, Any] = {}
+
+        def set_shape(self, name: str, *shapes: Any) -> None:
+            self.set[name] = shapes
+
+    inputs = [
+        SimpleNamespace(name="open", shape=(-1, 3)),
+        SimpleNamespace(name="fixed", shape=(2, 3)),
+        SimpleNamespace(name="empty", shape=(0, 3)),
+        SimpleNamespace(name="number", shape=()),
+    ]
+    network = SimpleNamespace(num_inputs=4, get_input=inputs.__getitem__)
+    shapes = {one.name: ([1, 3], [2, 3], [4, 3]) for one in inputs}
+    made = worker._profile(SimpleNamespace(create_optimization_profile=Profile), network, shapes)
+    assert made.set == {"open": ([1, 3], [2, 3], [4, 3])}

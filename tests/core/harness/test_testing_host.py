@@ -16,6 +16,7 @@ from torch import Tensor
 
 import layerport as lp
 from layerport.errors import PackError
+from layerport.harness import compiler
 from layerport.sizes.tensors import TensorType
 from layerport.testing import run_kernel
 
@@ -420,8 +421,6 @@ def fault_of_call(call: Callable[[], Any]) -> str:
 
 
 def test_without_a_compiler_the_repair_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from layerport.harness import compiler
-
     compiler._compiler.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(lp.UsageError, match="no C\\+\\+ compiler is here") as caught:
@@ -498,3 +497,9 @@ __global__ void remember(const float* x, float* y) {
         with pytest.raises(PackError, match="depend on memory that nothing has written") as caught:
             run_kernel(remembers, np.ones(3, np.float32), order=order)
         assert caught.value.faults[0].startswith("output: 2 of 3 elements, the first at [1]")
+
+
+def test_the_options_that_a_host_compiler_takes() -> None:
+    options = ("--std=c++20", "-DA=1", "-UB", "--define-macro=C=2", "--undefine-macro=D", "-O3", "--use_fast_math")
+    assert compiler._language_options(options) == ("-std=gnu++20", "-DA=1", "-UB", "-DC=2", "-UD")
+    assert compiler._language_options(()) == ("-std=gnu++17",)

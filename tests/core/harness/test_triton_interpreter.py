@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -155,6 +156,13 @@ def test_every_program_of_a_grid_runs_once(grid: Any, order: str | int) -> None:
     x = np.arange(math.prod(grid) if isinstance(grid, tuple) else grid, dtype=np.float32) + 1
     layer = layer_of("numbered", launch=lambda x, y: lp.Launch(grid=grid, args=(x, y, x.numel())))
     assert np.array_equal(run_kernel(layer, x, order=order), x)
+
+
+def test_a_file_runs_as_it_is_written(tmp_path: Path) -> None:
+    """Without what the worker's own file imports from the future, so that an annotation is a value."""
+    file = tmp_path / "kernels.py"
+    file.write_text("def function(x: 1 + 1): ...\nfound = function.__annotations__['x']\n")
+    assert triton_worker.load_file(str(file), file.read_bytes()).found == 2
 
 
 def test_a_number_without_a_type_is_of_32_bits_where_it_fits() -> None:
