@@ -198,7 +198,10 @@ def test_a_gate_is_found_in_an_mlp_of_ones_own(activation: torch.nn.Module, laye
 
 def test_the_pack_lists_its_layers() -> None:
     names = [layer.short_name for layer in plugin.layerport_layers()]
-    assert names == ["rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "gelu_mul", "rope", "circular_pad"]
+    assert names == [
+        *("rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "gelu_mul", "rope", "circular_pad"),
+        "ms_deform_attn",
+    ]
     assert all(isinstance(layer, lp.Layer) for layer in plugin.layerport_layers())
 
 

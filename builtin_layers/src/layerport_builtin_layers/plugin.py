@@ -12,6 +12,8 @@ from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.layer_norm import layer_norm
+from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
+from layerport_builtin_layers.ms_deform_attn.claims import claim_ms_deform_attn
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
 from layerport_builtin_layers.rope import rope
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 @lp.hookimpl
 def layerport_layers() -> tuple[lp.Layer, ...]:
-    return (rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad)
+    return (rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad, ms_deform_attn)
 
 
 @lp.hookimpl
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
-    return claim_rms_norm(module)
+    return claim_rms_norm(module) or claim_ms_deform_attn(module)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from layerport.kernels.triton_source import TritonSource, triton
     from layerport.layers.derivation import Derivation
     from layerport.layers.dispatch import Dispatch, explain_dispatch
+    from layerport.layers.in_references import check_values, scan
     from layerport.layers.layer import BoundLayer, Layer, Place
     from layerport.layers.module import LayerModule
     from layerport.packs.call_rewrites import rewrite_call
@@ -82,6 +83,7 @@ _HOMES = {
     "VerifyError": "errors",
     "build": "building",
     "cdiv": "sizes.expressions",
+    "check_values": "layers.in_references",
     "cuda": "kernels.declaration",
     "explain_dispatch": "layers.dispatch",
     "hookimpl": "packs.hookspecs",
@@ -94,6 +96,7 @@ _HOMES = {
     "plugin_base": "engine.plugin",
     "rewrite": "packs.records",
     "rewrite_call": "packs.call_rewrites",
+    "scan": "layers.in_references",
     "triton": "kernels.triton_source",
     "verify": "checks.verification",
     "where": "sizes.expressions",
@@ -140,6 +143,7 @@ __all__ = [
     "VerifyError",
     "build",
     "cdiv",
+    "check_values",
     "cuda",
     "explain_dispatch",
     "hookimpl",
@@ -152,6 +156,7 @@ __all__ = [
     "plugin_base",
     "rewrite",
     "rewrite_call",
+    "scan",
     "triton",
     "verify",
     "where",

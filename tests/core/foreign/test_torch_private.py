@@ -172,6 +172,7 @@ NEEDS: dict[str, Callable[[], object]] = {
         torch_private.FakeTensorMode()
     ),
     f"{ENV}.error_on_new_guards": lambda: torch_private.without_new_guards(torch_private.ShapeEnv()),
+    "torch.ops.higher_order.scan": lambda: lp.scan(lambda total, x: (total + x,), [torch.zeros(2)], [torch.ones(3, 2)]),
     "torch.utils._pytree": lambda: torch_private.pytree,
     "torch.utils._python_dispatch.TorchDispatchMode": lambda: torch_private.TorchDispatchMode,
     "torch.utils._python_dispatch._disable_current_modes": unwatched,

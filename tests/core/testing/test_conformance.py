@@ -150,3 +150,34 @@ def test_every_rank_of_an_input_has_a_body_that_is_compared(tmp_path: Path) -> N
     (verdict,) = [judge(one) for one in checks_of(file) if one.name == "onnx"]
     assert verdict.answer == "failed"
     assert "shifted-matrix-int32: ONNX Runtime gives something else" in verdict.reason
+
+
+POINTS = """
+import torch
+from torch import Tensor
+
+import layerport as lp
+from layerport.testing import CaseShape, LayerCase, Tolerance
+
+
+@lp.layer("NAMESPACE::lengths")
+def lengths(points: Tensor) -> Tensor:
+    \"\"\"The length of each point.  points: (n, 2).\"\"\"
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError("lengths: points are not (n, 2)")
+    return points.square().sum(-1).sqrt()
+
+
+CASE = LayerCase(lengths, [CaseShape("some", {"points": (5, 2)})], ["float32"], {"float32": Tolerance(1e-6, 1e-6)})
+
+
+@lp.hookimpl
+def layerport_layers():
+    return (lengths,)
+"""
+
+
+def test_a_size_that_the_reference_refuses_otherwise_may_be_fixed(tmp_path: Path) -> None:
+    file, _ = write(tmp_path, POINTS)
+    (verdict,) = [judge(one) for one in checks_of(file) if one.name == "shapes"]
+    assert (verdict.answer, verdict.reason) == ("passed", "")

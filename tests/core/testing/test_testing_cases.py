@@ -38,7 +38,7 @@ def test_all_faults_of_a_record_come_at_once() -> None:
             scale_layer(),
             (
                 CaseShape("one", {"x": None, "weights": (3,)}, {"size": 1}),
-                CaseShape("two", {"x": (1,), "weight": None}),
+                CaseShape("two", {"x": (1,), "weight": None}, values={"weight": [1.0], "y": [1.0]}),
                 CaseShape("two", {"x": (2,), "weight": None}),
             ),
             (),
@@ -49,6 +49,8 @@ def test_all_faults_of_a_record_come_at_once() -> None:
         "'one' leaves out x, which is not optional",
         "'one' names size, which is no attribute",
         "'one' names weights, which is no tensor",
+        "'two' gives values of weight, which is no tensor of it",
+        "'two' gives values of y, which is no tensor of it",
         "it needs at least one shape and one dtype",
         "two shapes have the reason 'two'",
     )
@@ -65,6 +67,14 @@ def test_inputs_are_the_same_each_time_and_differ_by_seed_and_argument() -> None
     assert torch.equal(once["x"], again["x"])  # type: ignore[arg-type]
     assert not torch.equal(once["x"], other["x"])  # type: ignore[arg-type]
     assert not torch.equal(once["x"], once["weight"])  # type: ignore[arg-type]
+
+
+def test_values_that_are_given_are_not_drawn() -> None:
+    shape = CaseShape("given", {"x": (2,), "weight": (2, 1)}, {"factor": 3.0}, values={"weight": [[0.5], [7]]})
+    for seed in (0, 1):
+        tensors = LayerCase(scale_layer(), (shape,), ("float16",), CLOSE).cases()[0].tensors(seed=seed)
+        assert tensors["weight"] is not None and tensors["weight"].dtype == torch.float16
+        assert tensors["weight"].tolist() == [[0.5], [7]]
 
 
 def test_dtypes_and_absent_tensors() -> None:

@@ -102,6 +102,8 @@ NAMES = Names(
             "after any error it is tried a second time",
             True,
         ),
+        Name("torch.ops.higher_order.scan", "references that go through a sequence step by step (lp.scan)", _OLDER),
+        Name("torch._assert_async", "references that check values (lp.check_values)", "they are not checked", True),
         Name("torch.utils._pytree", _MODELS, _OLDER),
         Name("torch.utils._python_dispatch.TorchDispatchMode", _PACKS, _OLDER),
         Name("torch.utils._python_dispatch._disable_current_modes", _PACKS, _OLDER),
@@ -362,6 +364,17 @@ def without_cache(mode: FakeTensorMode) -> FakeTensorMode:
     NAMES.of(mode, "torch._subclasses.fake_tensor.FakeTensorMode.cache_enabled")
     mode.cache_enabled = False
     return mode
+
+
+def scan(step: Callable[..., list[torch.Tensor]], carry: Any, xs: Any, others: Any) -> Any:
+    """Torch's own scan, without the wrapper around it, which traces the step with dynamo at each call."""
+    return NAMES.find("torch.ops.higher_order.scan")(step, carry, xs, others)
+
+
+def check_values(condition: torch.Tensor, message: str) -> None:
+    """Raise RuntimeError with the message where the condition has a value and is False; nothing without the name."""
+    if (check := NAMES.find("torch._assert_async")) is not None:
+        check(condition, message)
 
 
 # What a pack's hook may change

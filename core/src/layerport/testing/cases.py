@@ -40,13 +40,15 @@ class CaseShape:
     """One set of sizes, with the reason why it is worth a test.
 
     shapes: by tensor argument; None for an optional one that is absent.  attributes: those that differ from their
-    defaults.  gpu_only: too large for a CPU; benchmarks on a GPU run it.
+    defaults.  gpu_only: too large for a CPU; benchmarks on a GPU run it.  values: of tensors that are not drawn,
+    such as sizes or indices that have to fit the other tensors.
     """
 
     reason: str
     shapes: Mapping[str, tuple[int, ...] | None]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     gpu_only: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class LayerCase:
                 f"{shape.reason!r} leaves out {name}, which is not optional"
                 for name, sizes in shape.shapes.items()
                 if sizes is None and not tensors.get(name, True)
+            ]
+            faults += [
+                f"{shape.reason!r} gives values of {name}, which is no tensor of it"
+                for name in shape.values
+                if shape.shapes.get(name) is None
             ]
             faults += [
                 f"{shape.reason!r} names {name}, which is no attribute" for name in set(shape.attributes) - attributes
@@ -133,13 +140,17 @@ class Case:
             if sizes is None:
                 made[name] = None
                 continue
+            dtype = layerport.parameters.frameworks.torch_dtypes.from_dtype(self.dtype_of(name))
+            if name in self.shape.values:
+                made[name] = torch.tensor(self.shape.values[name], dtype=dtype, device=device).reshape(sizes)
+                continue
             generator = torch.Generator(device).manual_seed(zlib.crc32(f"{self.id} {name} {seed}".encode()))
             if self.layer_case.draw is not None:
                 values = self.layer_case.draw(name, sizes, generator)
             else:
                 wide = torch.float32 if self.shape.gpu_only else torch.float64
                 values = torch.randn(sizes, generator=generator, dtype=wide, device=device)
-            made[name] = values.to(device, layerport.parameters.frameworks.torch_dtypes.from_dtype(self.dtype_of(name)))
+            made[name] = values.to(device, dtype)
         return made
 
     def arguments(self, tensors: Mapping[str, Any]) -> tuple[Any, ...]:

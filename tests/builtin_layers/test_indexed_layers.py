@@ -1,0 +1,99 @@
+"""Every case of the layers whose inputs are not all of one dtype: the operator and the kernel against float64."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from layerport.testing import Case, LayerCase, kernel_for, run_kernel
+from layerport_builtin_layers.ms_deform_attn.case import CASE as MS_DEFORM_ATTN
+
+LAYER_CASES = (MS_DEFORM_ATTN,)
+CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
+# Compiling takes the time: two of the dtypes run here, `layerport check` runs all.
+RUN = [case for case in CASES if case.choice in (case.layer_case.dtypes[0], case.layer_case.dtypes[1])]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
+each_layer = pytest.mark.parametrize("layer_case", LAYER_CASES, ids=lambda layer_case: layer_case.layer.short_name)
+
+
+def each(cases: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=[case.id for case in cases])
+
+
+@each(CASES)
+def test_operator_agrees_with_float64(case: Case) -> None:
+    tensors = case.tensors()
+    case.check(case.layer(*case.arguments(tensors)), case.expected(tensors))
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", ["forward", "backward", 20240229])
+@each(RUN)
+def test_kernel_agrees_with_float64_in_any_order(case: Case, order: str | int) -> None:
+    tensors = case.tensors()
+    case.check(run_kernel(case.layer, *case.arguments(tensors), order=order), case.expected(tensors))
+
+
+def of_reasons(*reasons: str) -> list[Case]:
+    return [case for case in RUN if case.shape.reason in reasons]
+
+
+@needs_compiler
+@each(of_reasons("heads of 32", "one token of two experts", "16 states"))
+def test_kernel_takes_misaligned_pointers(case: Case) -> None:
+    tensors = case.tensors()
+    case.check(run_kernel(case.layer, *case.arguments(tensors), offset=8), case.expected(tensors))
+
+
+@needs_compiler
+@each([case for case in of_reasons("a pack and a part", "odd channels, a bias") if case.choice == RUN[0].choice])
+def test_kernel_is_clean_under_the_address_sanitiser(case: Case) -> None:
+    tensors = case.tensors()
+    case.check(run_kernel(case.layer, *case.arguments(tensors), sanitize=True), case.expected(tensors))
+
+
+@each_layer
+def test_cases_reach_every_kernel_in_every_dtype(layer_case: LayerCase) -> None:
+    reached = {
+        (kernel_for(case.layer, *case.arguments(case.tensors())), str(case.choice)) for case in layer_case.cases()
+    }
+    wanted = {(kernel.name, str(choice)) for kernel in layer_case.layer.kernels for choice in layer_case.dtypes}
+    assert reached == wanted
+
+
+def of_float64(layer_case: LayerCase) -> list[Any]:
+    """The arguments of the second case, in float64 and with gradients."""
+    case = next(one for one in layer_case.cases() if one.shape.reason == layer_case.shapes[1].reason)
+    arguments = case.arguments(case.tensors())
+    return [
+        one.double().requires_grad_() if isinstance(one, Tensor) and one.is_floating_point() else one
+        for one in arguments
+    ]
+
+
+@each_layer
+def test_operator_passes_opcheck(layer_case: LayerCase) -> None:
+    torch.library.opcheck(layer_case.layer.operator, tuple(of_float64(layer_case)))
+
+
+@each_layer
+def test_gradients_of_first_and_second_order(layer_case: LayerCase) -> None:
+    given = of_float64(layer_case)
+    assert torch.autograd.gradcheck(layer_case.layer, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(layer_case.layer, given, fast_mode=True)
+
+
+@each_layer
+def test_kernels_do_not_spill(layer_case: LayerCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import kernel_resources
+
+    entries = kernel_resources.entries_of(layer_case.layer, ("sm_120",))
+    kernel_resources.read_all(entries)
+    figures = [entry["architectures"]["sm_120"] for entry in entries]
+    assert figures and [one["local_bytes"] for one in figures] == [0] * len(figures)
