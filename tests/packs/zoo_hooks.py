@@ -181,11 +181,34 @@ PACKS = (
         layer="zoo_contested::plain",
         needed="layer zoo_contested::plain is provided by 2 packs",
     ),
+    *(
+        BrokenPack(
+            f"zoo_space_{name}",
+            PLAIN.replace("NAMESPACE::plain", f"zoo_space::{name}"),
+            f"zoo_space::{name}",
+            status="loaded",
+            build="",
+            layer=f"zoo_space::{name}",
+            needed=f"layer zoo_space::{name} is of the namespace zoo_space, which 2 packs use and one may",
+        )
+        for name in ("one", "two")
+    ),
     BrokenPack(
         "zoo_shadow",
         None,
         "its entry point names the same object as pack zoo_rivals (zoo-rivals 1.0); uninstall one of the two",
         points="[layerport]\nzoo_shadow = zoo_rivals\n",
+    ),
+    BrokenPack(
+        "zoo_no_kernel_file",
+        EXPORT.format("return plain.bind()").replace("in ('all', 'NAMESPACE')", "== 'NAMESPACE'")
+        + "\n\n@plain.kernel(lp.cuda('kernels/left_out.cu', 'k'), dtypes=('float32',))\n"
+        "def launch(x, y):\n    return lp.Launch(grid=1, block=1, args=(x, y))\n",
+        "NAMESPACE::plain",
+        status="loaded",
+        build="",
+        needed="kernels/left_out.cu cannot be read: No such file or directory",
+        target="rtx:sm_89",
     ),
     steps("zoo_convert_raises", "layerport_convert_parameters", "layer", "raise KeyError('w')", "raised KeyError: 'w'"),
     steps("zoo_convert_exits", "layerport_convert_parameters", "layer", "raise SystemExit(0)", "raised SystemExit: 0"),

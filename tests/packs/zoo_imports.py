@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from packs.zoo import PLAIN, BrokenPack
+from packs.zoo import PLAIN, VERSION, BrokenPack
 
 
 def failing(name: str, source: str, said: str, **more: Any) -> BrokenPack:
@@ -124,6 +124,12 @@ PACKS = (
         "zoo_number", "plugin = 7\n", "it implements no hook", points="[layerport]\nzoo_number = zoo_number:plugin\n"
     ),
     failing("zoo_none", "plugin = None\n", "it implements no hook", points="[layerport]\nzoo_none = zoo_none:plugin\n"),
+    failing(
+        "zoo_other_core",
+        PLAIN,
+        "zoo-other-core 1.0 takes layerport >=99, and here is ",
+        metadata=f"Metadata-Version: 2.1\nName: zoo-other-core\nVersion: {VERSION}\nRequires-Dist: layerport>=99\n",
+    ),
     deadly("zoo_endless", "while True:\n    pass\n", "does not finish loading within"),
     deadly("zoo_sleeps", "import time\ntime.sleep(10_000)\n", "does not finish loading within"),
     deadly(

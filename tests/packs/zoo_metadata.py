@@ -134,6 +134,24 @@ PACKS = (
         points="[layerport.packs.host]\nzoo_wrong_group = zoo_wrong_group\n",
     ),
     listed(
+        "zoo_far_group",
+        "its entry point is in the group 'acme.plugins'; write zoo_far_group = \"zoo_far_group\" under "
+        "[project.entry-points.layerport] in its pyproject.toml",
+        points="[acme.plugins]\nzoo_far_group = zoo_far_group\n",
+        metadata=f"{HEAD % 'zoo-far-group'}Requires-Dist: layerport[build]<0.2,>=0.1\n",
+        build="",
+        needed="",
+    ),
+    listed(
+        "zoo_groupless",
+        'it registers no pack, though zoo_groupless has hooks; write zoo_groupless = "zoo_groupless" under',
+        points="",
+        metadata=f"{HEAD % 'zoo-groupless'}Requires-Dist: layerport\n",
+        build="",
+        needed="",
+        shown_name="zoo-groupless",
+    ),
+    listed(
         "zoo_near_group",
         "its entry point is in the group 'layer_ports'; write zoo_near_group",
         points="[layer_ports]\nzoo_near_group = zoo_near_group\n",
@@ -152,7 +170,7 @@ PACKS = (
     listed(
         "zoo_first_twin",
         "2 entry points are named 'zoo_first_twin': zoo-first-twin 1.0 and zoo-second-twin 1.0; uninstall all but one, "
-        "or set LAYERPORT_DISABLE_PACKS to the distribution that is not wanted",
+        "name the wanted distribution, as in --prefer zoo-first-twin, or the other one in LAYERPORT_DISABLE_PACKS",
     ),
     listed(
         "zoo_second_twin",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import layerport.checks
+import layerport.engine
 import layerport.front
 import layerport.packs
 from layerport.bundle import bundle as bundles
@@ -21,12 +22,14 @@ from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import flavours
 from layerport.engine.child import BuildProcess
 from layerport.engine.options import EngineOptions
+from layerport.engine.plans import require_installed
 from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import LayerportError, VerifyError
 from layerport.packs.clock import reported
 from layerport.packs.discovery import STRICT_VARIABLE, switched_on
 from layerport.session.session import Session
 from layerport.sizes.dims import Ranges, parse_ranges
+from layerport.system import html
 from layerport.system.records import plain
 from layerport.targets import Target
 
@@ -87,6 +90,26 @@ class BuildReport:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
 
+    def _repr_html_(self) -> str:
+        layers = Counter((one.layer, one.version, one.pack, one.realised, one.via, one.reason) for one in self.layers)
+        left = [one for one in self.claims if one.status != "claimed"]
+        return "".join(
+            (
+                html.line(f"{self.path}: target {self.target} ({self.target_reason})"),
+                html.table(
+                    ("layer", "version", "pack", "realised", "via", "why", "nodes"),
+                    ((*key, number) for key, number in layers.items()),
+                )
+                or html.line("the model has no layer of an installed pack"),
+                html.table(
+                    ("left as it is", "class", "status", "why"),
+                    ((one.module or "(root)", one.module_class, one.status, one.reason) for one in left),
+                ),
+                *(html.line(f"note: {warning}") for warning in self.warnings),
+                self.verification._repr_html_() if self.verification is not None else "",
+            )
+        )
+
 
 def build(
     source: Any,
@@ -103,12 +126,13 @@ def build(
     no_find: Collection[str] = (),
     decompose: Collection[str] = (),
     packs: Iterable[object] = (),
+    prefer: Iterable[object] = (),
     locked: bool | str | Path = False,
     strict: bool | None = None,
     force: bool = False,
     verify: bool = True,
     options: Mapping[str, Any] | None = None,
-    progress: Tell | None = None,
+    progress: Tell | bool | None = None,
 ) -> BuildReport:
     """Build a bundle from a model: claim, export, compile, build the engine, verify.
 
@@ -120,16 +144,17 @@ def build(
     {"x": ("float32", ("rows", 64))}, or texts "NAME=DTYPE:DIMS".  claim, no_claim, decompose: layer names.
     find: layers that must be found in the model's graph by their references; every other one is searched too, unless
     LAYERPORT_FIND=0.  no_find: layers that are not searched.
-    packs: packs to use besides the installed ones (module, object or file path).  locked: a file that `layerport lock`
-    wrote, from which the packs may not differ; True for the one in the working folder.
+    packs: packs to use besides the installed ones (module, object or file path).  prefer: the same, and where several
+    packs answer these go before all others, in this order.  locked: a file that `layerport lock` wrote, from which the
+    packs may not differ; True for the one in the working folder.
     strict: whether a claim that does not hold is an error; None asks LAYERPORT_STRICT.
     options: what TensorRT shall do, by name, such as {"workspace": 1 << 30}; `layerport build --help` lists them.
-    progress: called with a `ProgressEvent` where a stage begins, and with notes and TensorRT's own steps meanwhile.
+    progress: called with a `ProgressEvent` where a stage begins, and with notes and TensorRT's own steps meanwhile;
+    True shows them on stderr, on a terminal and in a notebook as a bar.
 
     Nothing is left at `out` when it raises: UsageError, PackError, BuildError, or VerifyError where a kernel gives
     something else than its layer's reference.  The error's `report` holds what became of each layer by then.
     """
-    tell = progress or (lambda event: None)
     chosen, reason = _target(target)
     out = Path(out)
     bundles.check_output(out, force=force)
@@ -141,6 +166,7 @@ def build(
     engine = chosen.flavour != "portable"
     # Started now, TensorRT loads while Torch exports.
     with (
+        _telling(progress) as tell,
         _told(report),
         reported(lambda text: tell(ProgressEvent("load", "note", text))),
         ExitStack() as stack,
@@ -152,12 +178,12 @@ def build(
         with pack_host.importing_torch():
             sources, pipeline = layerport.front.sources, layerport.front.pipeline
         stack.enter_context(_imports_set_aside())
-        loaded = pack_host.load(*packs)
+        loaded = pack_host.load(*packs, prefer=prefer)
         if locked is not False:
             layerport.packs.locking.require_locked(loaded, None if locked is True else Path(locked))
         stack.enter_context(pack_host.blamed(loaded))
         report.warnings += [f"pack {one.info.label} failed to load: {one.failure}" for one in loaded.failed]
-        report.warnings += loaded.warnings
+        report.warnings += [*loaded.warnings, *loaded.notes]
         report.warnings += [f"pack {one.info.label}: {warning}" for one in loaded for warning in one.warnings]
         made = sources.open_source(source, inputs=inputs, ranges=ranges, args=args, dynamic_shapes=dynamic_shapes)
         with bundles.writing(out, force=force) as folder:
@@ -244,6 +270,16 @@ def _imports_set_aside() -> Iterator[None]:
 
 
 @contextmanager
+def _telling(progress: Tell | bool | None) -> Iterator[Tell]:
+    """What is told of progress."""
+    if progress is True:
+        with layerport.engine.shown_progress.shown() as tell:
+            yield tell
+    else:
+        yield progress or (lambda event: None)
+
+
+@contextmanager
 def _told(report: BuildReport) -> Iterator[None]:
     """Let an error carry what became of each layer by then."""
     try:
@@ -262,6 +298,9 @@ def _engine(
     tell: Tell,
     report: BuildReport,
 ) -> dict[str, Any]:
+    own_classes = [one.to_json() for one in prepared.layers if one.plugin_class]
+    if own_classes:
+        require_installed(own_classes)
     plugins = folder / bundles.PLUGINS
     if not plugins.exists():
         prepared.digests[bundles.PLUGINS] = bundles.write_hashed(plugins, [to_bytes(PluginSet({}, {}))])
@@ -274,7 +313,7 @@ def _engine(
             "architectures": list(target.architectures),
             "profile": prepared.profile,
             "options": options.to_json(),
-            "allow_classes": any(one.plugin_class for one in prepared.layers),
+            "allow_classes": bool(own_classes),
         },
         tell,
     )

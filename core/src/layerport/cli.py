@@ -33,6 +33,13 @@ pack_option = click.option(
     metavar="PACK",
     help="Also use this pack: a Python file, or an installed pack's name.",
 )
+prefer_option = click.option(
+    "--prefer",
+    "prefer",
+    multiple=True,
+    metavar="PACK",
+    help="The same, and where several packs answer, this one goes first.",
+)
 
 
 def exits(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -136,6 +143,7 @@ class _BuildCommand(click.Command):
 @click.option("--no-find", multiple=True, metavar="LAYER", help="Do not search this layer in the graph.")
 @click.option("--decompose", multiple=True, metavar="LAYER", help="Build this layer from its body, without a plugin.")
 @pack_option
+@prefer_option
 @click.option("--locked", is_flag=True, help="Refuse packs that differ from layerport.lock in this folder.")
 @click.option("--strict", is_flag=True, default=None, help="A claim that does not hold is an error.")
 @click.option("--force", is_flag=True, help="Overwrite an existing bundle.")
@@ -156,7 +164,7 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
 
     engine_options = layerport.engine.options.split_options(texts)
     with _telling_what_was_written(out):
-        with layerport.commands.progress.shown(enabled=not as_json) as tell:
+        with layerport.engine.shown_progress.shown(enabled=not as_json) as tell:
             try:
                 report = building.build(
                     source,
@@ -181,6 +189,7 @@ def build(source: str, out: str, no_verify: bool, texts: tuple[str, ...], as_jso
 @click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance; default by dtype.")
 @click.option("--no-kernels", is_flag=True, help="Do not run the plugins' kernels, which needs Torch and the packs.")
 @pack_option
+@prefer_option
 @json_option
 @exits
 def verify(
@@ -190,11 +199,12 @@ def verify(
     rtol: float | None,
     no_kernels: bool,
     packs: tuple[str, ...],
+    prefer: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Compare BUNDLE with Torch on its samples, and its plugins' kernels with their references."""
     result = layerport.checks.verification.verify(
-        bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs
+        bundle, device=device, atol=atol, rtol=rtol, kernels=not no_kernels, packs=packs, prefer=prefer
     )
     _answer(result, layerport.commands.reports.print_verification, as_json)
     return 0 if result.passed else 1
@@ -269,18 +279,12 @@ def export(bundle: str, tool: str, out: str, as_json: bool) -> int:
     "--range", "ranges", multiple=True, metavar="DIM=MIN..USUAL..MAX", help="Sizes of a dim named in --input."
 )
 @pack_option
+@prefer_option
 @json_option
 @exits
-def explain(
-    source: str,
-    layer: str | None,
-    inputs: tuple[str, ...],
-    ranges: tuple[str, ...],
-    packs: tuple[str, ...],
-    as_json: bool,
-) -> int:
+def explain(source: str, layer: str | None, as_json: bool, **options: Any) -> int:
     """Show which modules of SOURCE are claimed by which layer, why others are not, and the parameters' paths."""
-    result = layerport.commands.explaining.explain(source, layer, inputs=inputs, ranges=ranges, packs=packs)
+    result = layerport.commands.explaining.explain(source, layer, **options)
     return _answer(result, layerport.commands.explaining.print_explanation, as_json)
 
 

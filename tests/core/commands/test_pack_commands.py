@@ -77,7 +77,7 @@ def test_the_layers_of_every_pack(site: Site, capsys: pytest.CaptureFixture[str]
     assert "reference only" in out
     assert (
         "conflict: layer conflict_listed::swish is provided by a (a-layers 1.0) and b (b-layers 1.0); "
-        "choose with LAYERPORT_DISABLE_PACKS=name or --pack name" in out
+        "choose with --prefer name or LAYERPORT_DISABLE_PACKS=name" in out
     )
 
 

@@ -106,14 +106,16 @@ def test_two_layers_of_one_name_in_one_file(tmp_path: Path, capsys: pytest.Captu
     refused(module.first)
 
 
-def test_another_version_is_another_definition() -> None:
-    def reference(x: Tensor) -> Tensor:
-        return x * 2
-
-    first = lp.layer("lp_defined::versions")(reference)
-    second = lp.layer("lp_defined::versions", version=2)(reference)
-    refused(first)
-    assert torch.equal(second(ONES), 2 * ONES)
+def test_another_version_is_another_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    names, identity = session(), "lp_defined::versions"
+    first = cell(names, CELL.format(name=identity, factor="2.0"), "<ipython-input-1>")
+    text = CELL.format(name=identity, factor="3.0").replace('")', '", version=2)')
+    second = cell(names, text, "<ipython-input-2>")
+    assert torch.equal(first(ONES), 2 * ONES) and torch.equal(second(ONES), 3 * ONES)
+    assert capsys.readouterr().err == ""
+    third = cell(names, text.replace("3.0", "4.0"), "<ipython-input-3>")
+    refused(second)
+    assert torch.equal(first(ONES), 2 * ONES) and torch.equal(third(ONES), 4 * ONES)
 
 
 def test_other_values_of_the_enclosing_function_are_another_definition() -> None:

@@ -41,7 +41,7 @@ def test_what_a_layer_says_of_itself() -> None:
     file, _, line = affine.origin.rpartition(":")
     assert Path(file) == Path(__file__) and int(line) > 0
     assert repr(affine) == "<layer lp_layers::affine version 3>"
-    assert affine.operator is torch.ops.lp_layers.affine.default
+    assert affine.operator is torch.ops.lp_layers.affine.v3  # its version
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import layerport as lp
 from layerport import building
 from layerport.commands.explaining import explain, print_explanation
-from layerport.errors import PackError, UsageError
+from layerport.errors import BuildError, PackError, UsageError
 from layerport.packs import clock as pack_clock
 from layerport.packs.host import load
 from packs.installer import Site
@@ -175,6 +175,58 @@ def test_an_answer_that_lists_itself_otherwise_is_taken_as_it_lies(site: Site, t
     site.install("temper", name="odd")
     report = build(tmp_path, Net("endless"))
     assert [claim.status for claim in report.claims] == ["claimed"] and not report.warnings
+
+
+OWN_CLASS = """
+import importlib.metadata
+import shutil
+
+import layerport as lp
+from torch import Tensor
+
+
+@lp.layer("NAMESPACE::plain")
+def plain(x: Tensor) -> Tensor:
+    return x * 3.0
+
+
+@lp.hookimpl
+def layerport_layers():
+    return (plain,)
+
+
+@lp.hookimpl
+def layerport_export_parameters(module):
+    return plain.bind() if type(module).__name__ == "Tempered" else None
+
+
+@lp.hookimpl
+def layerport_create_plugin(layer, bound, target):
+    DEED
+    return lp.PluginSpec.of(bound, plugin_class=f"{__name__}:make")
+"""
+UNINSTALL = "shutil.rmtree(importlib.metadata.distribution('own-layers')._path)"
+
+
+def test_a_pack_that_is_uninstalled_between_export_and_engine(site: Site, tmp_path: Path) -> None:
+    namespace = site.install(OWN_CLASS.replace("DEED", UNINSTALL), name="own", version="4.5")
+    with pytest.raises(BuildError) as caught:
+        building.build((Net("").eval(), X), tmp_path / "out.lp", target="rtx:sm_89")
+    assert str(caught.value) == (
+        "packs whose plugin classes the engine needs have changed since the model was exported\n"
+        f"  - {namespace}::plain: own-layers 4.5, now not installed\n"
+        "  to repair: pip install own-layers==4.5"
+    )
+    assert not (tmp_path / "out.lp").exists()
+
+
+def test_a_plugin_class_that_is_not_in_the_wheel(site: Site, tmp_path: Path) -> None:
+    site.install(OWN_CLASS.replace("DEED", ""), name="own")
+    with pytest.raises(BuildError) as caught:
+        building.build((Net("").eval(), X), tmp_path / "out.lp", target="rtx:sm_89")
+    module = site.modules[0]
+    assert f"its plugin class {module}:make cannot be imported: ModuleNotFoundError: No module" in str(caught.value)
+    assert "install the pack that provides it, where the engine is built and run" in str(caught.value)
 
 
 def test_a_reference_that_exits_while_it_is_exported(site: Site, tmp_path: Path) -> None:

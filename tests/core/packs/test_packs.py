@@ -73,7 +73,8 @@ def test_strict_makes_every_failure_fatal(site: Site) -> None:
     text = str(caught.value)
     assert "pack broken (broken-layers 1.0): importing broken_pack" in text
     assert (
-        "layer strict_conflict::swish: version 3 from pack a (a-layers 1.0) and version 3 from pack b "
+        "layer strict_conflict::swish is provided by 2 packs: version 3 from pack a (a-layers 1.0) and version 3 "
+        "from pack b "
         "(b-layers 1.0)" in text
     )
     assert "LAYERPORT_DISABLE_PACKS names 'nobody'" in text
@@ -113,8 +114,8 @@ def test_one_identity_in_two_packs_is_an_error_that_names_both(site: Site) -> No
         "layer conflict_of_two::double is provided by 2 packs\n"
         "  - version 1 from pack a (a-layers 1.1)\n"
         "  - version 1 from pack b (b-layers 2.2)\n"
-        "  to repair: choose one: block the others with LAYERPORT_DISABLE_PACKS=name, or name the wanted "
-        "one, as in --pack a or packs=['a']"
+        "  to repair: prefer one, as in --prefer a or prefer=['a'], or block the others with "
+        "LAYERPORT_DISABLE_PACKS=name"
     )
     for ask in (
         lambda: packs.layer("conflict_of_two::double"),

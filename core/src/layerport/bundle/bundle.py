@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from layerport.errors import BuildError, UsageError
 from layerport.sizes.conditions import Condition
 from layerport.sizes.dims import DimRange
 from layerport.sizes.tensors import TensorType
+from layerport.system import html
 from layerport.system.plain_files import NotPlainError, identity, mentions, open_plain
 
 _SIDE_BY_SIDE = 1 << 20
@@ -196,6 +198,21 @@ class Bundle:
         except (NotPlainError, OSError) as error:
             raise BuildError(f"{path} cannot be read: {error}", "copy the whole bundle again") from error
         return cls(folder, read_manifest(data, str(path)))
+
+    def _repr_html_(self) -> str:
+        manifest = self.manifest
+        layers = Counter((one["layer"], one["version"], one["pack"], one["realised"]) for one in manifest["layers"])
+        ports = [("input", one) for one in self.inputs] + [("output", one) for one in self.outputs]
+        engines = ((one["target"], one["file"], one["plugins"], one["tensorrt"]) for one in manifest["targets"])
+        return "".join(
+            (
+                html.line(f"bundle {self.folder}, written by layerport {manifest['layerport']}"),
+                html.table(("port", "tensor"), ports),
+                html.table(("dim", "min", "usual", "max"), ((d.name, d.min, d.opt, d.max) for d in self.dims.values())),
+                html.table(("layer", "version", "pack", "realised", "nodes"), ((*k, n) for k, n in layers.items())),
+                html.table(("engine for", "file", "plugins", "TensorRT"), engines) or html.line("no engine: portable"),
+            )
+        )
 
     @cached_property
     def inputs(self) -> tuple[TensorType, ...]:

@@ -76,13 +76,13 @@ class _Plugin:
 
 
 def check_kernels(
-    bundle: Bundle, packs: Packs | None = None, *, extra: Iterable[object] = ()
+    bundle: Bundle, packs: Packs | None = None, *, extra: Iterable[object] = (), prefer: Iterable[object] = ()
 ) -> tuple[KernelCheck, ...]:
     """Run every kernel of every distinct plugin and compare it with its layer's reference in float64.
 
     On a GPU that the spec has code for, that code runs; else the pack's source runs on the CPU.
 
-    packs: loaded already, else the installed ones and `extra` are loaded.  Kernels run side by side, within
+    packs: loaded already, else the installed ones, `extra` and `prefer` are loaded.  Kernels run side by side, within
     MOST_SECONDS.  What cannot run is an answer with its reason; a bundle without plugins has no checks.
     Raises BuildError for a damaged bundle, PackError for a pack in `extra` that does not load.
     """
@@ -103,7 +103,7 @@ def check_kernels(
     except ImportError as error:
         return tuple(one for each in distinct for one in _not_run(each, f"{error.name} is not installed"))
     if packs is None:
-        packs = pack_host.load(*extra)
+        packs = pack_host.load(*extra, prefer=prefer)
     try:
         recorded = kernel_trials.Recorded(bundle, [each.nodes[0] for each in distinct])
     except LayerportError as error:

@@ -132,9 +132,11 @@ class Runs:
     def _kernel(self, spec: PluginSpec, code: KernelCode, source: str | None, on_gpu: bool) -> tuple[Layer, Kernel]:
         """The layer and the kernel in the pack that is loaded, if they are what the bundle was built from."""
         try:
-            layer = self._packs.layer(spec.layer)
+            newest = self._packs.layer(spec.layer)
         except UsageError as error:
             raise _NotRun(f"{error.fault}; name its pack with --pack or packs=") from error
+        wanted = spec.layer, spec.version
+        layer = next((one for one in self._packs.every_version if (one.name, one.version) == wanted), newest)
         if layer.version != spec.version:
             raise _NotRun(f"the installed pack has version {layer.version} of the layer, the bundle {spec.version}")
         kernel = next((one for one in layer.kernels if one.name == code.name), None)

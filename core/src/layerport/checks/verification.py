@@ -17,6 +17,7 @@ from layerport.errors import UsageError
 from layerport.packs.host import Packs as Loaded
 from layerport.parameters.comparison import OutputCheck, compare, refused
 from layerport.session.session import Session
+from layerport.system import html
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +82,19 @@ class Verification:
             "kernels": [one.to_json() for one in self.kernels],
         }
 
+    def _repr_html_(self) -> str:
+        outputs = (
+            (one.name, one.dtype, f"{one.max_abs:.3g}", f"{one.max_rel:.3g}", one.answer) for one in self.outputs
+        )
+        kernels = ((one.layer, one.kernel, len(one.nodes), str(one)) for one in self.kernels)
+        return "".join(
+            (
+                html.table(("output", "type", "max abs", "max rel", "answer"), outputs),
+                html.table(("kernel of", "kernel", "nodes", "answer"), kernels),
+                html.line(f"portable model: {self.portable}; engine: {self.engine} ({self.device})"),
+            )
+        )
+
 
 def verify(
     bundle: str | Path | Session,
@@ -90,17 +104,18 @@ def verify(
     rtol: float | None = None,
     kernels: bool = True,
     packs: Iterable[object] | Packs = (),
+    prefer: Iterable[object] = (),
 ) -> Verification:
     """Compare a bundle's outputs for its samples with Torch's, and each plugin's kernels with their references.
 
     atol, rtol: absolute and relative tolerance; None takes those of each output's dtype, which grow with the output's
     magnitude.  kernels: whether to run the plugins' kernels, which needs Torch and the packs of the layers.
-    packs: packs to use besides the installed ones, as in `layerport.build`.
+    packs, prefer: packs to use besides the installed ones, and which go first, as in `layerport.build`.
     Raises as `load` does, and UsageError for a bundle without samples; a mismatch is an answer.
     """
     if not isinstance(bundle, Session):
         with Session(Bundle.open(bundle), device=device, exact=True) as session:
-            return verify(session, atol=atol, rtol=rtol, kernels=kernels, packs=packs)
+            return verify(session, atol=atol, rtol=rtol, kernels=kernels, packs=packs, prefer=prefer)
     opened = bundle.bundle
     inputs, expected = opened.samples()
     got = bundle.run(inputs)
@@ -115,7 +130,8 @@ def verify(
         raise UsageError(f"{opened.folder} has no outputs to compare", "build the bundle again")
     found: tuple[KernelCheck, ...] = ()
     if kernels and PLUGINS in opened.manifest["files"]:
-        found = check_kernels(opened, packs) if isinstance(packs, Loaded) else check_kernels(opened, extra=tuple(packs))
+        more = {"packs": packs} if isinstance(packs, Loaded) else {"extra": tuple(packs), "prefer": tuple(prefer)}
+        found = check_kernels(opened, **more)
     return Verification(
         tuple(checks), bundle.why, bundle.precision_note, bundle.on_gpu, found, bool(opened.manifest["targets"])
     )

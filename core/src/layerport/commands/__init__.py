@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from layerport.commands import exporting as exporting
     from layerport.commands import new_pack as new_pack
     from layerport.commands import packs as packs
-    from layerport.commands import progress as progress
     from layerport.commands import reports as reports
     from layerport.commands import running as running
     from layerport.commands import tables as tables

@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import layerport.packs
-from layerport.commands.tables import print_table, say
+from layerport.commands.tables import as_html, print_table, say
 from layerport.errors import BuildError, UsageError, escaped
 from layerport.packs.discovery import discover
 from layerport.packs.trials import describe_end
@@ -61,6 +61,9 @@ class CheckReport(Record):
     gpu: bool
     passed: bool
     checks: tuple[CheckedThing, ...]
+
+    def _repr_html_(self) -> str:
+        return as_html(render_check, self)
 
 
 def check_pack(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import layerport.front
 from layerport.commands.reports import print_lookalikes
-from layerport.commands.tables import print_table, say
+from layerport.commands.tables import as_html, print_table, say
 from layerport.layers.layer import BoundLayer
 from layerport.packs import host as pack_host
 from layerport.sizes.dims import parse_ranges
@@ -60,6 +60,7 @@ class Explanation(Record):
     """The claims on a model, the layers found in its graph, what is neither though it looks so, and packs that failed.
 
     missed: what came near in the graph, and where it parted.  unsearched: why a layer cannot be searched for.
+    notes: each layer that is used instead of another pack's.
     """
 
     source: str
@@ -70,6 +71,10 @@ class Explanation(Record):
     unsearched: Mapping[str, str]
     failed_packs: Mapping[str, str]
     dropped_packs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        return as_html(print_explanation, self)
 
 
 def explain(
@@ -79,16 +84,17 @@ def explain(
     inputs: Inputs = (),
     ranges: Ranges = (),
     packs: Sequence[object] = (),
+    prefer: Sequence[object] = (),
 ) -> Explanation:
     """The claims on a model, with the conversion steps of the chosen ones, and what is found in its graph.
 
-    layer: only what involves it.  Raises as `layerport.build` does, up to the export.
+    layer: only what involves it.  packs, prefer: as in `layerport.build`.  Raises as that does, up to the export.
     """
     with pack_host.importing_torch():
         claim_layers, open_source = layerport.front.claims.claim_layers, layerport.front.sources.open_source
         found_layers = layerport.front.found_layers
 
-    loaded = pack_host.load(*packs)
+    loaded = pack_host.load(*packs, prefer=prefer)
     if layer is not None:
         loaded.layer(layer)
     made = open_source(source, inputs=inputs, ranges=ranges)
@@ -105,6 +111,7 @@ def explain(
             claims, lookalikes, dropped = claimed.claims, claimed.lookalikes, claimed.dropped
             find = found_layers.find_wishes(loaded, find=(), refused=(), dropped=dropped)
             findings = layerport.front.export.find_in(made, claimed.model, find)
+    found_layers.require_found(findings, find)
     rows = []
     for claim in claims:
         if layer is not None and not any(layer in candidate.layers for candidate in claim.candidates):
@@ -121,6 +128,7 @@ def explain(
         unsearched={name: why for name, why in findings.unsearched.items() if layer in (None, name)},
         failed_packs={one.info.name: str(one.failure) for one in loaded.failed},
         dropped_packs=tuple(one.warning for one in dropped),
+        notes=loaded.notes,
     )
 
 
@@ -198,5 +206,5 @@ def print_explanation(result: Explanation) -> None:
     print_lookalikes(result.lookalikes)
     for name, failure in result.failed_packs.items():
         say(f"pack {name} failed to load: {failure}")
-    for warning in result.dropped_packs:
+    for warning in (*result.dropped_packs, *result.notes):
         say(f"note: {warning}")

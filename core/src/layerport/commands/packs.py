@@ -5,15 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import layerport.packs
-from layerport.commands.tables import print_table, say
+from layerport.commands.tables import as_html, print_table, say
 from layerport.errors import PackError
-from layerport.packs.discovery import STRICT_VARIABLE, PackInfo, disable_faults, discover, raise_for_faults, switched_on
+from layerport.packs.discovery import (
+    DISABLE_VARIABLE,
+    STRICT_VARIABLE,
+    PackInfo,
+    disable_faults,
+    discover,
+    raise_for_faults,
+    switched_on,
+)
 from layerport.system.records import Record
 
 if TYPE_CHECKING:
@@ -84,6 +92,9 @@ class PacksReport(Record):
     conflicts: tuple[Conflict, ...]
     warnings: tuple[str, ...]
 
+    def _repr_html_(self) -> str:
+        return as_html(render_packs, self)
+
 
 @dataclass(frozen=True)
 class ListedLayer(Record):
@@ -121,6 +132,9 @@ class LayersReport(Record):
     conflicts: tuple[Conflict, ...]
     warnings: tuple[str, ...]
 
+    def _repr_html_(self) -> str:
+        return as_html(render_layers, self)
+
 
 def packs_report(
     *, load: bool = False, explicit: Sequence[str] = (), environ: Mapping[str, str] | None = None, **limits: Any
@@ -131,7 +145,7 @@ def packs_report(
     limits: as `packs.trials.try_packs` takes them.  Each pack is tried in a process of its own.
     Raises UsageError for a pack that is not there, PackError where an explicit one fails, or any in strict mode.
     """
-    infos = list(discover(environ=environ))
+    infos = list(discover(environ=environ, unregistered=True))
     warnings = list(disable_faults(infos, environ))
     if not load and not explicit:
         return PacksReport(False, tuple(_listed(info) for info in infos), (), tuple(warnings))
@@ -140,7 +154,8 @@ def packs_report(
     trials = layerport.packs.trials.try_packs(
         sorted({*infos, *named}, key=lambda info: (info.name, info.distribution or "")), **limits
     )
-    conflicts = _conflicts_of(trials, named)
+    conflicts, notes = _conflicts_of(trials, named)
+    warnings += notes
     faults = [f"pack {one.info.label}: {one.failure}" for one in trials if one.status == "failed" and one.info in named]
     if faults:
         raise PackError("a pack that was named fails", "repair it, or do not name it", faults=faults)
@@ -153,15 +168,33 @@ def packs_report(
     return PacksReport(True, tuple(map(_tried, trials)), conflicts, tuple(warnings))
 
 
-def _conflicts_of(trials: Sequence[Trial], named: Sequence[PackInfo]) -> tuple[Conflict, ...]:
-    providers: dict[str, list[PackInfo]] = {}
+def _conflicts_of(trials: Sequence[Trial], named: Sequence[PackInfo]) -> tuple[tuple[Conflict, ...], list[str]]:
+    """The layers that several packs provide, and what is to say of those that are decided and of shared namespaces."""
+    providers: dict[str, dict[PackInfo, None]] = {}
+    sharers: dict[str, dict[PackInfo, None]] = {}
     for trial in trials:
         for name, _ in trial.layers:
-            providers.setdefault(name, []).append(trial.info)
-    return tuple(
-        Conflict(identity, tuple(map(PackReference.of, rivals)))
-        for identity, rivals in sorted(providers.items())
-        if len(rivals) > 1 and len([info for info in rivals if info in named]) != 1
+            providers.setdefault(name, {})[trial.info] = None
+            sharers.setdefault(name.partition("::")[0], {})[trial.info] = None
+    conflicts, notes = [], []
+    for identity, found in sorted(providers.items()):
+        chosen = [info for info in found if info in named]
+        rivals = Conflict(identity, tuple(map(PackReference.of, found)))
+        if len(found) > 1 and len(chosen) != 1:
+            conflicts.append(rivals)
+        elif len(found) > 1:
+            notes.append(f"layer {identity} is provided by {rivals.rivals}; that of {chosen[0].label} is used")
+    for namespace, sharing in sorted(sharers.items()):
+        if len(sharing) > 1 and not any(info in named for info in sharing):
+            notes.append(_shared(namespace, sharing))
+    return tuple(conflicts), notes
+
+
+def _shared(namespace: str, infos: Iterable[PackInfo]) -> str:
+    """That several packs use a namespace."""
+    users = " and ".join(str(PackReference.of(info)) for info in infos)
+    return (
+        f"namespace {namespace} is used by {users}, and one may; choose with --prefer name or {DISABLE_VARIABLE}=name"
     )
 
 
@@ -196,13 +229,18 @@ def layers_report(*, explicit: Sequence[object] = (), environ: Mapping[str, str]
     """Every layer of every pack: version, signature, dtypes, toolchains, pack; imports the packs."""
     packs = layerport.packs.host.load(*explicit, environ=environ)
     return LayersReport(
-        layers=tuple(_listed_layer(layer, packs.owner(layer).info) for layer in packs.layers),
+        layers=tuple(_listed_layer(layer, packs.owner(layer).info) for layer in packs.every_version),
         failed=tuple(FailedPack(PackReference.of(pack.info), str(pack.failure)) for pack in packs.failed),
         conflicts=tuple(
             Conflict(identity, tuple(PackReference.of(pack.info) for pack in rivals))
             for identity, rivals in packs.conflicts.items()
+            if len([pack for pack in rivals if any(layer.name == identity for layer in pack.layers)]) > 1
         ),
-        warnings=tuple(packs.warnings),
+        warnings=(
+            *packs.warnings,
+            *packs.notes,
+            *(_shared(one, [pack.info for pack in rivals]) for one, rivals in packs.shared_namespaces.items()),
+        ),
     )
 
 
@@ -308,7 +346,7 @@ def _render_notes(report: PacksReport | LayersReport) -> None:
     for conflict in report.conflicts:
         say(
             f"conflict: layer {conflict.layer} is provided by {conflict.rivals}; "
-            "choose with LAYERPORT_DISABLE_PACKS=name or --pack name"
+            "choose with --prefer name or LAYERPORT_DISABLE_PACKS=name"
         )
     for warning in report.warnings:
         say(f"warning: {warning}")

@@ -1,16 +1,31 @@
 """Prints the answers of commands: a rich table on a terminal, aligned text elsewhere, JSON for programs.
 
-Every command may use this file; it imports rich only on a terminal.
+Every command may use this file; it imports rich only on a terminal.  In a notebook the same goes into a page.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 from layerport.errors import escaped
+from layerport.system import html
+
+_page: ContextVar[list[str] | None] = ContextVar("page", default=None)
+
+
+def as_html(render: Callable[[Any], None], record: Any) -> str:
+    """What a command prints of its answer, as HTML: `_repr_html_` of the answer."""
+    parts: list[str] = []
+    token = _page.set(parts)
+    try:
+        render(record)
+    finally:
+        _page.reset(token)
+    return "".join(parts)
 
 
 def print_json(data: Any, *, file: TextIO | None = None) -> None:
@@ -21,11 +36,17 @@ def print_json(data: Any, *, file: TextIO | None = None) -> None:
 
 def say(text: str, *, file: TextIO | None = None) -> None:
     """Print a line; further lines in a message are indented, so that none of them looks like one of ours."""
+    if (page := _page.get()) is not None:
+        page.append(html.line(text))
+        return
     print(escaped(text).replace("\n", "\n  "), file=file or sys.stdout, flush=file is sys.stderr)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, file: TextIO | None = None) -> None:
     """Print rows of text under their columns; nothing in a cell is read as markup."""
+    if (page := _page.get()) is not None:
+        page.append(html.table(columns, rows))
+        return
     file = file or sys.stdout
     # A pack or a bundle must not be able to steer the terminal, nor to begin a row.
     cells = [[escaped(cell).replace("\n", r"\n") for cell in row] for row in rows]

@@ -13,5 +13,6 @@ if TYPE_CHECKING:
     from layerport.engine import gpu_kernels as gpu_kernels
     from layerport.engine import native as native
     from layerport.engine import options as options
+    from layerport.engine import shown_progress as shown_progress
 
 __getattr__ = parts(__name__)

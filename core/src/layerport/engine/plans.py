@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from typing import Any
@@ -91,6 +91,32 @@ def _plan(bundle: Bundle, entry: Mapping[str, Any]) -> Plan:
     )
 
 
+def require_installed(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise BuildError where the pack of one of these manifest entries was installed, and is not any more.
+
+    A build's process imports the plugin classes anew, and a pack may be uninstalled or replaced meanwhile.
+    """
+    here = {canonical(info.distribution): info.version for info in discover() if info.distribution is not None}
+    gone: dict[str, str] = {}
+    for one in nodes:
+        distribution, version = one["distribution"], one["pack_version"]
+        if distribution is not None and here.get(canonical(distribution)) != version:
+            now = here.get(canonical(distribution))
+            gone[distribution] = f"{one['layer']}: {distribution} {version}, now {now or 'not installed'}"
+    if gone:
+        raise BuildError(
+            "packs whose plugin classes the engine needs have changed since the model was exported",
+            _pip({one["distribution"]: one["pack_version"] for one in nodes if one["distribution"] in gone}),
+            faults=list(gone.values()),
+        )
+
+
+def _pip(versions: Mapping[str, str | None]) -> str:
+    """The command that installs these distributions in these versions."""
+    wanted = [f"{name}=={version}" if version else name for name, version in sorted(versions.items())]
+    return f"pip install {shlex.join(wanted)}"
+
+
 def pack_classes(nodes: list[Mapping[str, Any]]) -> frozenset[str]:
     """The plugin classes of packs that these manifest entries need, each from an installed pack.
 
@@ -105,7 +131,7 @@ def pack_classes(nodes: list[Mapping[str, Any]]) -> frozenset[str]:
             roots.setdefault(canonical(info.distribution), set()).add(
                 info.entry_point_value.split(":")[0].split(".")[0]
             )
-    missing: dict[str, str] = {}
+    missing: dict[str, str | None] = {}
     lines: dict[str, str] = {}
     for one in nodes:
         package = str(one["plugin_class"]).split(":")[0].split(".")[0]
@@ -114,12 +140,11 @@ def pack_classes(nodes: list[Mapping[str, Any]]) -> frozenset[str]:
             lines[one["layer"]] = f"{one['layer']}: the pack {one['pack']} was a file when the bundle was built"
         elif package not in roots.get(canonical(distribution), ()) or util.find_spec(package) is None:
             lines[one["layer"]] = f"{one['layer']}: {distribution} {one['pack_version'] or ''}".rstrip()
-            missing[distribution] = f"{distribution}=={one['pack_version']}" if one["pack_version"] else distribution
+            missing[distribution] = one["pack_version"]
     if lines:
-        command = "pip install " + " ".join(shlex.quote(missing[name]) for name in sorted(missing))
         raise BuildError(
             "layers with a plugin class of their own need packs that are not installed here",
-            command if missing else "build the bundle again with the pack installed, not as a file",
+            _pip(missing) if missing else "build the bundle again with the pack installed, not as a file",
             faults=[lines[name] for name in sorted(lines)],
         )
     return frozenset(str(one["plugin_class"]) for one in nodes)

@@ -16,6 +16,7 @@ from layerport.engine.flavours import native_architecture
 from layerport.engine.runner import KernelRunner, fitting_architecture
 from layerport.errors import BuildError
 from layerport.parameters.frameworks.tensorrt_dtypes import from_dtype
+from layerport.system.foreign_text import reason
 
 KEY_FIELD = "layerport_spec"
 NAMESPACE, NAME, VERSION = "layerport", "Kernel", "1"
@@ -255,10 +256,21 @@ def creator_class(trt: Any) -> type[Any]:
                     f"layer {spec.layer} has its own plugin class {spec.plugin_class}",
                     "install the pack that provides it",
                 )
-            module, _, attribute = spec.plugin_class.partition(":")
-            return getattr(importlib.import_module(module), attribute)(trt, spec)
+            return _imported(spec.layer, spec.plugin_class)(trt, spec)
 
     return KernelCreator
+
+
+def _imported(layer: str, plugin_class: str) -> Any:
+    """A pack's own plugin class.  Raises BuildError where it cannot be imported."""
+    module, _, attribute = plugin_class.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise BuildError(
+            f"layer {layer}: its plugin class {plugin_class} cannot be imported: {reason(error)}",
+            "install the pack that provides it, where the engine is built and run",
+        ) from error
 
 
 def register_creators(

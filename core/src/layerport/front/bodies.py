@@ -97,7 +97,7 @@ def sizes_of(node: LayerNode, env: Mapping[str, int]) -> dict[str, int]:
 
 def _key(node: LayerNode) -> Any:
     attributes = tuple(sorted(node.bound.parameters.attributes.items(), key=lambda item: item[0]))
-    return node.layer.name, tuple(node.tensors.items()), repr(attributes)
+    return node.layer, tuple(node.tensors.items()), repr(attributes)
 
 
 def _kept_functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function]:

@@ -20,11 +20,13 @@ EVIDENCE = {STRUCTURE: "proven by structure", EXAMPLES: "agrees on examples"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One answer of one pack for one module."""
+    """One answer of one pack for one module.  name, rank: of the pack, and how early it goes where several agree."""
 
     pack: str
     answer: BoundLayer | Rewrite
     number: int
+    name: str = ""
+    rank: int = 0
 
     @property
     def layers(self) -> tuple[str, ...]:

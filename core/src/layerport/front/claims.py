@@ -6,7 +6,7 @@ A wrong claim can never change the numbers: what is not proven stays as it is.
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from layerport.front.sources import Source
 from layerport.layers.layer import BoundLayer
 from layerport.packs.discovery import PackInfo
 from layerport.packs.host import DroppedPack, Pack, Packs
+from layerport.packs.ownership import how_to_choose
 from layerport.packs.records import Candidate as Answer
 from layerport.packs.records import Rewrite
 
@@ -63,7 +64,7 @@ def claim_layers(
     model = structural_copy(source.model)
     with torch.no_grad():  # what a pack computes from a weight is a constant here, not a step of training
         offers = packs.export_model(model, required=required, strict=strict)
-    asked = _candidates(model, offers.found, refused)
+    asked = _candidates(model, offers.found, refused, packs.rank)
     if asked:
         # Every pass has a copy of its own: a forward may leave something in its modules.
         prove(structural_copy(source.model), source, [claim for claim, _ in asked])
@@ -78,7 +79,10 @@ def claim_layers(
 
 
 def _candidates(
-    model: torch.nn.Module, found: Mapping[str, list[tuple[Pack, tuple[Answer, ...]]]], refused: Collection[str]
+    model: torch.nn.Module,
+    found: Mapping[str, list[tuple[Pack, tuple[Answer, ...]]]],
+    refused: Collection[str],
+    rank: Callable[[Pack], int],
 ) -> list[tuple[Claim, torch.nn.Module]]:
     asked = []
     modules = dict(model.named_modules())
@@ -87,7 +91,8 @@ def _candidates(
         candidates: list[Candidate] = []
         for pack, answers in offers:
             for answer in answers:
-                candidate = Candidate(_pack_text(pack.info), answer, len(candidates) + 1)
+                number = len(candidates) + 1
+                candidate = Candidate(_pack_text(pack.info), answer, number, pack.info.name, rank(pack))
                 if not set(candidate.layers) & set(refused):
                     candidates.append(candidate)
         if candidates:
@@ -103,7 +108,8 @@ def _pack_text(info: PackInfo) -> str:
 def _decide(claim: Claim) -> None:
     if claim.calls == 0:
         return
-    agreeing = claim.agreeing
+    everyone = claim.agreeing
+    agreeing = [one for one in everyone if one.rank == min(other.rank for other in everyone)]
     if claim.module_fault is not None:
         claim.status, claim.reason = "refused", claim.module_fault
     elif not agreeing:
@@ -122,12 +128,14 @@ def _decide(claim: Claim) -> None:
         claim.status, claim.chosen = "claimed", agreeing[0]
         error = claim.errors[agreeing[0].number]
         claim.reason = f"agrees within {error:.2g} (relative) over {claim.calls} call{'s'[: claim.calls > 1]}"
+        if others := sorted({one.pack for one in everyone} - {agreeing[0].pack}):
+            claim.reason += f", and goes before {', '.join(others)}"
 
 
 def _equivalent(candidates: list[Candidate]) -> bool:
     answers = [candidate.answer for candidate in candidates]
     bound = [answer for answer in answers if isinstance(answer, BoundLayer)]
-    return len(bound) == len(answers) and len({(one.layer.name, one.parameters.digest) for one in bound}) == 1
+    return len(bound) == len(answers) and len({(one.layer, one.parameters.digest) for one in bound}) == 1
 
 
 def _raise_for_conflicts(claims: Iterable[Claim]) -> None:
@@ -136,8 +144,8 @@ def _raise_for_conflicts(claims: Iterable[Claim]) -> None:
         layers = sorted({name for claim in conflicts for one in claim.candidates for name in one.layers})
         raise UsageError(
             f"two packs claim the same module ({len(conflicts)} such)",
-            f"choose with --no-claim LAYER for one of {', '.join(layers)}, "
-            "or disable a pack with LAYERPORT_DISABLE_PACKS",
+            f"{how_to_choose(conflicts[0].agreeing[0].name)}, or leave one out with --no-claim LAYER for one of "
+            f"{', '.join(layers)}",
             faults=[f"{claim.path} ({claim.module_class}): {claim.reason}" for claim in conflicts[:20]],
         )
 

@@ -23,6 +23,7 @@ from layerport.front.found_layers import FindWishes, SearchedError, searched
 from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
+from layerport.front.nodes import VERSION
 from layerport.front.origins import Origins, read_origins
 from layerport.front.sources import Source
 from layerport.layers.derivation import any_size, quiet_export
@@ -175,7 +176,10 @@ def translation(layer: Layer) -> Callable[..., Any]:
             for name, value, tensor in zip(names, values, tensors, strict=True)
             if not tensor and value is not None
         }
-        return operator(*inputs, **attributes)
+        result = operator(*inputs, **attributes)
+        first = result[0] if isinstance(result, (tuple, list)) else result
+        first.producer().metadata_props[VERSION] = str(layer.version)
+        return result
 
     return translate
 

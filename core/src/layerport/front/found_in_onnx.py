@@ -16,7 +16,7 @@ from layerport.dtypes import DType
 from layerport.front.bodies import Bodies
 from layerport.front.export import ExportedModel, quiet
 from layerport.front.found_layers import FindWishes, compared
-from layerport.front.nodes import layer_nodes
+from layerport.front.nodes import VERSION, layer_nodes, onnx_attributes
 from layerport.front.onnx_files import example, reference_values
 from layerport.packs.host import Packs
 from layerport.parameters.conversion import from_standard, to_standard
@@ -65,7 +65,7 @@ def _find(exported: ExportedModel, given: Mapping[str, Any], packs: Packs, wishe
     with quiet():
         graph = read_graph(exported.model, sizes)
         run = _runner(exported, graph, given, packs)
-        findings, places = find(graph.model, wishes.layers, run, compared, asked=wishes.required)
+        findings, places = find(graph.model, wishes.layers, run, compared, asked=wishes.required, owners=wishes.owners)
     for name, place in _replace(exported.model, graph, places).items():
         findings.add(name, place)
     return findings
@@ -113,7 +113,7 @@ def _replace(model: ir.Model, graph: OnnxValues, places: Sequence[Match]) -> dic
         inputs = [_input(model, graph, place, argument.name, now) for argument in layer.signature.tensors]
         while inputs and inputs[-1] is None:
             inputs.pop()
-        attributes = {key: _attribute(value) for key, value in place.attributes.items() if value is not None}
+        attributes = onnx_attributes({key: value for key, value in place.attributes.items() if value is not None})
         node = ir.Node(
             layer.namespace,
             layer.short_name,
@@ -121,6 +121,7 @@ def _replace(model: ir.Model, graph: OnnxValues, places: Sequence[Match]) -> dic
             ir.convenience.convert_attributes(attributes),
             num_outputs=len(place.outputs),
             name=name,
+            metadata_props={VERSION: str(layer.version)},
         )
         model.graph.append(node)
         for index, (output, new) in enumerate(zip(place.outputs, node.outputs, strict=True)):
@@ -157,7 +158,3 @@ def _input(
         constant = ir.Value(name=made, shape=ir.Shape(array.shape), type=ir.TensorType(held.dtype), const_value=held)
         model.graph.register_initializer(constant)
     return model.graph.initializers[made]
-
-
-def _attribute(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else int(value) if isinstance(value, bool) else value

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from layerport.front.copies import copy_of_inputs
 from layerport.front.sources import Source
 from layerport.layers.layer import Layer
 from layerport.packs.discovery import switched_on
-from layerport.packs.host import DroppedPack, Packs
+from layerport.packs.host import DroppedPack, Pack, Packs
+from layerport.packs.ownership import how_to_choose
+from layerport.search.places import Owner
 from layerport.search.searching import Findings, search
 
 FIND_VARIABLE = "LAYERPORT_FIND"
@@ -31,11 +33,12 @@ class FindWishes:
     """What is searched for.
 
     layers: in the order in which their packs declare them.  required: names of layers that must be found, which are
-    searched whatever their author says.
+    searched whatever their author says.  owners: whose the layers are.
     """
 
     layers: tuple[Layer, ...] = ()
     required: tuple[str, ...] = ()
+    owners: Mapping[Layer, Owner] = field(default_factory=dict)
 
 
 def find_wishes(
@@ -53,7 +56,11 @@ def find_wishes(
     everything = switched_on(FIND_VARIABLE, {FIND_VARIABLE: os.environ.get(FIND_VARIABLE) or "1"})
     out = {layer.name for one in dropped for layer in one.pack.layers} | set(refused)
     layers = [layer for layer in packs.layers if layer.name not in out and (everything or layer.name in find)]
-    return FindWishes(tuple(layers), tuple(find))
+    return FindWishes(tuple(layers), tuple(find), {layer: _owner(packs, packs.owner(layer)) for layer in layers})
+
+
+def _owner(packs: Packs, pack: Pack) -> Owner:
+    return Owner(pack.info.name, pack.info.label, packs.rank(pack), packs.is_preferred(pack))
 
 
 class SearchedError(Exception):
@@ -73,7 +80,7 @@ def searched(
     def decomposed(*args: Any, **kwargs: Any) -> torch.export.ExportedProgram:
         result: torch.export.ExportedProgram = program.run_decompositions(*args, **kwargs)
         inputs = pytree.tree_leaves(copy_of_inputs((source.args, dict(source.kwargs))))
-        findings.append(search(result, wishes.layers, inputs, compared, asked=wishes.required))
+        findings.append(search(result, wishes.layers, inputs, compared, asked=wishes.required, owners=wishes.owners))
         if only:
             raise SearchedError
         return result
@@ -84,7 +91,14 @@ def searched(
 
 
 def require_found(findings: Findings, wishes: FindWishes) -> None:
-    """Raise UsageError where a layer that must be found is nowhere."""
+    """Raise UsageError where a layer that must be found is nowhere, or where two packs' layers are at one place."""
+    if findings.contested:
+        packs = next(iter(findings.contested.values()))
+        raise UsageError(
+            f"layers of two packs are found at the same place ({len(findings.contested)} such)",
+            f"{how_to_choose(packs[0])}, or leave one out with --no-find LAYER",
+            faults=list(findings.contested)[:20],
+        )
     found = {place.layer for place in findings.places}
     if lacking := [name for name in wishes.required if name not in found]:
         near = [f"{one.layer}, {one.module or 'the root'}: {one.reason}" for one in findings.misses]

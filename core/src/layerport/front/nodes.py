@@ -22,6 +22,10 @@ from layerport.sizes.expressions import Expr, Symbol, parse
 from layerport.sizes.tensors import Dim, TensorType
 
 _PLACE = re.compile(r"[A-Za-z_]\w*\.\d+")
+VERSION = "layerport.version"
+"""Where a node's metadata has the version of its layer."""
+# What TensorRT's parser wants of a plugin's node, and no layer.
+_OF_TENSORRT = ("plugin_", "tensorrt_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +87,64 @@ def unknown_layers(model: ir.Model, packs: Packs) -> dict[str, int]:
 
 
 def layer_node(node: ir.Node, packs: Packs, origins: Origins | None = None) -> LayerNode:
-    """One node as a layer; raises as `layer_nodes` does."""
-    return _layer_node(node, packs.layer(f"{node.domain}::{node.op_type}"), origins)
+    """One node as a layer, of an earlier version brought to the one that is there; raises as `layer_nodes` does."""
+    version = version_of(node)
+    layer = packs.layer(f"{node.domain}::{node.op_type}", version)
+    attributes = _attributes(node, layer, version)
+    if version != layer.version:
+        node.metadata_props[VERSION] = str(layer.version)
+        own = {name: value for name, value in attributes.items() if value is not None}
+        for name in list(node.attributes):
+            if not name.startswith(_OF_TENSORRT):
+                del node.attributes[name]
+        for attribute in ir.convenience.convert_attributes(onnx_attributes(own)):
+            node.attributes[attribute.name] = attribute
+    return _layer_node(node, layer, attributes, origins)
 
 
-def _layer_node(node: ir.Node, layer: Layer, origins: Origins | None) -> LayerNode:
+def version_of(node: ir.Node) -> int | None:
+    """The version of a node's layer; None where the file does not say it."""
+    text = node.metadata_props.get(VERSION, "")
+    return int(text) if re.fullmatch(r"[1-9]\d{0,8}", text) else None
+
+
+def onnx_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes in the standard form as ONNX holds them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else int(value) if isinstance(value, bool) else value
+        for name, value in attributes.items()
+    }
+
+
+def _attributes(node: ir.Node, layer: Layer, version: int | None) -> dict[str, Any]:
+    """The attributes of a node in the standard form, upgraded where they are of an earlier version.
+
+    Raises UsageError with all faults at once.
+    """
+    kinds = {argument.name: argument.type for argument in layer.signature.attributes}
+    given = {
+        name: tuple(value) if isinstance(value := attribute.value, (list, tuple)) else value
+        for name, attribute in node.attributes.items()
+        if not name.startswith(_OF_TENSORRT)
+    }
+    path = f"node {node.name}"
+    if version is not None and version != layer.version:
+        given = layer.upgraded(version, given)
+        path += f", upgraded from version {version} of {layer.name}"
+    # ONNX has no bool.
+    values = {
+        name: _as_bool(value) if kinds.get(name, "").startswith("bool") else value for name, value in given.items()
+    }
+    return layer.signature.bind_attributes(values, path=path)
+
+
+def _as_bool(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_as_bool, value))
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+def _layer_node(node: ir.Node, layer: Layer, attributes: Mapping[str, Any], origins: Origins | None) -> LayerNode:
     tensors: dict[str, TensorType | None] = {}
     constants: dict[str, Any] = {}
     read: list[Origin] = []
@@ -109,10 +166,6 @@ def _layer_node(node: ir.Node, layer: Layer, origins: Origins | None) -> LayerNo
             array, steps = to_standard(value.const_value, path=f"{layer.name}.{argument.name}")
             constants[argument.name] = array
             read.append(Origin(argument.name, array.dtype.name, array.shape, (str(value.name),), (), steps))
-    attributes = {
-        argument.name: _attribute(node, argument.name, argument.type, argument.default)
-        for argument in signature.attributes
-    }
     module, call = _scope(node)
     known = read if origins is None else [one for one in origins.of(call, module, layer) if one.name in constants]
     steps = tuple(step for one in known for step in one.steps)
@@ -154,18 +207,6 @@ def in_model_dims(expression: Expr, node: LayerNode) -> Expr:
         return parse(_PLACE.sub(size, expression.text))
     except UsageError:  # two fractions of a size that together have no form
         return expression
-
-
-def _attribute(node: ir.Node, name: str, kind: str, default: Any) -> Any:
-    attribute = node.attributes.get(name)
-    if attribute is None:
-        return default if not isinstance(default, list) else tuple(default)
-    value = attribute.value
-    if kind == "bool":
-        return bool(value)
-    if kind == "bool[]":
-        return tuple(bool(one) for one in value)
-    return tuple(value) if kind.endswith("[]") else value
 
 
 def _scope(node: ir.Node) -> tuple[str, str]:

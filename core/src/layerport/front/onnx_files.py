@@ -17,7 +17,7 @@ from layerport.errors import BuildError, UsageError
 from layerport.front.bodies import Bodies
 from layerport.front.export import ExportedModel, port_of
 from layerport.front.graph_dims import rename_as_expressions
-from layerport.front.nodes import LayerNode, in_model_dims, is_layer_node, layer_node
+from layerport.front.nodes import VERSION, LayerNode, in_model_dims, is_layer_node, layer_node
 from layerport.front.sources import random_tensor
 from layerport.packs.host import Packs
 from layerport.parameters.conversion import to_standard
@@ -47,6 +47,11 @@ def read_model(path: Path, ranges: Mapping[str, tuple[int, int | None, int]], pa
         raise UsageError(
             f"{path} is not an ONNX model: {type(error).__name__}: {error}", "check it with onnx.checker.check_model"
         ) from error
+    if bundle is not None:  # those of before have the versions in the manifest only
+        recorded = {one["node"]: str(one["version"]) for one in bundle.manifest["layers"]}
+        for node in model.graph.all_nodes():
+            if node.name in recorded:
+                node.metadata_props.setdefault(VERSION, recorded[node.name])
     model.graph.name = model.graph.name or "main_graph"
     for value in model.graph.inputs:
         if value.dtype is None or value.shape is None or not value.name:

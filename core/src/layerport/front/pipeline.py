@@ -173,7 +173,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
 
 def _exported(source: Source, model: Any, packs: Packs, outputs: Any, find: FindWishes) -> ExportedModel:
     try:
-        return export_model(source, model, packs.layers, outputs, find)
+        return export_model(source, model, packs.every_version, outputs, find)
     except UnknownOperatorError as error:
         # The model's own code may have imported a layer whose pack is not loaded.
         if missing := packs.missing(error.operator):

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from layerport import __version__
 from layerport.bundle.bundle import MODEL, MODEL_DATA, HashedFile
+from layerport.front.nodes import VERSION
 
 # Below this the weights stay inside the file, which is then one piece to hand around.
 EXTERNAL_BYTES = 16 << 20
@@ -29,7 +30,10 @@ def write_portable(model: ir.Model, folder: Path) -> dict[str, str]:
     model.producer_version = __version__
     model.doc_string = None
     model.metadata_props.clear()
+    versions = {node: text for node in model.graph.all_nodes() if (text := node.metadata_props.get(VERSION))}
     ClearMetadataAndDocStringPass()(model)
+    for node, text in versions.items():
+        node.metadata_props[VERSION] = text
     parts: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
     for part in parts:  # the pass leaves values alone
         own = part.initializers.values() if isinstance(part, ir.Graph) else ()

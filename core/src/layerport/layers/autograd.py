@@ -123,9 +123,9 @@ def register_autograd(layer: WrittenLayer, binding: TorchBinding, library: Any, 
         with no_autocast():
             return operator(*args)
 
-    library.impl(layer.short_name, differentiate, "Autograd", with_keyset=True)
+    library.impl(layer.operator_name, differentiate, "Autograd", with_keyset=True)
     for key in ("AutocastCPU", "AutocastCUDA"):
-        library.impl(layer.short_name, outside_autocast, key, with_keyset=True)
+        library.impl(layer.operator_name, outside_autocast, key, with_keyset=True)
 
 
 def _register_publicly(layer: WrittenLayer, binding: TorchBinding, library: Any) -> None:
@@ -137,7 +137,8 @@ def _register_publicly(layer: WrittenLayer, binding: TorchBinding, library: Any)
         wanted = ctx.needs_input_grad
         return _gradients(layer, ctx, gradients, wanted)[: len(wanted)]
 
-    torch.library.register_autograd(layer.name, without_autocast(backward), setup_context=keep, lib=library)
+    name = f"{layer.namespace}::{layer.operator_name}"
+    torch.library.register_autograd(name, without_autocast(backward), setup_context=keep, lib=library)
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import layerport.layers
 import layerport.parameters
 from layerport.errors import UsageError
 from layerport.kernels.declaration import Kernel
 from layerport.layers.written import Converter, WrittenLayer
+from layerport.system import html
+from layerport.system.foreign_text import describe
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from layerport.parameters.standard_form import Parameters
     from layerport.parameters.steps import Step
     from layerport.sizes.tensors import TensorType
+
+
+_Upgrade = TypeVar("_Upgrade", bound=Callable[[dict[str, Any]], Mapping[str, Any]])
 
 
 class Layer(WrittenLayer):
@@ -48,6 +53,7 @@ class Layer(WrittenLayer):
         super().__init__(name, version, reference, converter=converter)
         self.find = find
         self.spellings: tuple[Callable[..., Any], ...] = ()
+        self._upgrades: dict[int, Callable[[dict[str, Any]], Mapping[str, Any]]] = {}
         self._torch = layerport.layers.operator.register_operator(self)
 
     def kernel(
@@ -116,6 +122,46 @@ class Layer(WrittenLayer):
         self.spellings = (*self.spellings, function)
         return function
 
+    def upgrade(self, *, from_version: int) -> Callable[[_Upgrade], _Upgrade]:
+        """Say what attributes of an earlier version are in this one, for files that hold that; decorates a function.
+
+        function: takes the attributes that a call of that version has, by name (a list as a tuple, one that is None not
+        at all), and returns those of this version; what it leaves away has its default.  With them and the same tensors
+        this version has to compute what that one did: a build from an old bundle compares with its samples.
+        Raises UsageError for a version that is not before this one, or that has an upgrade already.
+        """
+        if type(from_version) is not int or not 1 <= from_version < self.version or from_version in self._upgrades:
+            has = f"; it upgrades from {', '.join(map(str, self._upgrades))} already" if self._upgrades else ""
+            raise UsageError(
+                f"layer {self.name} version {self.version} cannot be upgraded from {describe(from_version)}",
+                f"name a version from 1 to {self.version - 1}{has}",
+            )
+
+        def declare(function: _Upgrade) -> _Upgrade:
+            self._upgrades[from_version] = function
+            return function
+
+        return declare
+
+    def upgrades_from(self, version: int) -> bool:
+        """Whether attributes of this earlier version can be upgraded."""
+        return version in self._upgrades
+
+    def upgraded(self, version: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes of a call of an earlier version as this one has them, before they are checked.
+
+        Raises UsageError where the upgrade returns no mapping.
+        """
+        function = self._upgrades[version]
+        made = function(dict(attributes))
+        if not isinstance(made, Mapping):
+            raise UsageError(
+                f"layer {self.name}: its upgrade from version {version} ({function.__name__}) returned "
+                f"{describe(made)}",
+                "return the attributes of this version by name, as in {**attributes, 'beta': 1.0}",
+            )
+        return dict(made)
+
     def bind(self, **values: Any) -> BoundLayer:
         """This layer with its parameters and attributes, brought to the standard form.
 
@@ -124,6 +170,20 @@ class Layer(WrittenLayer):
         """
         parameters, steps = layerport.parameters.binding.convert_arguments(self.signature, values, path=self.name)
         return BoundLayer(self, parameters, {name: values.get(name) for name in parameters}, tuple(steps))
+
+    def _repr_html_(self) -> str:
+        rules = {argument.name: " and ".join(map(str, argument.rules)) for _, argument in self.signature.ruled}
+        arguments = ((one.name, one.kind, one.schema_type, rules.get(one.name)) for one in self.signature.arguments)
+        kernels = ((one.name, type(one.source).__name__, ", ".join(map(str, one.dtypes))) for one in self.kernels)
+        doc = inspect.getdoc(self.reference)
+        return "".join(
+            (
+                html.line(f"{self.name} version {self.version} ({self.origin})"),
+                html.line(doc) if doc else "",
+                html.table(("argument", "is", "type", "rule"), arguments),
+                html.table(("kernel", "source", "dtypes"), kernels) or html.line("no kernel: the reference runs"),
+            )
+        )
 
     def module(self, **values: Any) -> torch.nn.Module:
         """An `nn.Module` that holds the parameters and applies this layer to its inputs.

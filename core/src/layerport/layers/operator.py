@@ -42,48 +42,51 @@ class _Registered:
     twins: list[weakref.ref[WrittenLayer]] = field(default_factory=list)
 
 
-_registered: dict[str, _Registered] = {}
+_registered: dict[tuple[str, int], _Registered] = {}
 
 
-def registered_layer(name: str) -> WrittenLayer | None:
-    """The layer of this process whose operator has this name."""
-    found = _registered.get(name)
-    return None if found is None else found.layer
+def registered_layer(name: str, version: int | None = None) -> WrittenLayer | None:
+    """The layer of this process with this identity, in this version, else in the newest one."""
+    found = {number: one.layer for (known, number), one in _registered.items() if known == name}
+    return found.get(version or 0) or (found[max(found)] if found else None)
 
 
 def register_operator(layer: WrittenLayer) -> TorchBinding:
-    """Make `torch.ops.<namespace>.<name>` from the layer's reference.
+    """Make `torch.ops.<namespace>.<name>` from the layer's reference; from version 2 on its overload `v2` and so on.
 
-    Within one file or session the last definition wins: a layer of other lines that had the identity before says so
-    when it is called, one of the same lines goes on.  Two places with one identity keep the first operator; calling the
-    second layer raises, and the packs that bring both are refused by the host.
+    So a saved program that names an operator never runs another version of it.  Within one file or session the last
+    definition wins: a layer of other lines that had identity and version before says so when it is called, one of the
+    same lines goes on.  Two places with one identity keep the first operator; calling the second layer raises, and the
+    packs that bring both are refused by the host.
     """
-    earlier = _registered.get(layer.name)
+    earlier = _registered.get((layer.name, layer.version))
     if earlier is not None:
         if not same_place(earlier.layer.reference, layer.reference):
             return TorchBinding(_conflict(layer, earlier.layer), None)
         earlier.library = None
     library = _Library(layer.namespace, "FRAGMENT")
+    name = layer.operator_name
     try:
-        library.define(layer.signature.schema(layer.short_name))
+        library.define(layer.signature.schema(name))
     except RuntimeError as error:
         raise UsageError(
             f"layer {layer.name} ({layer.origin}): torch does not take its operator: {str(error).splitlines()[0]}",
             "choose another namespace or layer name",
         ) from error
     implementation, without_data = (_ruled(layer, one) for one in (_with_plain_outputs(layer), _without_data(layer)))
-    binding = TorchBinding(getattr(getattr(torch.ops, layer.namespace), layer.short_name).default, None)
+    overloads = getattr(getattr(torch.ops, layer.namespace), layer.short_name)
+    binding = TorchBinding(getattr(overloads, name.partition(".")[2] or "default"), None)
     dispatch = torch_private.dispatch(binding.operator)
     if dispatch is None:
         implementation, without_data = without_autocast(implementation), without_autocast(without_data)
     binding.cuda = CudaOperator(layer, implementation)
-    library.impl(layer.short_name, implementation, "CompositeExplicitAutograd")
-    library.impl(layer.short_name, binding.cuda, "CUDA")
-    torch.library.register_fake(layer.name, without_data, lib=library)
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    library.impl(name, binding.cuda, "CUDA")
+    torch.library.register_fake(f"{layer.namespace}::{name}", without_data, lib=library)
     register_autograd(layer, binding, library, dispatch)
     binding.direct = torch_private.called_directly(binding.operator)
     binding.is_compiling = torch.compiler.is_dynamo_compiling
-    now = _registered[layer.name] = _Registered(library, layer, binding)
+    now = _registered[layer.name, layer.version] = _Registered(library, layer, binding)
     if earlier is not None:
         _supersede(earlier, now)
     return binding
@@ -94,7 +97,7 @@ def _supersede(earlier: _Registered, now: _Registered) -> None:
     layer = now.layer
     alive = [found for twin in earlier.twins if (found := twin()) is not None]
     for old in (*alive, earlier.layer):
-        same = old.version == layer.version and same_definition(old.reference, layer.reference)
+        same = same_definition(old.reference, layer.reference)
         if same:
             _follow(old, now)
         elif same is None:
@@ -118,7 +121,7 @@ def _follow(old: WrittenLayer, now: _Registered) -> None:
 
 def _undecided(old: WrittenLayer) -> Any:
     def settle(*args: Any, **kwargs: Any) -> Any:
-        now = _registered[old.name]
+        now = _registered[old.name, old.version]
         if same_definition(old.reference, now.layer.reference) is False:
             _retire(old, now.layer)
         else:

@@ -80,8 +80,13 @@ class WrittenLayer:
         return f"{code.co_filename}:{code.co_firstlineno}"
 
     @property
+    def operator_name(self) -> str:
+        """What the Torch operator is called within its namespace: `name`, of version 2 `name.v2`, and so on."""
+        return self.short_name if self.version == 1 else f"{self.short_name}.v{self.version}"
+
+    @property
     def operator(self) -> Any:
-        """The Torch operator overload, `torch.ops.<namespace>.<name>.default`."""
+        """The Torch operator overload, `torch.ops.<namespace>.<name>.default`; of version 2 `.v2`, and so on."""
         return self._torch.operator
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

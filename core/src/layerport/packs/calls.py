@@ -168,9 +168,9 @@ def check_layers(answer: object) -> tuple[Layer, ...]:
         if not is_layer(item):
             raise WrongAnswerError(f"returned {_given(item)} at index {index}, expected a layer", repair)
         layers.append(item)
-    names = [layer.name for layer in layers]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise WrongAnswerError(f"returned {', '.join(twice)} more than once", "return each layer once")
+    versions = [(layer.name, layer.version) for layer in layers]
+    if twice := sorted({name for name, version in versions if versions.count((name, version)) > 1}):
+        raise WrongAnswerError(f"returned {', '.join(twice)} more than once", "return each version of a layer once")
     return tuple(layers)
 
 

@@ -19,7 +19,7 @@ def installed_packs() -> host.Packs:
 def has_conversion(layer: Layer) -> bool:
     """Whether the layer's pack is installed and has the hook."""
     packs = installed_packs()
-    if not any(one.operator is layer.operator for one in packs.layers):
+    if not any(one.operator is layer.operator for one in packs.every_version):
         return False  # a layer of the same lines, made by a second import, has the same operator
     return "layerport_convert_parameters" in packs.owner(layer).hooks
 

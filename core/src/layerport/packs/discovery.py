@@ -15,6 +15,7 @@ from typing import NamedTuple
 from layerport.errors import PackError
 from layerport.foreign import metadata_private
 from layerport.packs.metadata import GROUP, Described, Entry, canonical, describe_distribution, editable_source
+from layerport.packs.unregistered import unregistered_pack
 from layerport.system.foreign_text import shown
 
 DISABLE_VARIABLE = "LAYERPORT_DISABLE_PACKS"
@@ -31,6 +32,7 @@ class PackInfo(NamedTuple):
 
     distribution, version: None for a pack that was passed in and is not installed.
     fault: why the pack cannot be loaded, where the metadata alone shows it.
+    rivals: all distributions with this name, where there are several.
     """
 
     name: str
@@ -39,6 +41,7 @@ class PackInfo(NamedTuple):
     entry_point_value: str
     disabled: bool = False
     fault: str | None = None
+    rivals: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -53,10 +56,11 @@ class PackInfo(NamedTuple):
         return self.entry_point_value.partition(":")[0].partition(".")[0].strip()
 
 
-def discover(*, environ: Mapping[str, str] | None = None) -> tuple[PackInfo, ...]:
+def discover(*, environ: Mapping[str, str] | None = None, unregistered: bool = False) -> tuple[PackInfo, ...]:
     """Every pack that is installed, sorted by name, with its metadata's faults; imports no pack.
 
     Reads LAYERPORT_DISABLE_PACKS from `environ` (default: os.environ).
+    unregistered: also those that hold a pack and register none, which no build asks.
     """
     blocked = {canonical(name) for name in disabled_names(environ)}
     found: list[PackInfo] = []
@@ -66,6 +70,7 @@ def discover(*, environ: Mapping[str, str] | None = None) -> tuple[PackInfo, ...
     for distribution in metadata.distributions():
         described = describe_distribution(distribution, _groups)
         if described is None:
+            found += _unregistered_of(distribution, blocked) if unregistered else []
             continue
         if described.is_leftover:
             leftovers += _packs_of(described, distribution, blocked)
@@ -164,6 +169,28 @@ def _first_on_path(name: str, distribution: metadata.Distribution) -> metadata.D
         return distribution
 
 
+def _unregistered_of(distribution: metadata.Distribution, blocked: set[str]) -> list[PackInfo]:
+    """The pack that a distribution holds and does not register."""
+    try:
+        pack = unregistered_pack(distribution)
+        name, version = (distribution.name, distribution.version) if pack else ("", "")
+    except Exception:  # whatever importlib.metadata trips over in damaged files of somebody else's
+        return []
+    if pack is None or _first_on_path(name, distribution).locate_file("") != distribution.locate_file(""):
+        return []
+    if pack.entry is not None:
+        fault = _other_group(pack.entry)
+    else:
+        called = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        fault = f"it registers no pack, though {pack.module} has hooks; {entry_point_line(called, pack.module)}"
+    info = PackInfo(pack.entry.name if pack.entry else name, name, version, pack.module, fault=fault)
+    return [info._replace(disabled=bool(blocked & {canonical(info.name), canonical(name)}))]
+
+
+def _other_group(entry: Entry) -> str:
+    return f"its entry point is in the group '{shown(entry.group)}'; {entry_point_line(entry.name, entry.value)}"
+
+
 def _packs_of(described: Described, distribution: metadata.Distribution, blocked: set[str]) -> list[PackInfo]:
     name = described.name
     if not described.entries:
@@ -203,7 +230,7 @@ def _entry_point_fault(entry: Entry, distribution: metadata.Distribution) -> str
     if not _VALUE.fullmatch(entry.value):
         return f"its entry point '{shown(entry.value)}' is not of the form module or module:object; correct it"
     if entry.group != GROUP:
-        return f"its entry point is in the group '{shown(entry.group)}'; {entry_point_line(entry.name, entry.value)}"
+        return _other_group(entry)
     return _missing_module(metadata.EntryPoint(entry.name, entry.value, entry.group), distribution)
 
 
@@ -247,17 +274,30 @@ def _missing_module(point: metadata.EntryPoint, distribution: metadata.Distribut
     return None
 
 
+def without_rivals(infos: Iterable[PackInfo], preferred: Iterable[object]) -> tuple[PackInfo, ...]:
+    """The packs, where several have one name only that whose distribution is preferred."""
+    wanted = {canonical(name) for name in preferred if isinstance(name, str)}
+    left = []
+    for info in infos:
+        if wanted.isdisjoint(info.rivals):
+            left.append(info)
+        elif canonical(info.distribution or "") in wanted:
+            left.append(info._replace(fault=None, rivals=()))
+    return tuple(left)
+
+
 def _mark_duplicates(infos: list[PackInfo]) -> list[PackInfo]:
-    """Packs that share a name cannot be told apart, so none of them may load until the user has chosen."""
+    """Packs that share a name cannot be told apart, so none of them may load until the user has chosen one."""
     marked = []
     for info in infos:
         rivals = [other for other in infos if canonical(other.name) == canonical(info.name) and not other.disabled]
-        if info.fault is None and not info.disabled and len({other.distribution for other in rivals}) > 1:
+        distributions = {canonical(other.distribution or "") for other in rivals}
+        if info.fault is None and not info.disabled and len(distributions) > 1:
             where = " and ".join(sorted(f"{other.distribution} {other.version}" for other in rivals))
             fault = (
-                f"{len(rivals)} entry points are named {info.name!r}: {where}; uninstall all but one, "
-                f"or set {DISABLE_VARIABLE} to the distribution that is not wanted"
+                f"{len(rivals)} entry points are named {info.name!r}: {where}; uninstall all but one, name the wanted "
+                f"distribution, as in --prefer {info.distribution}, or the other one in {DISABLE_VARIABLE}"
             )
-            info = info._replace(fault=fault)
+            info = info._replace(fault=fault, rivals=tuple(sorted(distributions)))
         marked.append(info)
     return marked

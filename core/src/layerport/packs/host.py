@@ -31,13 +31,16 @@ from layerport.packs.discovery import (
     suggest,
     switched_on,
     twin_fault,
+    without_rivals,
 )
 from layerport.packs.faults import DroppedPack, blamed, may_provide, missing_line
 from layerport.packs.loading import Pack, load_pack
 from layerport.packs.named import load_named
+from layerport.packs.ownership import INSTALLED, contested, no_version, ownership, ranks
 from layerport.packs.records import Candidate, is_bound_layer, is_layer
 from layerport.packs.torch_autoload import importing_torch
 from layerport.packs.watch import LastingChangeError, sample, watching
+from layerport.system import html
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +70,12 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
 }
 
 
-def load(*explicit: object, environ: Mapping[str, str] | None = None) -> Packs:
+def load(*explicit: object, prefer: Iterable[object] = (), environ: Mapping[str, str] | None = None) -> Packs:
     """Import every installed pack that is not disabled, each in isolation, and ask for its layers.
 
     explicit: packs that the user names: the path of a Python file, a module or plugin object, or the name of
     an installed pack.  They load first, win over packs that are only installed, and a fault in one is raised.
+    prefer: the same, and where several packs answer these go before all others, in this order.
     environ: where the LAYERPORT_* switches are read (default: os.environ).
 
     Raises UsageError for an explicit pack that does not exist and PackError for one that fails; with
@@ -79,15 +83,17 @@ def load(*explicit: object, environ: Mapping[str, str] | None = None) -> Packs:
     LAYERPORT_DISABLE_PACKS.
     """
     environ = os.environ if environ is None else environ
-    infos = discover(environ=environ)
+    wanted = tuple(prefer)
+    infos = without_rivals(discover(environ=environ), wanted)
     trace = switched_on(TRACE_VARIABLE, environ)
-    chosen = load_named(explicit, infos, trace)
-    taken = {pack.info for pack in chosen}
-    packs = list(chosen)
+    # They load first, because the first to define a Torch operator keeps it.
+    preferred = load_named(wanted, infos, trace)
+    packs = [*preferred, *load_named(explicit, infos, trace, known=preferred)]
+    taken = {pack.info for pack in packs}
     for info in infos:
         if info not in taken:
             packs.append(_without_twin(load_pack(info, trace=trace), packs))
-    loaded = Packs(packs, warnings=disable_faults(infos, environ), trace=trace)
+    loaded = Packs(packs, preferred=preferred, warnings=disable_faults(infos, environ), trace=trace)
     if switched_on(STRICT_VARIABLE, environ):
         loaded.raise_for_faults()
     return loaded
@@ -105,34 +111,31 @@ class Packs:
     """The packs of one process, loaded, with the layers that they provide.
 
     Made by `load`.  It never changes.
-    warnings: what is wrong with the environment switches.  conflicts: the packs that provide one identity, by
-    identity, where nothing says which is meant.
+    warnings: what is wrong with the environment switches.  conflicts: the packs that dispute an identity, by
+    identity, where nothing says which is meant; shared_namespaces: the same by namespace.
+    notes: each layer that is used instead of another pack's.
     """
 
-    def __init__(self, packs: Iterable[Pack], *, warnings: Sequence[str] = (), trace: bool = False) -> None:
+    def __init__(
+        self,
+        packs: Iterable[Pack],
+        *,
+        preferred: Sequence[Pack] = (),
+        warnings: Sequence[str] = (),
+        trace: bool = False,
+    ) -> None:
         self.packs = tuple(sorted(packs, key=lambda pack: (pack.info.name, pack.info.distribution or "")))
         self.warnings = tuple(warnings)
         self._trace = trace
         self._core = _core_pack()
         # The last answer of each pack, to see whether it is let be.
         self._answered: dict[Pack, list[tuple[str, weakref.ref[Any], bytes]]] = {}
-        providers: dict[str, list[Pack]] = {}
-        for pack in self.packs:
-            for layer in pack.layers:
-                providers.setdefault(layer.name, []).append(pack)
-        self._owners: dict[str, Pack] = {}
-        self._layers: dict[str, Layer] = {}
-        conflicts: dict[str, tuple[Pack, ...]] = {}
-        for identity in sorted(providers):
-            rivals = providers[identity]
-            named = [pack for pack in rivals if pack.explicit]
-            if len(rivals) > 1 and len(named) != 1:
-                conflicts[identity] = tuple(named or rivals)
-                continue
-            owner = named[0] if named else rivals[0]
-            self._owners[identity] = owner
-            self._layers[identity] = next(layer for layer in owner.layers if layer.name == identity)
-        self.conflicts: Mapping[str, tuple[Pack, ...]] = MappingProxyType(conflicts)
+        self._preferred = tuple(preferred)
+        self._rank = ranks(self.packs, preferred)
+        found = ownership(self.packs, self._rank)
+        self._owners, self._layers, self.notes = found.owners, found.layers, found.notes
+        self.shared_namespaces = found.shared
+        self.conflicts: Mapping[str, tuple[Pack, ...]] = MappingProxyType(dict(found.conflicts))
 
     def __iter__(self) -> Iterator[Pack]:
         return iter(self.packs)
@@ -140,32 +143,64 @@ class Packs:
     def __repr__(self) -> str:
         return f"<packs {', '.join(f'{pack.info.label}: {pack.status}' for pack in self.packs) or 'none'}>"
 
+    def _repr_html_(self) -> str:
+        rows = (
+            (one.info.name, one.info.distribution, one.info.version, one.status, one.failure or _names(one))
+            for one in self.packs
+        )
+        lines = (*self.warnings, *self.notes, *(str(contested(*item)) for item in self.conflicts.items()))
+        return html.table(("pack", "distribution", "version", "status", "layers"), rows) + "".join(
+            map(html.line, lines)
+        )
+
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Every layer that can be used, sorted by identity; those in conflict are not among them."""
-        return tuple(self._layers.values())
+        """Every layer that can be used in its newest version, sorted by identity; those in conflict are not there."""
+        return tuple(versions[0] for versions in self._layers.values())
+
+    @property
+    def every_version(self) -> tuple[Layer, ...]:
+        """The same with all their versions."""
+        return tuple(layer for versions in self._layers.values() for layer in versions)
 
     @property
     def failed(self) -> tuple[Pack, ...]:
         """The packs that could not be loaded."""
         return tuple(pack for pack in self.packs if pack.status == "failed")
 
-    def layer(self, identity: str) -> Layer:
-        """The layer `namespace::name`.
+    def layer(self, identity: str, version: int | None = None) -> Layer:
+        """The layer `namespace::name`, in its newest version where none is given.
 
+        Where that version is not there: the newest one that can upgrade from it.
         Raises PackError where two packs provide it or where its pack failed, and UsageError, which lists
         what is there, where it is unknown.
         """
         self._raise_if_contested(identity)
-        if identity in self._layers:
-            return self._layers[identity]
-        raise self._unknown(identity)
+        there = self._layers.get(identity)
+        if there is None:
+            raise self._unknown(identity)
+        for layer in there:
+            if version in (None, layer.version):
+                return layer
+        assert version is not None
+        for layer in there:
+            if layer.upgrades_from(version):
+                return layer
+        raise no_version(self._owners[identity], there, version)
 
     def owner(self, layer: Layer | str) -> Pack:
         """The pack that provides a layer; raises as `layer` does."""
         identity = layer if isinstance(layer, str) else layer.name
         self.layer(identity)
         return self._owners[identity]
+
+    def rank(self, pack: Pack) -> int:
+        """How early a pack goes where several answer; of equals none does."""
+        return self._rank.get(pack, INSTALLED)
+
+    def is_preferred(self, pack: Pack) -> bool:
+        """Whether the user has said that it goes before others."""
+        return pack in self._preferred
 
     def call(self, hook: str, pack: Pack, *, path: str | None = None, watched: bool = False, **arguments: Any) -> Any:
         """Ask one hook of one pack; None where the pack does not implement it.
@@ -272,7 +307,9 @@ class Packs:
     def raise_for_faults(self) -> None:
         """Raise PackError if any pack failed, any layer is contested or a switch names an unknown pack."""
         faults = [f"pack {pack.info.label}: {pack.failure}" for pack in self.failed]
-        faults += [f"layer {identity}: {_versions(identity, rivals)}" for identity, rivals in self.conflicts.items()]
+        for identity, rivals in self.conflicts.items():
+            error = contested(identity, rivals)
+            faults.append(f"{error.fault}: {' and '.join(error.faults)}")
         faults += self.warnings
         raise_for_faults(faults, next((pack.error for pack in self.failed if pack.error is not None), None))
 
@@ -307,13 +344,7 @@ class Packs:
         rivals = self.conflicts.get(identity)
         if rivals is None:
             return
-        example = rivals[0].info
-        raise PackError(
-            f"layer {identity} is provided by {len(rivals)} packs",
-            f"choose one: block the others with {DISABLE_VARIABLE}=name, or name the wanted one, "
-            f"as in --pack {example.name} or packs=[{example.name!r}]",
-            faults=[_versions(identity, (pack,)) for pack in rivals],
-        )
+        raise contested(identity, rivals)
 
     def missing(self, identity: str) -> PackError | None:
         """Why a layer is not there, where the pack that provides it is known and not loaded."""
@@ -346,9 +377,8 @@ class Packs:
         )
 
 
-def _versions(identity: str, packs: Iterable[Pack]) -> str:
-    versions = ((pack, layer.version) for pack in packs for layer in pack.layers if layer.name == identity)
-    return " and ".join(f"version {version} from pack {pack.info.label}" for pack, version in versions)
+def _names(pack: Pack) -> str:
+    return ", ".join(f"{layer.name} version {layer.version}" for layer in pack.layers)
 
 
 def _without_twin(pack: Pack, others: Sequence[Pack]) -> Pack:

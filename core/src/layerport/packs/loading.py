@@ -28,6 +28,7 @@ from layerport.packs.clock import running
 from layerport.packs.discovery import PackInfo, entry_point_line, suggest
 from layerport.packs.metadata import GROUP
 from layerport.packs.records import suspends
+from layerport.packs.requirements import core_fault
 from layerport.packs.watch import watching
 from layerport.system.foreign_text import frames, message, reason, shown
 from layerport.system.python_files import import_file
@@ -88,8 +89,9 @@ def load_pack(info: PackInfo, *, plugin: object | None = None, explicit: bool = 
 
     KeyboardInterrupt passes, everything else that a pack can do at import becomes its failure.
     """
-    if info.disabled or info.fault is not None:
-        return Pack(info, failure=info.fault, explicit=explicit)
+    fault = info.fault if info.disabled or info.fault is not None else core_fault(info)
+    if info.disabled or fault is not None:
+        return Pack(info, failure=fault, explicit=explicit)
     printed = _Printed()
     cause: BaseException | None
     try:

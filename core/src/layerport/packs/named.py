@@ -9,21 +9,24 @@ from pathlib import Path
 from types import ModuleType
 
 from layerport.errors import PackError, UsageError
-from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, suggest
+from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, discover, suggest
 from layerport.packs.loading import Pack, load_pack
 from layerport.packs.metadata import canonical
 from layerport.system.foreign_text import type_name
 
 
-def load_named(explicit: Sequence[object], infos: Sequence[PackInfo], trace: bool) -> list[Pack]:
+def load_named(
+    explicit: Sequence[object], infos: Sequence[PackInfo], trace: bool, *, known: Sequence[Pack] = ()
+) -> list[Pack]:
     """Load the packs that the user names, each once.
 
-    explicit: as in `load`.  Raises UsageError for a pack that is not there, PackError for a fault in one.
+    explicit: as in `load`.  known: those that are loaded already.
+    Raises UsageError for a pack that is not there, PackError for a fault in one.
     """
     loaded: list[Pack] = []
     for given in explicit:
         pack = _load_one(given, infos, trace)
-        if all(pack.plugin is not other.plugin for other in loaded):
+        if all(pack.plugin is not other.plugin for other in (*known, *loaded)):
             loaded.append(pack)
     return loaded
 
@@ -51,7 +54,11 @@ def info_of_name(given: str | os.PathLike[str], infos: Sequence[PackInfo]) -> Pa
 
 def _named(name: str, infos: Sequence[PackInfo]) -> PackInfo:
     wanted = canonical(name)
-    matches = [info for info in infos if wanted in (canonical(info.name), canonical(info.distribution or ""))]
+
+    def found(infos: Sequence[PackInfo]) -> list[PackInfo]:
+        return [info for info in infos if wanted in (canonical(info.name), canonical(info.distribution or ""))]
+
+    matches = found(infos) or found(discover(unregistered=True))
     if not matches:
         known = sorted({info.name for info in infos})
         near = suggest(name, known)

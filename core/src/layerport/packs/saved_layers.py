@@ -41,7 +41,7 @@ def installed_layer(name: str, version: int, distribution: str, release: str) ->
     Raises UsageError where no such layer is there, or one of another version.
     """
     source = f"it was saved with {distribution} {release}"
-    found = _registered(name)
+    found = _registered(name, version)
     faults = []
     if found is None:
         # The pack that it came from first: the others need not be imported then.
@@ -49,7 +49,7 @@ def installed_layer(name: str, version: int, distribution: str, release: str) ->
         for info in infos:
             if (fault := _load(info)) is not None:
                 faults.append(fault)
-            if (found := _registered(name)) is not None:
+            if (found := _registered(name, version)) is not None:
                 break
     if found is None:
         raise UsageError(
@@ -64,14 +64,14 @@ def local_layer(name: str, version: int, module: str, file: str) -> Layer:
     Raises UsageError where no such layer is there, or one of another version.
     """
     source = f"it was saved from {file}"
-    found = _registered(name)
+    found = _registered(name, version)
     if found is None:
         if is_file_module(module):
             if os.path.isfile(file):
                 import_file(file)
         elif module != "__main__" and _importable(module):
             importlib.import_module(module)
-        found = _registered(name)
+        found = _registered(name, version)
     if found is None:
         raise UsageError(
             f"layer {name} version {version} is not here: {source} (module {module})",
@@ -80,8 +80,8 @@ def local_layer(name: str, version: int, module: str, file: str) -> Layer:
     return _of_version(found, version, source, f"use the file as it was with version {version}")
 
 
-def _registered(name: str) -> Layer | None:
-    found = layerport.layers.operator.registered_layer(name)
+def _registered(name: str, version: int) -> Layer | None:
+    found = layerport.layers.operator.registered_layer(name, version)
     return found if isinstance(found, Layer) else None
 
 

@@ -7,6 +7,7 @@ the graph.  A reference that raises on them, or asks something new of a dynamic 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,19 @@ class Match:
     def size(self) -> int:
         """How many of its nodes compute something."""
         return sum(not is_view_or_cast(node) for node in self.inner)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose a layer is.
+
+    rank: how early its pack goes where several answer; of equals none does.  preferred: whether the user has said so.
+    """
+
+    pack: str = ""
+    label: str = ""
+    rank: int = 0
+    preferred: bool = False
 
 
 @dataclass(frozen=True)
@@ -269,21 +283,25 @@ class Finder:
 
 
 def settled(
-    places: list[Match], layers: list[Layer], order: Mapping[Node, int]
+    places: list[Match], layers: list[Layer], order: Mapping[Node, int], owners: Mapping[Layer, Owner]
 ) -> tuple[list[Match], list[tuple[Match, Match]]]:
     """The places that are taken, and those that lost with the place that they lost to.
 
-    Of two that overlap the one with more nodes is taken, then that of the layer declared first, then the exact one.
+    Of two that overlap the one of the preferred pack is taken, then the one with more nodes, then that of the pack that
+    goes first, of the layer declared first, then the exact one.
     """
+
+    def standing(place: Match) -> tuple[Any, ...]:
+        owner = owners.get(place.layer, Owner())
+        early = owner.rank if owner.preferred else math.inf
+        grade = place.grade != EXACT, place.pattern.is_spelling
+        return early, -place.size, owner.rank, rank[place.layer], *grade, order[place.root]
+
     rank = {layer: place for place, layer in enumerate(layers)}
     taken: list[Match] = []
     lost: list[tuple[Match, Match]] = []
     owner: dict[Node, Match] = {}
-    ordered = sorted(
-        places,
-        key=lambda one: (-one.size, rank[one.layer], one.grade != EXACT, one.pattern.is_spelling, order[one.root]),
-    )
-    for place in ordered:
+    for place in sorted(places, key=standing):
         own = [node for node in place.inner if node in place.outputs or not is_view_or_cast(node)]
         winner = next((owner[node] for node in own if node in owner), None)
         if winner is None:

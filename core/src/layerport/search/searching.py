@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from layerport.layers.layer import Layer
 from layerport.search.model_values import ModelValues, values_of
 from layerport.search.ordering import placeable
 from layerport.search.patterns import patterns_of
-from layerport.search.places import Finder, Match, Miss, line_of, module_of, settled
+from layerport.search.places import Finder, Match, Miss, Owner, line_of, module_of, settled
 from layerport.search.replacing import replace
 from layerport.search.running import Compare, Run, check_numbers, run_program
 from layerport.system.records import Record
@@ -45,11 +46,13 @@ class Findings:
     """What a search gave.
 
     places: those that were taken.  misses: what came near.  unsearched: why a layer could not be searched for.
+    contested: the places that layers of two packs take, with the packs' names.
     """
 
     places: list[FoundPlace] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     unsearched: dict[str, str] = field(default_factory=dict)
+    contested: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, node: str, place: Match) -> None:
         """Note a place that was taken, by the name of the layer's node."""
@@ -67,21 +70,29 @@ def search(
     compare: Compare,
     *,
     asked: Collection[str] = (),
+    owners: Mapping[Layer, Owner] = MappingProxyType({}),
 ) -> Findings:
     """Find the layers in a decomposed program and put their operators in; the program's graph is changed.
 
     inputs: the example's, flat, on which places that are equal only as formulas are compared.  asked: layers that are
-    searched though their author says otherwise.  Raises nothing for what it does not find.
+    searched though their author says otherwise.  owners: whose they are, where they are of several packs.
+    Raises nothing for what it does not find.
     """
     model = values_of(program)
-    findings, places = find(model, layers, run_program(model, program, inputs), compare, asked=asked)
+    findings, places = find(model, layers, run_program(model, program, inputs), compare, asked=asked, owners=owners)
     for name, place in replace(model, program, places).items():
         findings.add(name, place)
     return findings
 
 
 def find(
-    model: ModelValues, layers: Sequence[Layer], run: Run, compare: Compare, *, asked: Collection[str] = ()
+    model: ModelValues,
+    layers: Sequence[Layer],
+    run: Run,
+    compare: Compare,
+    *,
+    asked: Collection[str] = (),
+    owners: Mapping[Layer, Owner] = MappingProxyType({}),
 ) -> tuple[Findings, list[Match]]:
     """The places of layers in a graph, which is left as it is, and what came near; see `search`."""
     findings = Findings()
@@ -92,7 +103,7 @@ def find(
             findings.unsearched[layer.name] = known.reason
         for pattern in known.patterns:
             finder.find(pattern)
-    places, lost = settled(finder.places, list(layers), model.order)
+    places, lost = settled(finder.places, list(layers), model.order, owners)
     refused = check_numbers(model, places, run, compare)
     wrong = {id(place) for place, _ in refused}
     places, late = placeable([place for place in places if id(place) not in wrong], model.order)
@@ -107,9 +118,25 @@ def find(
         )
         for place, winner in lost
     ]
+    findings.contested = _contested(lost, places, owners)
     inside = {node for place in places for node in place.inner}
     findings.misses = _shown(finder.misses, misses, inside)
     return findings, places
+
+
+def _contested(
+    lost: Sequence[tuple[Match, Match]], places: Sequence[Match], owners: Mapping[Layer, Owner]
+) -> dict[str, tuple[str, str]]:
+    """The places that two packs take alike: nothing says which of the two is meant."""
+    found = {}
+    for place, winner in lost:
+        first, second = (owners.get(one.layer, Owner()) for one in (winner, place))
+        alike = (first.rank, winner.size) == (second.rank, place.size)
+        if alike and first.pack != second.pack and any(winner is one for one in places):
+            line = f" ({line_of(winner.root)})" if line_of(winner.root) else ""
+            both = f"{winner.layer.name} of pack {first.label} and {place.layer.name} of pack {second.label}"
+            found[f"{module_of(winner.root) or '(root)'}{line}: {both}"] = first.pack, second.pack
+    return found
 
 
 def _found(name: str, place: Match) -> FoundPlace:

@@ -1,4 +1,4 @@
-"""Shows how a build goes on: a live line on a terminal, one line a stage elsewhere; always on stderr."""
+"""Shows how a build goes on, on stderr: a live line on a terminal and in a notebook, one line a stage elsewhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
-from layerport.commands.tables import say
 from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import escaped
 
@@ -27,12 +27,21 @@ def shown(*, enabled: bool = True) -> Iterator[Tell]:
     """A function to tell of stages and of TensorRT's progress events; it prints nothing where not enabled."""
     if not enabled:
         yield lambda event: None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() or _is_notebook():
         with _live() as tell:
             yield tell
     else:
         with _plain() as tell:
             yield tell
+
+
+def _is_notebook() -> bool:
+    """Whether a notebook shows what this process draws; rich draws there with the package ipywidgets."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+
+
+def _say(text: str) -> None:
+    print(escaped(text).replace("\n", "\n  "), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -41,9 +50,9 @@ def _plain() -> Iterator[Tell]:
 
     def tell(event: ProgressEvent) -> None:
         if event.kind == "stage":
-            say(f"[{time.monotonic() - since:5.1f} s] {STAGES[event.stage]}", file=sys.stderr)
+            _say(f"[{time.monotonic() - since:5.1f} s] {STAGES[event.stage]}")
         elif event.kind == "note":
-            say(f"note: {event.text}", file=sys.stderr)
+            _say(f"note: {event.text}")
 
     yield tell
 
