@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,26 @@ def test_memory_is_far_apart_and_at_the_offset_asked_for() -> None:
     assert far_apart([]) == []
 
 
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_less_address_space_brings_memory_nearer(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = mmap.mmap, []
+
+    def limited(number: int, size: int, *rest: Any) -> Any:
+        asked.append(size)
+        if len(asked) <= failures:
+            raise OSError("no room")
+        return real(number, size, *rest)
+
+    monkeypatch.setattr(mmap, "mmap", limited)
+    if failures == 3:
+        with pytest.raises(MemoryError, match="no address space for 2 tensors"):
+            far_apart([(8, 0), (8, 0)])
+    else:
+        first, second = far_apart([(8, 0), (8, 0)])
+        assert second.ctypes.data - first.ctypes.data == asked[-1] // 2
+    assert asked == sorted(asked, reverse=True) and len(set(asked)) == len(asked)
+
+
 def test_what_is_right_passes() -> None:
     made = Guarded()
     made.x[:] = [1, 2, 3, 4]
@@ -149,6 +170,7 @@ def test_what_other_programs_write_is_named_with_its_program() -> None:
     made.guard.begin_program(4)
     made.add("y", 3, operation=EXCHANGE)
     assert made.load("y", 0) == [1.0]
+    made.store("y", [0], 8.0)
     made.guard.begin_program(5)
     assert "programs run in any order" in made.refused("load", "y", 0)
 
