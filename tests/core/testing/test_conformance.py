@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from layerport.errors import UsageError
+from layerport.errors import BuildError, UsageError
 from layerport.targets import RTX_ARCHITECTURES
+from layerport.testing.conformance import network_checks
 from layerport.testing.conformance.kit import NAMES, checks_of, judge
 from packs.zoo_conformance import FAULTS, TEXT, Planted
 
@@ -49,6 +51,81 @@ def test_each_planted_fault_is_found(fault: Planted, tmp_path: Path) -> None:
     assert verdict.answer == "failed"
     assert fault.says in verdict.reason, verdict.reason
     assert "to repair: " in verdict.reason
+
+
+TWO_DTYPES = """
+import torch
+from torch import Tensor
+
+import layerport as lp
+from layerport.testing import CaseShape, LayerCase, Tolerance
+
+SOURCE = '''
+#include <cuda_fp16.h>
+
+template <typename T> __global__ void k(const T* x, T* y, long long n) {
+    long long i = blockIdx.x * 64ll + threadIdx.x;
+    if (i < n) y[i] = (T)((float)x[i] * 2.0f);
+}
+'''
+
+
+@lp.layer("NAMESPACE::twice")
+def twice(x: Tensor) -> Tensor:
+    return x * 2.0
+
+
+@twice.kernel(lp.cuda(SOURCE, "k<{x}>"), dtypes=("float32", "float16"))
+def launch(x, y):
+    return lp.Launch(grid=lp.cdiv(x.numel(), 64), block=64, args=(x, y, x.numel()))
+
+
+@lp.hookimpl
+def layerport_layers():
+    return (twice,)
+
+
+CASE = LayerCase(
+    layer=twice,
+    shapes=(CaseShape("small", {"x": (3, 5)}),),
+    dtypes=("float32", "float16"),
+    tolerances={name: Tolerance(1e-2, 1e-2) for name in ("float32", "float16")},
+)
+"""
+
+
+def test_one_build_serves_all_dtypes(tmp_path: Path) -> None:
+    file, _ = write(tmp_path, TWO_DTYPES)
+    builds: list[int] = []
+    build = network_checks.building.build
+
+    def counted(network: Any, *args: Any, **options: Any) -> Any:
+        builds.append(len(options["args"]))
+        return build(network, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_checks.building, "build", counted)
+        verdicts = {one.dtype: judge(one) for one in checks_of(file) if one.name == "network"}
+    assert {name: one.reason for name, one in verdicts.items()} == {"float32": "", "float16": ""}
+    assert builds == [4]
+
+
+def test_a_network_that_fails_in_one_dtype_fails_there_alone(tmp_path: Path) -> None:
+    file, _ = write(tmp_path, TWO_DTYPES)
+    build = network_checks.building.build
+
+    def refused(network: Any, *args: Any, **options: Any) -> Any:
+        if any(str(one.dtype) == "torch.float16" for one in options["args"]):
+            raise BuildError("no half here", "use float")
+        return build(network, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_checks.building, "build", refused)
+        verdicts = {one.dtype: judge(one) for one in checks_of(file) if one.name == "network"}
+    assert (verdicts["float32"].answer, verdicts["float16"].answer) == ("passed", "failed")
+    assert "small-float16: a network with two of it does not build for rtx:sm_89: no half here" in (
+        verdicts["float16"].reason
+    )
 
 
 def test_there_are_enough_faults_for_every_check() -> None:

@@ -288,9 +288,13 @@ def without_rivals(infos: Iterable[PackInfo], preferred: Iterable[object]) -> tu
 
 def _mark_duplicates(infos: list[PackInfo]) -> list[PackInfo]:
     """Packs that share a name cannot be told apart, so none of them may load until the user has chosen one."""
+    named: dict[str, list[PackInfo]] = {}
+    for info in infos:
+        if not info.disabled:
+            named.setdefault(canonical(info.name), []).append(info)
     marked = []
     for info in infos:
-        rivals = [other for other in infos if canonical(other.name) == canonical(info.name) and not other.disabled]
+        rivals = named.get(canonical(info.name), [])
         distributions = {canonical(other.distribution or "") for other in rivals}
         if info.fault is None and not info.disabled and len(distributions) > 1:
             where = " and ".join(sorted(f"{other.distribution} {other.version}" for other in rivals))

@@ -66,7 +66,8 @@ def describe_distribution(distribution: metadata.Distribution, is_ours: Any) -> 
     entries: tuple[Entry, ...] = ()
     if not fault:
         try:
-            entries = tuple(Entry(*_plain(one)) for one in distribution.entry_points if one.group in groups)
+            points = _Read(text or "").entry_points
+            entries = tuple(Entry(*_plain(one)) for one in points if one.group in groups)
         except Exception as error:  # importlib.metadata raises whatever its own line parser trips over
             faults.append(f"its entry_points.txt cannot be read ({reason(error)})")
         else:
@@ -82,6 +83,19 @@ def describe_distribution(distribution: metadata.Distribution, is_ours: Any) -> 
         text += f"; reinstall {name or 'it'}"
     place = os.fspath(path.parent) if isinstance(path, os.PathLike) else ""  # type: ignore[attr-defined]
     return Described(name or called or "unknown", version or "unknown", entries, text or None, place, is_leftover)
+
+
+class _Read(metadata.Distribution):
+    """A distribution whose entry points are read already."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def read_text(self, filename: str) -> str | None:
+        return self._text
+
+    def locate_file(self, path: Any) -> Any:
+        raise NotImplementedError
 
 
 def editable_source(distribution: metadata.Distribution) -> str | None:
@@ -167,7 +181,11 @@ def _bytes(path: os.PathLike[str]) -> bytes:
             raise OSError("it is no plain file")
         if status.st_size > _MOST_BYTES:
             raise OSError(f"it has {status.st_size} bytes")
-        with os.fdopen(os.dup(file), "rb") as stream:
-            return stream.read(_MOST_BYTES)
+        parts = []
+        while part := os.read(file, _MOST_BYTES):
+            parts.append(part)
+            if sum(map(len, parts)) >= status.st_size:  # the usual end, without asking once more
+                break
+        return b"".join(parts)
     finally:
         os.close(file)

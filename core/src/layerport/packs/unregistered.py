@@ -14,7 +14,7 @@ from typing import NamedTuple
 from layerport.foreign import metadata_private
 from layerport.packs.metadata import Entry, editable_source
 
-_HEAD = 1 << 16
+_HEAD = 1 << 15
 _LARGEST = 1 << 20
 _MOST_FILES = 500
 _REQUIRES = re.compile(rb"^Requires-Dist:[ \t]*layerport(?![\w.-])(?!.*;.*extra)", re.MULTILINE | re.IGNORECASE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from layerport.testing.conformance.records import FoundFaultError, NotApplicable
 from layerport.testing.conformance.subjects import Subject, is_empty
 
 _TARGET = "rtx:sm_89"
+_TRIED = ""
 # What TensorRT has no tensors of.
 _NOT_IN_TENSORRT = {"float64", "uint8", "uint16", "uint32", "uint64", "int16"}
 
@@ -34,8 +37,50 @@ class Network(torch.nn.Module):
         return (*within, *_as_tuple(self.second(*inputs[half:])))
 
 
+class Networks(torch.nn.Module):
+    """Several such networks side by side, each on its own inputs."""
+
+    def __init__(self, networks: Sequence[Network], counts: Sequence[int]) -> None:
+        super().__init__()
+        self.networks, self.counts = torch.nn.ModuleList(networks), tuple(counts)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs: list[torch.Tensor] = []
+        for network, count in zip(self.networks, self.counts, strict=True):
+            outputs += network(*inputs[:count])
+            inputs = inputs[count:]
+        return tuple(outputs)
+
+
 def check_network(subject: Subject, choice: DTypeChoice) -> list[str]:
-    """A network with two of the layer builds and is right; each is a plugin where a kernel takes the dtypes."""
+    """A network with two of the layer builds and is right; each is a plugin where a kernel takes the dtypes.
+
+    A build has a price of its own, so one is made for all dtypes.  Where that fails, each has its own, and its verdict.
+    """
+    case, target, notes = _wanted(subject, choice)
+    if target == _TARGET and not subject.built:
+        choices = subject.layer_case.dtypes if subject.layer_case is not None else ()
+        wanted = {str(one): _wanted_or_none(subject, one) for one in choices}
+        together = {name: one[0] for name, one in wanted.items() if one is not None and one[1] == _TARGET}
+        subject.built.add(_TRIED)
+        if len(together) > 1:
+            with contextlib.suppress(Exception):
+                _build(subject, list(together.values()), target)
+                subject.built.update(together)
+    if str(choice) not in subject.built:
+        _build(subject, [case], target)
+    return notes
+
+
+def _wanted_or_none(subject: Subject, choice: DTypeChoice) -> tuple[Case, str, list[str]] | None:
+    try:
+        return _wanted(subject, choice)
+    except NotApplicableError:
+        return None
+
+
+def _wanted(subject: Subject, choice: DTypeChoice) -> tuple[Case, str, list[str]]:
+    """The case of a network for some dtypes, the target it is built for, and what is not seen there."""
     cases = subject.smallest(choice)
     if not cases:
         raise NotApplicableError("it has no case")
@@ -53,11 +98,46 @@ def check_network(subject: Subject, choice: DTypeChoice) -> list[str]:
         target, notes = "portable", [f"not built for TensorRT: it needs {fault}"]
     else:
         target = _TARGET
-    _build(subject, case, target)
-    return notes
+    return case, target, notes
 
 
-def _build(subject: Subject, case: Case, target: str) -> None:
+def _build(subject: Subject, cases: Sequence[Case], target: str) -> None:
+    """Build the networks of some cases in one, and raise FoundFaultError for what is wrong with it."""
+    label = ", ".join(case.id for case in cases)
+    made = [_network(subject, case) for case in cases]
+    network = made[0][0] if len(made) == 1 else Networks([one for one, _ in made], [len(given) for _, given in made])
+    args = tuple(one for _, given in made for one in given)
+    packs: list[object] = [] if subject.pack.info.distribution is not None else [subject.pack.plugin]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            out = Path(folder) / "network.lp"
+            report = building.build(network.eval(), out, args=args, target=target, packs=packs)
+        except LayerportError as error:
+            raise FoundFaultError(
+                f"{label}: a network with two of it does not build for {target}: {error.fault}",
+                error.repair or "see what its plugin gives",
+                faults=error.faults,
+            ) from error
+    if report.verification is not None and not report.verification.passed:
+        raise FoundFaultError(
+            f"{label}: a network with two of it gives something else than Torch",
+            "see `layerport verify` on a model of your own, which names the output",
+        )
+    own = [one for one in report.layers if one.layer == subject.layer.name]
+    if len(own) != 2 * len(cases):
+        raise FoundFaultError(
+            f"{label}: of {2 * len(cases)} instances in a network {len(own)} are in the exported model",
+            "make the reference depend on its inputs",
+        )
+    if target == _TARGET and (lost := [one for one in own if one.realised != "plugin"]):
+        raise FoundFaultError(
+            f"{label}: in a network it is {lost[0].realised}, no plugin: {lost[0].reason}",
+            "let a kernel take these dtypes and sizes",
+        )
+
+
+def _network(subject: Subject, case: Case) -> tuple[Network, list[Any]]:
+    """Two instances of the layer with the parameters of a case, and the inputs of both."""
     names = {argument.name for argument in subject.layer.signature.inputs}
     modules, args = [], []
     for seed in (0, 1):
@@ -72,33 +152,7 @@ def _build(subject: Subject, case: Case, target: str) -> None:
         if any(one is None for one in inputs):
             raise NotApplicableError("an optional input is absent before one that is there, which no network takes")
         args += inputs
-    network = Network(*modules).eval()
-    packs: list[object] = [] if subject.pack.info.distribution is not None else [subject.pack.plugin]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            report = building.build(network, Path(folder) / "network.lp", args=tuple(args), target=target, packs=packs)
-        except LayerportError as error:
-            raise FoundFaultError(
-                f"{case.id}: a network with two of it does not build for {target}: {error.fault}",
-                error.repair or "see what its plugin gives",
-                faults=error.faults,
-            ) from error
-    if report.verification is not None and not report.verification.passed:
-        raise FoundFaultError(
-            f"{case.id}: a network with two of it gives something else than Torch",
-            "see `layerport verify` on a model of your own, which names the output",
-        )
-    own = [one for one in report.layers if one.layer == subject.layer.name]
-    if len(own) != 2:
-        raise FoundFaultError(
-            f"{case.id}: of two instances in a network {len(own)} are in the exported model",
-            "make the reference depend on its inputs",
-        )
-    if target == _TARGET and (lost := [one for one in own if one.realised != "plugin"]):
-        raise FoundFaultError(
-            f"{case.id}: in a network it is {lost[0].realised}, no plugin: {lost[0].reason}",
-            "let a kernel take these dtypes and sizes",
-        )
+    return Network(*modules), args
 
 
 def _used(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,9 @@ from layerport.testing.gradients import check_backward, has_backward
 from layerport.testing.spellings import check_spellings
 
 _LOOSEST = 0.5
+# Tracing is about the operator, not about its dtypes, so views are traced in the first of them only.
+_OF_VALUES = ("test_schema", "test_autograd_registration", "test_faketensor")
+_ALL = (*_OF_VALUES, "test_aot_dispatch_dynamic")
 _SHAPES = 12
 _MOST_IN_GRADIENTS = 1000
 
@@ -93,6 +96,7 @@ def check_operator(subject: Subject, choice: DTypeChoice) -> None:
     empty = next((case for case in subject.cases(choice) if is_empty(case)), None)
     for case in [*smallest, *([empty] if empty else [])]:
         _opcheck(subject, case, case.arguments(case.tensors()), "contiguous")
+    is_first = subject.layer_case is not None and choice == subject.layer_case.dtypes[0]
     largest = max(smallest, key=_ranks, default=None)
     if largest is None:
         return
@@ -101,7 +105,7 @@ def check_operator(subject: Subject, choice: DTypeChoice) -> None:
     for what, change in (("transposed", _transposed), ("expanded", _expanded)):
         args = [change(one) if isinstance(one, torch.Tensor) else one for one in case.arguments(case.tensors())]
         plain = [one.contiguous() if isinstance(one, torch.Tensor) else one for one in args]
-        _opcheck(subject, case, args, what)
+        _opcheck(subject, case, args, what, compiled=is_first)
         with torch.no_grad():
             got = layer(*args)
         outputs = (got,) if isinstance(got, torch.Tensor) else tuple(got)
@@ -253,13 +257,14 @@ def _random_shapes(case: Case, params: set[str]) -> Iterator[dict[str, torch.Ten
         yield changed
 
 
-def _opcheck(subject: Subject, case: Case, args: Sequence[Any], what: str) -> None:
+def _opcheck(subject: Subject, case: Case, args: Sequence[Any], what: str, *, compiled: bool = True) -> None:
+    """Torch's checks of an operator; compiled: also those that trace it, which take most of the time."""
     given = tuple(
         one.detach().requires_grad_() if isinstance(one, torch.Tensor) and one.is_floating_point() else one
         for one in args
     )
     try:
-        torch.library.opcheck(subject.layer.operator, given)
+        torch.library.opcheck(subject.layer.operator, given, test_utils=_ALL if compiled else _OF_VALUES)
     except LayerportError:
         raise
     except Exception as error:
