@@ -23,6 +23,7 @@ from layerport.packs import conversions
 from layerport.packs.host import load
 from layerport.targets import TorchTarget
 from layerport.testing import kernel_runs
+from layerport.testing.conformance.kit import checks_of, judge
 from packs.installer import show_only
 from packs.wheels import Project, build_wheel, install
 
@@ -331,6 +332,7 @@ def test_a_file_that_shadows_an_installed_layer_says_so(
     report = built(Twice(), tmp_path / "a.lp", packs=[str(file)])
     assert note in report.warnings
     assert note in layers_report(explicit=[str(file)], environ={}).warnings
+    assert judge(checks_of(str(file))[0]).notes == (note,)
     assert packs_report(explicit=[str(file)], environ={}).warnings == (
         f"layer lp_whl_shadowed::double is provided by mine and shadowed (shadowed 1.5); that of mine ({file}) is used",
     )
