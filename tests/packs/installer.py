@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import types
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -57,12 +59,17 @@ class Site:
         return next(info for info in pack_discovery.discover(environ={}) if info.name == name)
 
 
+def show_only(monkeypatch: pytest.MonkeyPatch, distributions: Callable[[], Iterable[metadata.Distribution]]) -> None:
+    """Let discovery, and nobody else who reads metadata, see these distributions only."""
+    names = {**vars(metadata), "distributions": distributions}
+    monkeypatch.setattr(pack_discovery, "metadata", types.SimpleNamespace(**names))
+
+
 def make_site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A site on `sys.path`; packs that the test environment itself has are out of sight."""
     site = Site(folder)
     monkeypatch.syspath_prepend(str(folder))
-    distributions = metadata.distributions
-    monkeypatch.setattr(metadata, "distributions", lambda: distributions(path=[str(folder)]))
+    show_only(monkeypatch, lambda: metadata.distributions(path=[str(folder)]))
     for variable in (
         pack_discovery.DISABLE_VARIABLE,
         pack_discovery.STRICT_VARIABLE,

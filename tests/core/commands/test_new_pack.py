@@ -42,11 +42,13 @@ def test_new_packs_install_and_pass_their_own_tests(tmp_path: Path) -> None:
     folders = [one.folder for one in made]
     run(*pip, "wheel", *offline, "-w", tmp_path, *folders, cwd=tmp_path)
     for one in made:
-        (wheel,) = tmp_path.glob(f"{one.name}-*.whl")
+        wheel = tmp_path / f"{one.name}-0.1.0-py3-none-any.whl"  # for every Python, as long as it is new enough
         held = set(zipfile.ZipFile(wheel).namelist())
         kernel = f"{one.name}/gate/{module.KERNEL_FILES[one.toolchain]}"
         assert {kernel, f"{one.name}/py.typed", f"{one.name}/gate/case.py"} <= held
         assert f"{one.name}-0.1.0.dist-info/licenses/LICENSE" in held
+        said = zipfile.ZipFile(wheel).read(f"{one.name}-0.1.0.dist-info/METADATA").decode()
+        assert "\nRequires-Python: >=3.11\n" in said
 
     site = tmp_path / "site"
     run(*pip, "install", "--no-deps", "--no-index", "--target", site, *tmp_path.glob("*.whl"), cwd=tmp_path)
@@ -54,6 +56,30 @@ def test_new_packs_install_and_pass_their_own_tests(tmp_path: Path) -> None:
     passed = run(*tests, *folders, "-k", SOME, cwd=tmp_path, path=site).splitlines()[-1]
     assert int(re.findall(r"(\d+) passed", passed)[0]) == 11 + 2 * len(made)
     assert "failed" not in passed and "skipped" not in passed
+
+
+COMPILE = """
+import pathlib, sys, warnings
+warnings.simplefilter("error")
+for folder in sys.argv[1:]:
+    for file in pathlib.Path(folder).rglob("*.py"):
+        compile(file.read_text(encoding="utf-8"), str(file), "exec")
+print("compiled")
+"""
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_core_and_pack_are_valid_in_every_python(version: str, tmp_path: Path) -> None:
+    folders = [new_pack(f"fresh_{one}", toolchain=one, folder=tmp_path).folder for one in module.KERNEL_FILES]
+    code = [*folders, str(Path(layerport.__file__).parent)]
+    python = f"python{version}" if version != f"{sys.version_info.major}.{sys.version_info.minor}" else sys.executable
+    try:
+        done = subprocess.run([python, "-c", COMPILE, *code], capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        pytest.skip(f"{python} is not here")
+    if done.returncode == 127:  # a place-holder of a version manager
+        pytest.skip(f"{python} is not here")
+    assert (done.returncode, done.stdout) == (0, "compiled\n"), done.stderr
 
 
 @pytest.mark.parametrize("toolchain", list(module.KERNEL_FILES))

@@ -19,7 +19,12 @@ from layerport.cli import main
 from layerport.commands.explaining import explain
 from layerport.commands.packs import layers_report, packs_report, render_packs
 from layerport.errors import LayerportError, PackError, UsageError
+from layerport.packs import conversions
 from layerport.packs.host import load
+from layerport.targets import TorchTarget
+from layerport.testing import kernel_runs
+from layerport.testing.conformance.kit import checks_of, judge
+from packs.installer import show_only
 from packs.wheels import Project, build_wheel, install
 
 LAYER = """
@@ -54,7 +59,44 @@ def pack(name: str, identity: str, formula: str = TWICE, *, claims: bool = False
     return Project(name, source + (CLAIM.format(name=short) if claims else ""), **more)  # type: ignore[arg-type]
 
 
+CONVERTS = """
+from torch import Tensor
+
+import layerport as lp
+
+
+@lp.layer("lp_whl_converted::{name}")
+def {name}(x: Tensor, weight: lp.Param) -> Tensor:
+    return x * weight
+
+
+SOURCE = '''
+extern "C" __global__ void k(const float* x, const float* weight, float* y, long long n, int channels) {{
+    const long long i = blockIdx.x * 64ll + threadIdx.x;
+    if (i < n) y[i] = x[i] * weight[i % channels] / {factor}.0f;
+}}
+'''
+
+
+@{name}.kernel(lp.cuda(SOURCE, "k"), dtypes=("float32",))
+def launch(x, weight, y):
+    n = x.numel()
+    return lp.Launch(grid=lp.cdiv(n, 64), block=64, args=(x, weight, y, n, x.shape[-1]))
+
+
+@lp.hookimpl
+def layerport_layers():
+    return ({name},)
+
+
+@lp.hookimpl
+def layerport_convert_parameters(layer, parameters):
+    return parameters.replace(weight=parameters["weight"] * {factor})
+"""
+
 PROJECTS = (
+    Project("one-converts", CONVERTS.format(name="one", factor=2)),
+    Project("two-converts", CONVERTS.format(name="two", factor=3)),
     pack("one-same", "lp_whl_same::double", version="1.1"),
     pack("two-same", "lp_whl_same::double", version="2.2"),
     pack("one-preferred", "lp_whl_preferred::double"),
@@ -112,12 +154,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def only(site: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets these distributions be the only ones that are installed."""
-    found = metadata.distributions
 
     def choose(*names: str) -> None:
-        monkeypatch.setattr(
-            metadata, "distributions", lambda: [one for one in found(path=[str(site)]) if one.name in names]
-        )
+        show_only(monkeypatch, lambda: [one for one in metadata.distributions(path=[str(site)]) if one.name in names])
 
     return choose
 
@@ -236,6 +275,26 @@ def test_one_namespace_in_two_packs(
     assert [one.pack for one in report.layers] == ["one_space"]
 
 
+def test_a_call_in_torch_finds_the_conversion_of_its_own_pack(
+    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only("one-converts", "two-converts")
+    packs = load(environ={})
+    assert set(packs.conflicts) == {"lp_whl_converted::one", "lp_whl_converted::two"}
+    monkeypatch.setattr(conversions, "installed_packs", lambda: packs)
+    for factor, pack in enumerate(packs, 2):
+        (layer,) = pack.layers
+        assert conversions.has_conversion(layer)
+        made = conversions.convert(layer, layer.bind(weight=torch.ones(2)).parameters, TorchTarget("sm_90"))
+        assert made["weight"].tolist() == [factor, factor]
+    # The kernel alone, which undoes the conversion.
+    monkeypatch.setattr(kernel_runs, "installed_packs", lambda: packs)
+    monkeypatch.delattr(packs.packs[0].plugin, "layerport_layers")
+    (layer,) = packs.packs[0].layers
+    x, weight = torch.randn(3, 4), torch.randn(4)
+    torch.testing.assert_close(torch.from_numpy(kernel_runs.run_kernel(layer, x, weight)), x * weight)
+
+
 def test_one_entry_point_name_in_two_distributions(only: Callable[..., None]) -> None:
     only("one-twin", "two-twin")
     packs = load(environ={})
@@ -273,6 +332,7 @@ def test_a_file_that_shadows_an_installed_layer_says_so(
     report = built(Twice(), tmp_path / "a.lp", packs=[str(file)])
     assert note in report.warnings
     assert note in layers_report(explicit=[str(file)], environ={}).warnings
+    assert judge(checks_of(str(file))[0]).notes == (note,)
     assert packs_report(explicit=[str(file)], environ={}).warnings == (
         f"layer lp_whl_shadowed::double is provided by mine and shadowed (shadowed 1.5); that of mine ({file}) is used",
     )
@@ -342,5 +402,10 @@ def test_a_pack_of_another_group_is_listed_with_the_line_to_write(
     assert [pack.info.name for pack in load(environ={})] == ["fits"]
     error = refused(PackError, lambda: load("no-group", environ={}))
     assert "it registers no pack, though no_group has hooks" in error.fault
+    checked = CliRunner().invoke(main, ["check", "elsewhere"])
+    assert checked.exit_code == 3
+    assert "FAILED pack: pack elsewhere (elsewhere 1.0): its entry point is in the group 'acme.plugins'; write" in (
+        checked.stdout
+    )
     checked = CliRunner().invoke(main, ["check", "fit"])
     assert checked.exit_code == 2 and "did you mean fits?" in checked.stderr

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 import layerport as lp
 from layerport.building import build
+from layerport.bundle.plugin_spec import from_bytes
 from layerport.errors import LayerportError, UsageError
 from layerport.front import portable
 from layerport.front.nodes import VERSION
 from layerport.packs.host import load
 from layerport.system.python_files import import_file
+from layerport.testing.conformance.kit import checks_of
 from packs.installer import Site
 
 HEAD = "import torch\nfrom torch import Tensor\n\nimport layerport as lp\n\n"
@@ -166,6 +168,50 @@ def test_an_old_bundle_is_upgraded_and_compared_with_its_samples(
     ((version, attributes),) = nodes_of(tmp_path / "new.lp/model.onnx")
     assert (version, sorted(attributes)) == ("2", ["shift", "temperature"])
     assert attributes["temperature"] == pytest.approx(0.4)
+
+
+KERNEL = """
+SOURCE = '''
+extern "C" __global__ void k(const float* x, float* y, long long n, float slope, float shift) {
+    const long long i = blockIdx.x * 64ll + threadIdx.x;
+    if (i < n) y[i] = x[i] / (1.0f + expf(-slope * x[i])) + shift;
+}
+'''
+
+
+@LAYER.kernel(lp.cuda(SOURCE, "k"), dtypes=("float32",))
+def launch_LAYER(x, y, GIVEN_ATTRIBUTES):
+    return lp.Launch(grid=lp.cdiv(x.numel(), 64), block=64, args=(x, y, x.numel(), SLOPE))
+"""
+
+
+def kernel(layer: str, attributes: str, slope: str) -> str:
+    return KERNEL.replace("LAYER", layer).replace("GIVEN_ATTRIBUTES", attributes).replace("SLOPE", slope)
+
+
+def test_the_plan_of_an_old_bundle_is_built_again_with_the_new_kernel(tmp_path: Path) -> None:
+    namespace = "lp_versions_plan"
+    first = write(tmp_path, namespace, FIRST, kernel("swish", "beta", "beta, 0.0"), CLAIM, layers="swish")
+    old = build((Net().eval(), (torch.randn(2, 4),)), tmp_path / "old.lp", target="rtx:sm_89", packs=[first])
+    assert [(one.version, one.realised) for one in old.layers] == [(1, "plugin")]
+    newer = kernel("swish_2", "temperature, shift", "1.0 / temperature, shift")
+    second = write(tmp_path, namespace, SECOND, UPGRADE, newer, layers="swish_2")
+    new = build(str(tmp_path / "old.lp/model.onnx"), tmp_path / "new.lp", target="rtx:sm_89", packs=[second])
+    assert [(one.version, one.realised) for one in new.layers] == [(2, "plugin")]
+    assert new.verification is not None and new.verification.passed
+    assert [one.answer for one in new.verification.kernels] == ["right"]
+    (spec,) = from_bytes(lp.Bundle.open(tmp_path / "new.lp").read("plugins.safetensors")).specs.values()
+    assert (spec.version, dict(spec.attributes)) == (2, {"temperature": pytest.approx(0.4), "shift": 0.0})
+    # The old bundle is what it was: nothing of it asks for the pack's version but the kernel's check.
+    assert lp.load(tmp_path / "old.lp").run({"x": torch.ones(2, 4)})["output"].shape == (2, 4)
+    (check,) = lp.verify(tmp_path / "old.lp", packs=[second]).kernels
+    assert check.reason == "the installed pack has version 2 of the layer, the bundle 1"
+
+
+def test_a_check_of_both_versions_names_each(tmp_path: Path) -> None:
+    file = write(tmp_path, "lp_versions_checked", FIRST, SECOND, layers="swish, swish_2")
+    named = [one.layer for one in checks_of(file) if one.name == "record"]
+    assert named == ["lp_versions_checked::swish version 1", "lp_versions_checked::swish version 2"]
 
 
 def test_a_pack_that_still_has_the_old_version_needs_no_upgrade(tmp_path: Path) -> None:

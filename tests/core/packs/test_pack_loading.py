@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,27 @@ from layerport.packs.host import Packs, load
 from packs.installer import Site
 
 HOOK = "import layerport as lp\n\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("layerport >> 1", "it requires 'layerport >> 1', which is no requirement; correct it in its pyproject.toml"),
+        ("layerport (>=99)", "takes layerport >=99, and here is "),
+        ("layerport>=99; python_version < '3'", None),
+        ("layerport>=99; extra == 'more'", None),
+        ("layerport-native>=99", None),
+        ("layerport @ file:///nowhere", None),
+        ("layerport>=99; python_version >> '3'", "which is no requirement"),
+    ],
+)
+def test_what_a_distribution_requires_of_the_core(site: Site, line: str, said: str | None) -> None:
+    site.install("good")
+    with (site.folder / "fake_layers-1.0.dist-info/METADATA").open("a") as file:
+        file.write(f"Requires-Dist: {line}\n")
+    (pack,) = load(environ={})
+    assert pack.status == ("loaded" if said is None else "failed")
+    assert said is None or (pack.failure is not None and said in pack.failure)
 
 
 def one(packs: Packs, name: str = "fake") -> Any:
@@ -86,6 +109,32 @@ def test_two_entry_points_of_one_name_both_stay_out(site: Site) -> None:
         ("first", "disabled"),
         ("second", "loaded"),
     ]
+
+
+@pytest.mark.parametrize("piped", ["METADATA", "entry_points.txt", "RECORD", "../acme.py"])
+def test_a_pipe_keeps_nobody_waiting_who_looks_for_packs_without_a_group(site: Site, piped: str) -> None:
+    info = site.folder / "acme-1.0.dist-info"
+    info.mkdir()
+    files = {
+        "METADATA": "Metadata-Version: 2.1\nName: acme\nVersion: 1.0\nRequires-Dist: layerport\n",
+        "entry_points.txt": "[acme.plugins]\nacme = acme\n",
+        "RECORD": "acme.py,,\n",
+        "../acme.py": "import layerport as lp\n\n@lp.hookimpl\ndef layerport_layers():\n    return ()\n",
+    }
+    for name, text in files.items():
+        (info / name).write_text(text)
+    assert [one.name for one in discover(environ={}, unregistered=True)] == ["acme"]
+    (info / piped).unlink()
+    os.mkfifo(info / piped)
+    before = signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("it waits for the pipe"))
+    signal.alarm(20)
+    try:
+        found = discover(environ={}, unregistered=True)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    # Without its entry points it is still a pack that nobody finds.
+    assert [one.name for one in found] == (["acme"] if piped == "entry_points.txt" else [])
 
 
 # Loading

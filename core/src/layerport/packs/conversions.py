@@ -18,12 +18,18 @@ def installed_packs() -> host.Packs:
 
 def has_conversion(layer: Layer) -> bool:
     """Whether the layer's pack is installed and has the hook."""
-    packs = installed_packs()
-    if not any(one.operator is layer.operator for one in packs.every_version):
-        return False  # a layer of the same lines, made by a second import, has the same operator
-    return "layerport_convert_parameters" in packs.owner(layer).hooks
+    pack = _own_pack(layer)
+    return pack is not None and "layerport_convert_parameters" in pack.hooks
+
+
+def _own_pack(layer: Layer) -> host.Pack | None:
+    """The pack of this very layer, also where another one disputes its name: a call has chosen already."""
+    for pack in installed_packs():
+        if any(one.operator is layer.operator for one in pack.layers):
+            return pack  # a layer of the same lines, made by a second import, has the same operator
+    return None
 
 
 def convert(layer: Layer, parameters: Parameters, target: TorchTarget) -> Parameters:
     """What the hook of the layer's pack answers."""
-    return installed_packs().convert_parameters(layer, parameters, target)
+    return installed_packs().convert_parameters(layer, parameters, target, owner=_own_pack(layer))

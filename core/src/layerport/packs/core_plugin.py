@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from layerport import __version__
+from layerport.errors import PackError
+from layerport.packs.discovery import CORE_NAME, PackInfo
 from layerport.packs.hookspecs import hookimpl
 from layerport.packs.kernel_plugins import plugin_from_kernels
+from layerport.packs.loading import Pack, load_pack
 
 if TYPE_CHECKING:
     from layerport.bundle.plugin_spec import PluginSpec
@@ -26,3 +30,12 @@ class CorePlugin:
     def layerport_create_plugin(self, layer: Layer, bound: BoundLayer, target: Target) -> PluginSpec | None:
         """The plugin made from the layer's kernels."""
         return plugin_from_kernels(layer, bound, target)
+
+
+def core_pack() -> Pack:
+    """The core's own answers: an ordinary plugin, and the last one to be asked."""
+    info = PackInfo(CORE_NAME, CORE_NAME, __version__, "layerport.packs.core_plugin:CorePlugin")
+    pack = load_pack(info, plugin=CorePlugin())
+    if pack.failure is not None:
+        raise PackError(f"the core's own hooks are at fault: {pack.failure}", "report it") from pack.error
+    return pack

@@ -14,13 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import layerport.packs
-from layerport import __version__
 from layerport.errors import PackError, UsageError
-from layerport.packs import core_plugin, hookspecs
+from layerport.packs import hookspecs
 from layerport.packs.calls import HookCall, check_export, check_layers, check_parameters, check_plugin, layers_of
 from layerport.packs.clock import running
+from layerport.packs.core_plugin import core_pack
 from layerport.packs.discovery import (
-    CORE_NAME,
     DISABLE_VARIABLE,
     STRICT_VARIABLE,
     TRACE_VARIABLE,
@@ -127,7 +126,7 @@ class Packs:
         self.packs = tuple(sorted(packs, key=lambda pack: (pack.info.name, pack.info.distribution or "")))
         self.warnings = tuple(warnings)
         self._trace = trace
-        self._core = _core_pack()
+        self._core = core_pack()
         # The last answer of each pack, to see whether it is let be.
         self._answered: dict[Pack, list[tuple[str, weakref.ref[Any], bytes]]] = {}
         self._preferred = tuple(preferred)
@@ -276,11 +275,20 @@ class Packs:
             claims.setdefault(path, []).append((pack, candidates))
 
     def convert_parameters(
-        self, layer: Layer, parameters: Parameters, target: Target | TorchTarget, *, path: str | None = None
+        self,
+        layer: Layer,
+        parameters: Parameters,
+        target: Target | TorchTarget,
+        *,
+        path: str | None = None,
+        owner: Pack | None = None,
     ) -> Parameters:
-        """The parameters as the kernel wants them: the owner's answer, else the core's, else as they are."""
+        """The parameters as the kernel wants them: the owner's answer, else the core's, else as they are.
+
+        owner: the layer's pack, where somebody knows it better than by the layer's name.
+        """
         arguments: dict[str, Any] = {"layer": layer, "parameters": parameters, "target": target}
-        for pack in (self.owner(layer), self._core):
+        for pack in (owner or self.owner(layer), self._core):
             answer: Parameters | None = self.call("layerport_convert_parameters", pack, path=path, **arguments)
             self._refuse_changed(pack)
             if answer is not None:
@@ -386,13 +394,4 @@ def _without_twin(pack: Pack, others: Sequence[Pack]) -> Pack:
     for other in others:
         if pack.plugin is not None and other.plugin is pack.plugin:
             return Pack(pack.info, failure=twin_fault(other.info), warnings=pack.warnings)
-    return pack
-
-
-def _core_pack() -> Pack:
-    """The core's own answers: an ordinary plugin, and the last one to be asked."""
-    info = PackInfo(CORE_NAME, CORE_NAME, __version__, "layerport.packs.core_plugin:CorePlugin")
-    pack = load_pack(info, plugin=core_plugin.CorePlugin())
-    if pack.failure is not None:
-        raise PackError(f"the core's own hooks are at fault: {pack.failure}", "report it") from pack.error
     return pack

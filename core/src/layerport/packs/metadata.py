@@ -10,6 +10,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -56,7 +57,7 @@ def describe_distribution(distribution: metadata.Distribution, is_ours: Any) -> 
     folder = getattr(path, "name", "")
     found = _FOLDER.fullmatch(folder.lstrip("~"))
     called = found["name"] if found else ""
-    text, fault = _text(distribution, path, "entry_points.txt")
+    text, fault = text_of(distribution, path, "entry_points.txt")
     if text is None and not (fault and "layer" in folder.lower()):
         return None
     groups = is_ours(tuple(group.strip() for group in re.findall(r"^\s*\[([^\]\n]+)\]", text or "", re.MULTILINE)))
@@ -66,8 +67,7 @@ def describe_distribution(distribution: metadata.Distribution, is_ours: Any) -> 
     entries: tuple[Entry, ...] = ()
     if not fault:
         try:
-            points = _Read(text or "").entry_points
-            entries = tuple(Entry(*_plain(one)) for one in points if one.group in groups)
+            entries = tuple(one for one in entries_of(text or "") if one.group in groups)
         except Exception as error:  # importlib.metadata raises whatever its own line parser trips over
             faults.append(f"its entry_points.txt cannot be read ({reason(error)})")
         else:
@@ -85,6 +85,12 @@ def describe_distribution(distribution: metadata.Distribution, is_ours: Any) -> 
     return Described(name or called or "unknown", version or "unknown", entries, text or None, place, is_leftover)
 
 
+def entries_of(text: str) -> Iterator[Entry]:
+    """The entry points in the text of a file.  Raises whatever importlib.metadata trips over."""
+    for one in _Read(text).entry_points:
+        yield Entry(one.group, one.name, one.value)
+
+
 class _Read(metadata.Distribution):
     """A distribution whose entry points are read already."""
 
@@ -100,7 +106,7 @@ class _Read(metadata.Distribution):
 
 def editable_source(distribution: metadata.Distribution) -> str | None:
     """The folder that a distribution was installed from in editable mode."""
-    text, _ = _text(distribution, metadata_private.folder(distribution), "direct_url.json")
+    text, _ = text_of(distribution, metadata_private.folder(distribution), "direct_url.json")
     try:
         said = json.loads(text or "{}")
         if said.get("dir_info", {}).get("editable") is True:
@@ -110,17 +116,13 @@ def editable_source(distribution: metadata.Distribution) -> str | None:
     return None
 
 
-def _plain(point: metadata.EntryPoint) -> tuple[str, str, str]:
-    return point.group, point.name, point.value
-
-
 def _identity(
     distribution: metadata.Distribution, path: Any, called: str, version_called: str | None
 ) -> tuple[str | None, str | None, list[str]]:
     """Name, version and faults of what METADATA says."""
     text, fault = None, None
     for file in ("METADATA", "PKG-INFO"):
-        text, fault = _text(distribution, path, file)
+        text, fault = text_of(distribution, path, file)
         if text is not None or fault:
             break
     if text is None:
@@ -147,10 +149,10 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _text(distribution: metadata.Distribution, path: Any, name: str) -> tuple[str | None, str | None]:
+def text_of(distribution: metadata.Distribution, path: Any, name: str) -> tuple[str | None, str | None]:
     """The text of one file, or why it cannot be read; neither where there is no such file."""
     try:
-        data = _bytes(path / name) if isinstance(path, os.PathLike) else None  # type: ignore[operator]
+        data = plain_bytes(path / name) if isinstance(path, os.PathLike) else None  # type: ignore[operator]
         if data is None:
             return distribution.read_text(name) or None, None
     except (FileNotFoundError, NotADirectoryError):
@@ -170,7 +172,7 @@ def _text(distribution: metadata.Distribution, path: Any, name: str) -> tuple[st
         ), f"its {name} is not UTF-8 ({error.reason})"
 
 
-def _bytes(path: os.PathLike[str]) -> bytes:
+def plain_bytes(path: os.PathLike[str]) -> bytes:
     """A plain file's content.  Opening one never waits: a pipe in its place would keep everybody waiting."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 
 from layerport import __version__
@@ -25,9 +26,10 @@ def core_fault(info: PackInfo) -> str | None:
             continue
         try:
             wanted = Requirement(line)
-        except InvalidRequirement:
+            applies = wanted.marker is None or wanted.marker.evaluate()
+        except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
             return f"it requires '{shown(line)}', which is no requirement; correct it in its pyproject.toml"
-        if canonical(wanted.name) != CORE_NAME or (wanted.marker is not None and not wanted.marker.evaluate()):
+        if canonical(wanted.name) != CORE_NAME or not applies:
             continue
         if not wanted.specifier.contains(__version__, prereleases=True):
             return (

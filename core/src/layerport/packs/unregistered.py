@@ -5,17 +5,18 @@ For `discovery` only.  Reads the head of each METADATA, and the modules of those
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 from layerport.foreign import metadata_private
-from layerport.packs.metadata import Entry, editable_source
+from layerport.packs.metadata import Entry, editable_source, entries_of, plain_bytes, text_of
 
 _HEAD = 1 << 15
-_LARGEST = 1 << 20
 _MOST_FILES = 500
 _REQUIRES = re.compile(rb"^Requires-Dist:[ \t]*layerport(?![\w.-])(?!.*;.*extra)", re.MULTILINE | re.IGNORECASE)
 _HOOK = re.compile(rb"^[ \t]*(?:@.*hookimpl\b|def layerport_\w+\()", re.MULTILINE)
@@ -36,10 +37,10 @@ def unregistered_pack(distribution: metadata.Distribution) -> Unregistered | Non
     folder = metadata_private.folder(distribution)
     if not isinstance(folder, os.PathLike) or not _needs_layerport(os.fspath(folder)):
         return None
-    for name, file in _modules(distribution):
+    for name, file in _modules(distribution, folder):
         if _has_hooks(file):
-            entries = [Entry(one.group, one.name, one.value) for one in distribution.entry_points]
-            named = [one for one in entries if one.value.partition(":")[0].strip() == name]
+            text, _ = text_of(distribution, folder, "entry_points.txt")
+            named = [one for one in entries_of(text or "") if one.value.partition(":")[0].strip() == name]
             return Unregistered(name, named[0] if named else None)
     return None
 
@@ -58,20 +59,24 @@ def _needs_layerport(folder: str) -> bool:
     return b"layerport" in head and _REQUIRES.search(head.partition(b"\n\n")[0]) is not None
 
 
-def _modules(distribution: metadata.Distribution) -> Iterator[tuple[str, str]]:
-    """The modules of a distribution by name, with their files."""
+def _modules(distribution: metadata.Distribution, info: os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """The modules of a distribution by name, with their files.  info: the folder of its metadata."""
     if source := editable_source(distribution):
         for root in (os.path.join(source, "src"), source):
             yield from _modules_in(root)
         return
-    for file in (distribution.files or ())[:_MOST_FILES]:
-        if file.suffix == ".py" and ".." not in file.parts:
-            yield _module_name(file.parts), str(distribution.locate_file(file))
+    text, _ = text_of(distribution, info, "RECORD")
+    rows = csv.reader((text or "").splitlines())
+    for parts in [tuple(row[0].split("/")) for row in rows if row][:_MOST_FILES]:
+        if parts[-1].endswith(".py") and ".." not in parts:
+            yield _module_name(parts), os.path.join(os.path.dirname(info), *parts)
 
 
 def _modules_in(root: str) -> Iterator[tuple[str, str]]:
     number = 0
-    for folder, inner, files in os.walk(root):
+    for place, (folder, inner, files) in enumerate(os.walk(root)):
+        if place >= _MOST_FILES:
+            return
         inner[:] = sorted(one for one in inner if one.isidentifier() and one != "tests")
         for file in sorted(files):
             if file.endswith(".py") and number < _MOST_FILES:
@@ -88,7 +93,6 @@ def _module_name(parts: tuple[str, ...]) -> str:
 
 def _has_hooks(file: str) -> bool:
     try:
-        with open(file, "rb") as opened:
-            return _HOOK.search(opened.read(_LARGEST)) is not None
+        return _HOOK.search(plain_bytes(Path(file))) is not None
     except OSError:
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +20,13 @@ from layerport.kernels.declaration import CudaSource, Kernel
 from layerport.kernels.tracing import trace
 from layerport.layers.layer import Layer
 from layerport.packs.conversions import installed_packs
-from layerport.packs.host import load
+from layerport.packs.host import Packs, load
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.signature import Kind
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import TensorType, renamed, sizes_of
 from layerport.targets import Target, TorchTarget
 from layerport.testing.host_outputs import data_dependent, greatest_sizes, output_arrays
-
-if TYPE_CHECKING:
-    from layerport.packs.host import Packs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -185,7 +182,7 @@ def _converted(
 
 
 def _packs_of(layer: Layer, pack: object) -> Packs | None:
-    """Packs among which one provides this very layer; None where nobody does, so that nothing is converted."""
+    """The pack of this very layer, whatever others provide; None where there is none, so that nothing is converted."""
     if pack is not None:
         return load(pack)
     home = sys.modules.get(layer.reference.__module__)
@@ -193,7 +190,8 @@ def _packs_of(layer: Layer, pack: object) -> Packs | None:
         found = load(home)
     else:
         found = installed_packs()
-    return found if any(one is layer for one in found.layers) else None
+    own = [pack for pack in found if any(one is layer for one in pack.layers)]
+    return Packs(own[:1]) if own else None
 
 
 def _choose(call: _Call, wanted: str | None) -> Kernel:

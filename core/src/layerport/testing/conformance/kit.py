@@ -74,12 +74,15 @@ def checks_of(name: str, *, layers: Sequence[str] = (), gpu: bool = False) -> li
         if error.exit_code == 2:
             raise
         return [Check("pack", None, None, functools.partial(_raise, error))]
-    checks = [Check("pack", None, None, functools.partial(_check_pack, pack))]
+    checks = [Check("pack", None, None, functools.partial(_check_pack, pack, packs.notes))]
     if pack.info.distribution is not None:
         run = functools.partial(distribution_checks.check_distribution, pack)
         checks.append(Check("distribution", None, None, run))
+    names = [subject.layer.name for subject in subjects]
     for subject in subjects:
         layer = subject.layer.name
+        if names.count(layer) > 1:
+            layer += f" version {subject.layer.version}"
         checks += [
             Check(name, layer, None, functools.partial(run, subject))
             for name, run in _OF_LAYERS.items()
@@ -117,11 +120,12 @@ def _text(choice: DTypeChoice) -> str:
     return "+".join(f"{name}:{dtype}" for name, dtype in choice.items())
 
 
-def _check_pack(pack: Pack) -> None:
+def _check_pack(pack: Pack, notes: Sequence[str]) -> Sequence[str]:
     if pack.warnings:
         raise FoundFaultError(f"pack {pack.info.label} loads, but not cleanly", "mend each", faults=list(pack.warnings))
     if not pack.layers:
         raise FoundFaultError(f"pack {pack.info.label} provides no layer", "return them from layerport_layers")
+    return [note for note in notes if any(f"layer {layer.name}:" in note for layer in pack.layers)]
 
 
 def _raise(error: LayerportError) -> None:

@@ -123,7 +123,8 @@ def _build(subject: Subject, cases: Sequence[Case], target: str) -> None:
             f"{label}: a network with two of it gives something else than Torch",
             "see `layerport verify` on a model of your own, which names the output",
         )
-    own = [one for one in report.layers if one.layer == subject.layer.name]
+    layer = subject.layer
+    own = [one for one in report.layers if (one.layer, one.version) == (layer.name, layer.version)]
     if len(own) != 2 * len(cases):
         raise FoundFaultError(
             f"{label}: of {2 * len(cases)} instances in a network {len(own)} are in the exported model",
