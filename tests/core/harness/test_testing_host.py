@@ -191,6 +191,14 @@ def test_types_and_arithmetic_of_two_lanes(dtype: Any) -> None:
     assert np.array_equal(run_kernel(layer, x), (x.astype(np.float32) ** 2 + 1).astype(dtype))
 
 
+def test_what_a_kernel_prints_comes_out(capfd: pytest.CaptureFixture[str]) -> None:
+    layer = layer_of(
+        kernel('if (threadIdx.x == 0) printf("x is %g\\n", x[0]); if (threadIdx.x < n) y[threadIdx.x] = 0;')
+    )
+    run_kernel(layer, torch.full((3,), 2.5))
+    assert set(capfd.readouterr().err.splitlines()) == {"x is 2.5"}
+
+
 def test_definitions_reach_the_source() -> None:
     layer = layer_of(kernel("y[threadIdx.x] = FACTOR * x[threadIdx.x];"), block=4, options=("-DFACTOR=3",))
     assert np.array_equal(run_kernel(layer, values(4)), 3 * values(4))

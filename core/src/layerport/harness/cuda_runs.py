@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from layerport.errors import PackError
+from layerport.errors import PackError, escaped
 from layerport.harness import PATIENCE, offset_of, time_up
 from layerport.harness.compiler import HostProgram, source_line
 from layerport.harness.cpu_job import Array, CpuJob
@@ -50,6 +51,7 @@ class CudaJob(CpuJob):
                 done = processes.run([program, request, answer], timeout=limit, env=environment)
             except subprocess.TimeoutExpired as error:
                 raise time_up(self.label, self.time_limit) from error
+            print(escaped(done.stdout), end="", file=sys.stderr)  # what the kernel's own printf says
             if done.returncode != 0:
                 raise self._error(program, done.returncode, done.stderr)
             return _split(answer.read_bytes(), outputs)

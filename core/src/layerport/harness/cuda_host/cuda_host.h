@@ -11,6 +11,7 @@
 #include "intrinsics.h"
 
 #include <cassert>
+#include <cstdio>
 #include <cstdlib>
 
 #include <cuda_runtime_api.h>
