@@ -7,7 +7,13 @@ from pathlib import Path
 import torch
 
 from layerport import building
+from layerport_builtin_layers.add_rms_norm import add_rms_norm
+from layerport_builtin_layers.circular_pad import circular_pad
+from layerport_builtin_layers.gelu_mul import gelu_mul
+from layerport_builtin_layers.layer_norm import layer_norm
+from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
 from layerport_builtin_layers.rms_norm.reference import rms_norm
+from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.silu_mul.reference import silu_mul
 from small_models import net
 from small_setup import ENGINE, SMALL
@@ -28,9 +34,38 @@ class Norms(torch.nn.Module):
         return tuple(silu_mul(rms_norm(x, weight, 1e-6), rms_norm(x, None, 1e-5)) for x, weight in pairs)
 
 
+class Others(torch.nn.Module):
+    """Each other layer of the built-in pack, in two dtypes, one after the other.
+
+    Of branches that do not depend on each other, TensorRT for RTX writes now one and now the other first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 16))
+        self.register_buffer("sizes", torch.tensor([[2, 3], [1, 2]]))
+        self.register_buffer("table", torch.linspace(-1, 1, 128).reshape(1, 8, 16))
+        self.register_buffer("locations", torch.linspace(0, 1, 240).reshape(2, 5, 2, 2, 3, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for dtype in (torch.float32, torch.float16):
+            x = self.in_dtype(x.to(dtype), dtype)
+        return x
+
+    def in_dtype(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        weight, table, locations = self.weight.to(dtype), self.table.to(dtype), self.locations.to(dtype)
+        x = rope(x, table, table)
+        total, normalised = add_rms_norm(layer_norm(x, weight, weight), x, weight, 1e-5)
+        padded: torch.Tensor = circular_pad(gelu_mul(normalised, total, "tanh"), [1, 2, 0, 5])
+        value = padded[:, :2, :8, :8].reshape(2, 8, 2, 8)
+        sampled: torch.Tensor = ms_deform_attn(value, self.sizes, locations, locations[..., 0])
+        return sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8]
+
+
 def build_all(folder: Path) -> list[Path]:
     """The bundles of all of them."""
-    made = [folder / "net.lp", folder / "norms.lp"]
+    made = [folder / "net.lp", folder / "norms.lp", folder / "others.lp"]
+    building.build((Others(), (torch.randn(2, 4, 8, 16),), None), made[2], target=ENGINE, verify=False)
     building.build(net(), made[0], target=ENGINE, packs=[SMALL])
     rows = torch.export.Dim("rows", min=1, max=64)
     inputs = tuple(torch.randn(4, 256).to(dtype) for dtype in DTYPES)

@@ -29,6 +29,13 @@ print(native.library() is not None, creator.api_language == trt.APILanguage.CPP)
 """
 
 
+def test_every_layer_of_the_built_in_pack_is_among_them(bundles: list[Path]) -> None:
+    from layerport_builtin_layers.plugin import layerport_layers
+
+    entries = [one for bundle in bundles for one in json.loads((bundle / "manifest.json").read_text())["layers"]]
+    assert {one.name for one in layerport_layers()} <= {one["layer"] for one in entries if one["realised"] == "plugin"}
+
+
 def requests(bundles: list[Path], folder: Path) -> list[dict[str, Any]]:
     folder.mkdir()
     return [
