@@ -27,6 +27,7 @@ BY_NAME = {
     "attributes",
     "options",
     "profile",
+    "rules",
     "unsearched",
 }
 

@@ -356,9 +356,12 @@ def test_a_claim_by_two_packs_lists_both(tmp_path: Path) -> None:
         "lp_rival_right::double of right, candidate 2 agree",
     )
     assert caught.value.repair == (
-        "prefer one, as in --prefer left or prefer=['left'], or block the others with LAYERPORT_DISABLE_PACKS=name, "
+        f"prefer one, as in --prefer {files[0]} or prefer=['{files[0]}'], or block the others with "
+        "LAYERPORT_DISABLE_PACKS=name, "
         "or leave one out with --no-claim LAYER for one of lp_rival_left::double, lp_rival_right::double"
     )
+    claimed = claim_layers(source, load(*files, prefer=[files[1]]))
+    assert claimed.claims[0].chosen is not None and claimed.claims[0].chosen.layers == ("lp_rival_right::double",)
     claimed = claim_layers(source, load(*files), refused=["lp_rival_right::double"])
     assert claimed.claims[0].chosen is not None and claimed.claims[0].chosen.layers == ("lp_rival_left::double",)
 

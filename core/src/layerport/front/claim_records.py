@@ -20,12 +20,12 @@ EVIDENCE = {STRUCTURE: "proven by structure", EXAMPLES: "agrees on examples"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One answer of one pack for one module.  name, rank: of the pack, and how early it goes where several agree."""
+    """One answer of one pack for one module.  address, rank: of the pack, how early it goes where several agree."""
 
     pack: str
     answer: BoundLayer | Rewrite
     number: int
-    name: str = ""
+    address: str = ""
     rank: int = 0
 
     @property

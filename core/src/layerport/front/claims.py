@@ -92,7 +92,7 @@ def _candidates(
         for pack, answers in offers:
             for answer in answers:
                 number = len(candidates) + 1
-                candidate = Candidate(_pack_text(pack.info), answer, number, pack.info.name, rank(pack))
+                candidate = Candidate(_pack_text(pack.info), answer, number, pack.info.address, rank(pack))
                 if not set(candidate.layers) & set(refused):
                     candidates.append(candidate)
         if candidates:
@@ -144,7 +144,7 @@ def _raise_for_conflicts(claims: Iterable[Claim]) -> None:
         layers = sorted({name for claim in conflicts for one in claim.candidates for name in one.layers})
         raise UsageError(
             f"two packs claim the same module ({len(conflicts)} such)",
-            f"{how_to_choose(conflicts[0].agreeing[0].name)}, or leave one out with --no-claim LAYER for one of "
+            f"{how_to_choose(conflicts[0].agreeing[0].address)}, or leave one out with --no-claim LAYER for one of "
             f"{', '.join(layers)}",
             faults=[f"{claim.path} ({claim.module_class}): {claim.reason}" for claim in conflicts[:20]],
         )

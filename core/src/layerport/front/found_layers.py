@@ -60,7 +60,7 @@ def find_wishes(
 
 
 def _owner(packs: Packs, pack: Pack) -> Owner:
-    return Owner(pack.info.name, pack.info.label, packs.rank(pack), packs.is_preferred(pack))
+    return Owner(pack.info.address, pack.info.label, packs.rank(pack), packs.is_preferred(pack))
 
 
 class SearchedError(Exception):

@@ -51,6 +51,11 @@ class PackInfo(NamedTuple):
         return f"{self.name} ({self.distribution} {self.version})"
 
     @property
+    def address(self) -> str:
+        """What a user names the pack by: a file's path, else its name."""
+        return self.name if self.distribution is not None else self.entry_point_value
+
+    @property
     def package(self) -> str:
         """The top-level package, or the module, of its entry point."""
         return self.entry_point_value.partition(":")[0].partition(".")[0].strip()

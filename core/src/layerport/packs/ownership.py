@@ -90,13 +90,13 @@ def first_of(packs: Iterable[Pack], rank: Mapping[Pack, int]) -> Pack | None:
 
 
 def how_to_choose(pack: str) -> str:
-    """What to write where several packs answer, one of which is called so."""
+    """What to write where several packs answer, one of which has this address."""
     return f"prefer one, as in --prefer {pack} or prefer=[{pack!r}], or block the others with {DISABLE_VARIABLE}=name"
 
 
 def contested(identity: str, rivals: Sequence[Pack]) -> PackError:
     """The error where a disputed layer is asked for."""
-    repair = how_to_choose(rivals[0].info.name)
+    repair = how_to_choose(rivals[0].info.address)
     own = [pack for pack in rivals if any(layer.name == identity for layer in pack.layers)]
     if len(own) > 1:
         faults = [versions(identity, [pack]) for pack in own]
