@@ -179,6 +179,12 @@ def test_page_is_short_and_whole(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_an_elementwise_layer_with_its_kernel_is_short() -> None:
+    found = blocks((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
+    (layer,) = (block.text for block in found if block.value == "my_layers.py")
+    assert "__global__" in layer and len(layer.splitlines()) <= 30
+
+
 def everything() -> str:
     return "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 

@@ -141,7 +141,7 @@ REQUIRED = {
     "IPluginV3OneBuild": {"num_outputs"},
     "IPluginCreatorV3One": {"name", "plugin_version", "plugin_namespace", "field_names"},
 }
-OWN = {"spec", "kept", "failure", "errors", "warnings", "shape", "size", "digest", "search"}
+OWN = {"spec", "kept", "failure", "errors", "warnings", "listed", "shape", "size", "digest", "search"}
 OWN_METHODS = {
     *("mark", "since", "offer", "load"),
     # TensorRT's Python class has no such members to look at; its documentation says to write them.

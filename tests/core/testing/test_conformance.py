@@ -258,3 +258,91 @@ def test_a_size_that_the_reference_refuses_otherwise_may_be_fixed(tmp_path: Path
     file, _ = write(tmp_path, POINTS)
     (verdict,) = [judge(one) for one in checks_of(file) if one.name == "shapes"]
     assert (verdict.answer, verdict.reason) == ("passed", "")
+
+
+KINDS = """
+import numpy as np
+import torch
+from torch import Tensor
+
+import layerport as lp
+from layerport.testing import CaseShape, LayerCase, Tolerance
+
+CLOSE = {"float32": Tolerance(1e-5, 1e-5)}
+
+
+def draw(name, shape, generator):
+    whole = torch.randint(-1, 2, shape, generator=generator)
+    return whole if name == "weight" else torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@lp.layer("NAMESPACE::packed")
+def packed(x: Tensor, weight: lp.Param) -> Tensor:
+    \"\"\"x @ weight.T, of which the kernel takes other bytes.  x: (M, K); weight: int8 (N, K).\"\"\"
+    return x @ weight.to(x.dtype).T
+
+
+@packed.kernel(lp.cuda("p.cu", "packed"), dtypes=({"weight": "uint8", "*": "float32"},))
+def launch_packed(x, weight, y):
+    return lp.Launch(grid=1, block=1, args=(x, weight, y))
+
+
+@lp.layer("NAMESPACE::starts")
+def starts(x: Tensor) -> Tensor:
+    \"\"\"The places above 0.  x: (N,).\"\"\"
+    places = torch.nonzero(x > 0)[:, 0]
+    torch._check(places.shape[0] <= x.shape[0])
+    return places
+
+
+STARTS = "__global__ void starts(const float* x, long long* y, long long* count, int n) { *count = 0; }\\n"
+
+
+@starts.kernel(lp.cuda(STARTS, "starts"), dtypes=({"x": "float32", "y": "int64"},))
+def launch_starts(x, y, count):
+    return lp.Launch(grid=1, block=1, args=(x, y, count, x.shape[0]))
+
+
+@lp.layer("NAMESPACE::doubled")
+def doubled(x: Tensor) -> Tensor:
+    \"\"\"x + x.  x: (N, C).\"\"\"
+    return x + x
+
+
+@lp.hookimpl
+def layerport_layers():
+    return (packed, starts, doubled)
+
+
+@lp.hookimpl
+def layerport_convert_parameters(layer, parameters):
+    return parameters.replace(weight=(parameters["weight"] + 1).astype(np.uint8)) if layer is packed else None
+
+
+CASES = (
+    LayerCase(
+        packed,
+        (CaseShape("prime", {"x": (3, 28), "weight": (67, 28)}),),
+        ({"weight": "int8", "*": "float32"},),
+        CLOSE,
+        draw,
+    ),
+    LayerCase(starts, (CaseShape("some", {"x": (50,)}),), ("float32",), CLOSE),
+    LayerCase(doubled, (CaseShape("one", {"x": (1, 1)}), CaseShape("many", {"x": (20, 60)})), ("float32",), CLOSE),
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("layer", "check"),
+    [
+        ("packed", "record"),  # the dtypes of a kernel are those after the conversion
+        ("packed", "operator"),  # a product of transposed tensors adds up in another order
+        ("starts", "launch"),  # the greatest size that depends on data depends on the inputs' sizes
+        ("doubled", "gradients"),  # the one case that is small enough has sizes of 1
+    ],
+)
+def test_what_holds_of_a_right_layer_of_another_kind(layer: str, check: str, tmp_path: Path) -> None:
+    file, _ = write(tmp_path, KINDS)
+    (verdict,) = [judge(one) for one in checks_of(file, layers=[layer]) if one.name == check]
+    assert (verdict.answer, verdict.reason) == ("passed", "")

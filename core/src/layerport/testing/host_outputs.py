@@ -56,12 +56,15 @@ def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mappin
     )
 
 
-def greatest_sizes(layer: Layer, derivation: Derivation) -> dict[str, int]:
-    """The greatest value of each size that depends on data."""
+def greatest_sizes(layer: Layer, derivation: Derivation, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The greatest value of each size that depends on data.
+
+    sizes: of the inputs, where the derivation leaves them open.
+    """
     bounds = {size.name: size.upper_bound for size in derivation.size_symbols}
     if unbounded := [name for name, bound in bounds.items() if bound is None]:
         raise UsageError(
             f"layer {layer.name}: no greatest value is known for its size {', '.join(unbounded)}",
             "state it with torch._check(size <= bound) in the reference, or with a shape_rule",
         )
-    return {name: bound.evaluate({}) for name, bound in bounds.items() if bound is not None}
+    return {name: bound.evaluate(sizes or {}) for name, bound in bounds.items() if bound is not None}

@@ -118,7 +118,7 @@ def _tensors(subject: Subject, case: Case) -> dict[str, TensorType | None]:
     for name, array in subject.packs.convert_parameters(layer, standard, _TARGET, path=case.id).items():
         tensors[name] = TensorType(name, DType.from_numpy(array.dtype), tuple(map(int, array.shape)))
     known = sizes_of({name: sizes for name, sizes in case.shape.shapes.items() if sizes is not None})
-    known |= greatest_sizes(layer, derivation)
+    known |= greatest_sizes(layer, derivation, known)
     for output in renamed(derivation.outputs, layer.signature.output_names):
         tensors[output.name] = TensorType(output.name, output.dtype, output.resolve(known))
     for size in derivation.size_symbols:

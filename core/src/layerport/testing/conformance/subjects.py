@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from layerport.errors import BuildError, UsageError
+from layerport.dtypes import DType
+from layerport.errors import BuildError, LayerportError, UsageError
 from layerport.layers.derivation import Derivation, derive
 from layerport.layers.layer import BoundLayer, Layer
 from layerport.packs.host import Packs
@@ -20,9 +21,11 @@ from layerport.packs.loading import Pack
 from layerport.parameters.signature import Attribute
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import TensorType
+from layerport.targets import Target
 from layerport.testing.cases import Case, DTypeChoice, LayerCase
 
 CASE_MODULES = ("case", "cases")
+_TARGET = Target("rtx", ("sm_89",))
 MOST_ELEMENTS = 1 << 18
 """Of all tensors of a case: above that it is for a GPU."""
 
@@ -54,14 +57,26 @@ class Subject:
             return []
         return [one for own in (False, True) for one in found.cases(gpu_only=own) if one.choice == choice]
 
-    def smallest(self, choice: DTypeChoice | None = None) -> list[Case]:
+    def kernel_dtypes(self, case: Case) -> dict[str, DType]:
+        """The dtypes of a case's tensors as a kernel sees them: parameters as the pack's conversion makes them."""
+        dtypes = {name: case.dtype_of(name) for name in case.shape.shapes}
+        if "layerport_convert_parameters" not in self.pack.hooks or elements(case) > MOST_ELEMENTS:
+            return dtypes
+        standard = self.parameters(case, case.tensors())
+        try:
+            converted = self.packs.convert_parameters(self.layer, standard, _TARGET, path=case.id)
+        except LayerportError:
+            return dtypes  # the check of the conversion says why
+        return dtypes | {name: DType.from_numpy(array.dtype) for name, array in converted.items()}
+
+    def smallest(self, choice: DTypeChoice | None = None, *, most: int = MOST_ELEMENTS) -> list[Case]:
         """The smallest case that is not empty of each form: other attributes, other tensors present, another dtype.
 
-        One without sizes of 1 where there is one: Torch takes those for constants.
+        One without sizes of 1 where there is one: Torch takes those for constants.  most: elements of a case.
         """
         forms: dict[str, Case] = {}
         for case in sorted(self.cases(choice), key=_has_ones):
-            if elements(case) and not is_empty(case):
+            if 0 < elements(case) <= most and not is_empty(case):
                 present = sorted(name for name, sizes in case.shape.shapes.items() if sizes is not None)
                 forms.setdefault(f"{present} {sorted(case.shape.attributes.items())} {case.choice}", case)
         return list(forms.values())
