@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -163,6 +164,20 @@ def test_a_file_runs_as_it_is_written(tmp_path: Path) -> None:
     file = tmp_path / "kernels.py"
     file.write_text("def function(x: 1 + 1): ...\nfound = function.__annotations__['x']\n")
     assert triton_worker.load_file(str(file), file.read_bytes()).found == 2
+
+
+def test_a_constant_of_a_parameter_without_an_annotation_is_one_all_the_same() -> None:
+    """Under the interpreter it would else become a tensor."""
+    import triton.language as tl
+
+    function = SimpleNamespace(
+        fn=SimpleNamespace(__annotations__={"A": "tl.constexpr"}), arg_names=["x", "A", "B", "C"]
+    )
+    request = {"constexprs": {"A": 1, "B": 2, "C": None}, "args": [["tensor", "x"]]}
+    made = triton_worker.arguments(function, request, {"x": "the tensor"})
+    assert made["x"] == "the tensor" and made["C"] is None
+    assert (type(made["A"]), made["A"]) == (int, 1)
+    assert isinstance(made["B"], tl.constexpr) and made["B"].value == 2
 
 
 def test_a_number_without_a_type_is_of_32_bits_where_it_fits() -> None:
