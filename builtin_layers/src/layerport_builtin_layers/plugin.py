@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import layerport as lp
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
+from layerport_builtin_layers.experts_linear import experts_linear
+from layerport_builtin_layers.experts_linear.claims import claim_experts
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
@@ -25,9 +27,13 @@ if TYPE_CHECKING:
 
 @lp.hookimpl
 def layerport_layers() -> tuple[lp.Layer, ...]:
-    return (rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad, ms_deform_attn)
+    return (
+        *(rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad),
+        *(ms_deform_attn, experts_linear),
+    )
 
 
 @lp.hookimpl
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
-    return claim_rms_norm(module) or claim_ms_deform_attn(module)
+    claims = (claim_rms_norm, claim_ms_deform_attn, claim_experts)
+    return next((answer for claim in claims if (answer := claim(module)) is not None), None)

@@ -32,12 +32,15 @@ def by_hand(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
 X, RATE = torch.randn(5, 3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Torch loads its compiler for the gradients
 def test_a_scan_gives_what_the_loop_gives_with_its_gradients() -> None:
     for got, wanted in zip(scanned(X, RATE), by_hand(X, RATE), strict=True):
         torch.testing.assert_close(got, wanted)
     given = (X.clone().requires_grad_(), RATE.clone().requires_grad_())
-    assert torch.autograd.gradcheck(scanned, given)
+    assert torch.autograd.gradcheck(scanned, given) and torch.autograd.gradgradcheck(scanned, given)
+    with torch.no_grad():
+        without = scanned(*given)
+    for got, wanted in zip(scanned(*given), without, strict=True):
+        assert torch.equal(got, wanted) and got.requires_grad
 
 
 class Scanned(torch.nn.Module):

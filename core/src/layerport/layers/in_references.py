@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from layerport.errors import UsageError
@@ -36,7 +37,23 @@ def scan(
     def flat(*tensors: Tensor) -> list[Tensor]:
         return list(step(*tensors))
 
+    length = xs[0].shape[0]
+    wants_gradients = torch.is_grad_enabled() and any(one.requires_grad for one in (*carry, *xs, *others))
+    if wants_gradients and isinstance(length, int) and length > 0:
+        # Torch's own loop would load its compiler to differentiate the step, and has first derivatives only.
+        return _unrolled(flat, list(carry), xs, others)
     return tuple(torch_private.scan(flat, list(carry), list(xs), tuple(others)))
+
+
+def _unrolled(
+    step: Callable[..., list[Tensor]], carry: list[Tensor], xs: Sequence[Tensor], others: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    kept: list[list[Tensor]] = []
+    for place in range(xs[0].shape[0]):
+        results = step(*carry, *(one[place] for one in xs), *others)
+        carry = results[: len(carry)]
+        kept.append(results[len(carry) :])
+    return (*carry, *(torch.stack(each) for each in zip(*kept, strict=True)))
 
 
 def check_values(condition: Tensor, message: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from layerport.errors import BuildError
 from layerport.layers.derivation import derive
 from layerport.layers.layer import Layer, Place
 from layerport.packs.kernel_plugins import plugin_from_kernels
@@ -37,5 +39,26 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
         shapes[argument.name] = TensorType(argument.name, to_dtype(tensor.dtype), dims)
     given = {name: value for name, value in values.items() if name not in inputs and value is not None}
     bound = layer.bind(**given)
-    derivation = derive(layer.reference, shapes, bound.parameters.attributes, layer=layer.name)
+    attributes = bound.parameters.attributes
+    try:
+        derivation = derive(layer.reference, shapes, attributes, layer=layer.name)
+    except BuildError:  # its inputs fit together in more ways than their axes tell
+        shapes = _by_size({name: values[name] for name in shapes}, inputs)
+        derivation = derive(layer.reference, shapes, attributes, layer=layer.name)
     return plugin_from_kernels(layer, dataclasses.replace(bound, place=Place(shapes, derivation, "")), target)
+
+
+def _by_size(tensors: Mapping[str, Any], inputs: set[str]) -> dict[str, TensorType | None]:
+    """The same with one symbol for all axes of one size; a size that a last axis or a parameter has is a number."""
+    given = {name: tuple(int(size) for size in one.shape) for name, one in tensors.items() if one is not None}
+    fixed = {1, *(size for name, shape in given.items() for size in (shape[-1:] if name in inputs else shape))}
+    return {
+        name: None
+        if one is None
+        else TensorType(
+            name,
+            to_dtype(one.dtype),
+            tuple(size if size in fixed else Symbol(f"size_{size}") for size in given[name]),
+        )
+        for name, one in tensors.items()
+    }
