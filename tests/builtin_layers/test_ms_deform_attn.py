@@ -194,7 +194,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, tuple[str, ...]]] = {
     "RT-DETR": (lambda: rt_detr("RTDetr"), 2, BOXES),
     "RT-DETR v2": (lambda: rt_detr("RTDetrV2"), 2, BOXES),
 }
-# Rounded to 16 bits, an RT-DETR chooses other queries and a Mask2Former masks others wherever it runs.
+# In 16 bits an RT-DETR and a whole Mask2Former do not verify; both choose by comparing numbers, which may be why.
 CASES = [
     ("Deformable DETR", torch.float16),
     ("Mask2Former's maps", torch.float16),
