@@ -9,6 +9,7 @@ import torch
 from layerport import building
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
+from layerport_builtin_layers.experts_linear import experts_linear
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
@@ -43,6 +44,8 @@ class Others(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 16))
+        self.experts = torch.nn.Parameter(torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16))
+        self.register_buffer("chosen", torch.tensor([[0], [2], [1], [0], [1]]))
         self.register_buffer("sizes", torch.tensor([[2, 3], [1, 2]]))
         self.register_buffer("table", torch.linspace(-1, 1, 128).reshape(1, 8, 16))
         self.register_buffer("locations", torch.linspace(0, 1, 240).reshape(2, 5, 2, 2, 3, 2))
@@ -59,6 +62,8 @@ class Others(torch.nn.Module):
         padded: torch.Tensor = circular_pad(gelu_mul(normalised, total, "tanh"), [1, 2, 0, 5])
         value = padded[:, :2, :8, :8].reshape(2, 8, 2, 8)
         sampled: torch.Tensor = ms_deform_attn(value, self.sizes, locations, locations[..., 0])
+        rows = sampled.reshape(10, 16)
+        sampled = experts_linear(rows, self.chosen.repeat(2, 1), self.experts.to(dtype))
         return sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8]
 
 
