@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from layerport.layers.module import LayerModule
     from layerport.packs.call_rewrites import rewrite_call
     from layerport.packs.hookspecs import hookimpl
+    from layerport.packs.process_packs import use_pack
     from layerport.packs.records import Rewrite, rewrite
     from layerport.packs.saved_layers import installed_layer
     from layerport.parameters.origins import Origin
@@ -98,6 +99,7 @@ _HOMES = {
     "rewrite_call": "packs.call_rewrites",
     "scan": "layers.in_references",
     "triton": "kernels.triton_source",
+    "use_pack": "packs.process_packs",
     "verify": "checks.verification",
     "where": "sizes.expressions",
 }
@@ -158,6 +160,7 @@ __all__ = [
     "rewrite_call",
     "scan",
     "triton",
+    "use_pack",
     "verify",
     "where",
 ]

@@ -34,7 +34,7 @@ from layerport.packs.discovery import (
 )
 from layerport.packs.faults import DroppedPack, blamed, may_provide, missing_line
 from layerport.packs.loading import Pack, load_pack
-from layerport.packs.named import load_named
+from layerport.packs.named import load_named, used
 from layerport.packs.ownership import INSTALLED, contested, no_version, ownership, ranks
 from layerport.packs.records import Candidate, is_bound_layer, is_layer
 from layerport.packs.torch_autoload import importing_torch
@@ -74,6 +74,7 @@ def load(*explicit: object, prefer: Iterable[object] = (), environ: Mapping[str,
 
     explicit: packs that the user names: the path of a Python file, a module or plugin object, or the name of
     an installed pack.  They load first, win over packs that are only installed, and a fault in one is raised.
+    What `use_pack` was given counts as named, too.
     prefer: the same, and where several packs answer these go before all others, in this order.
     environ: where the LAYERPORT_* switches are read (default: os.environ).
 
@@ -87,7 +88,7 @@ def load(*explicit: object, prefer: Iterable[object] = (), environ: Mapping[str,
     trace = switched_on(TRACE_VARIABLE, environ)
     # They load first, because the first to define a Torch operator keeps it.
     preferred = load_named(wanted, infos, trace)
-    packs = [*preferred, *load_named(explicit, infos, trace, known=preferred)]
+    packs = [*preferred, *load_named((*explicit, *used()), infos, trace, known=preferred)]
     taken = {pack.info for pack in packs}
     for info in infos:
         if info not in taken:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +13,21 @@ from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo, discover, sugg
 from layerport.packs.loading import Pack, load_pack
 from layerport.packs.metadata import canonical
 from layerport.system.foreign_text import type_name
+
+# What `use_pack` was given in this process.
+_used: list[object] = []
+
+
+def used() -> tuple[object, ...]:
+    """The packs that every load of this process takes too, as if the user had named them."""
+    return tuple(_used)
+
+
+def use(packs: Iterable[object]) -> None:
+    """Take further packs in every later load; each counts once."""
+    for pack in packs:
+        if not any(pack is one or (isinstance(pack, str) and pack == one) for one in _used):
+            _used.append(pack)
 
 
 def load_named(
