@@ -8,6 +8,15 @@ from typing import Any
 
 import layerport as lp
 
+RMS_DTYPES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    {"weight": "float32", "*": "float16"},
+    {"weight": "float32", "*": "bfloat16"},
+)
+"""What the kernels that normalise by RMS take: in 16 bits, the weight may be float32."""
+
 _PACK_BYTES = 16  # of one load
 _NARROW_BYTES = 32 * 4 * _PACK_BYTES  # what the lanes of one warp hold, 4 packs each
 _WIDE_BYTES = 512 * 4 * _PACK_BYTES  # what the largest block holds, 4 packs each thread

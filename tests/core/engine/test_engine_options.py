@@ -310,7 +310,7 @@ def test_the_real_builder_config_takes_them() -> None:
         "from layerport.engine import configuring, flavours, worker\n"
         "from layerport.engine.options import EngineOptions\n"
         "trt = flavours.load('rtx'); logger = worker._logger(trt, lambda event: None)\n"
-        "config = worker._builder(trt, logger).create_builder_config()\n"
+        "config = configuring.make_builder(trt, logger).create_builder_config()\n"
         "configuring.set_architectures(trt, config, ['sm_89', 'sm_120'], logger)\n"
         "configuring.configure(trt, config, EngineOptions(workspace=1 << 30, optimization_level=4,\n"
         "    version_compatible=True, exclude_lean_runtime=True, weight_streaming=True, refit='identical'), logger)\n"

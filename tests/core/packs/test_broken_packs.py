@@ -23,6 +23,7 @@ from layerport.errors import BuildError, PackError, UsageError
 from layerport.packs import clock as pack_clock
 from layerport.packs.host import load
 from packs.installer import Site
+from packs.zoo import PLAIN
 
 
 @lp.layer("lp_broken::scaled")
@@ -177,23 +178,10 @@ def test_an_answer_that_lists_itself_otherwise_is_taken_as_it_lies(site: Site, t
     assert [claim.status for claim in report.claims] == ["claimed"] and not report.warnings
 
 
-OWN_CLASS = """
+OWN_CLASS = f"""
 import importlib.metadata
 import shutil
-
-import layerport as lp
-from torch import Tensor
-
-
-@lp.layer("NAMESPACE::plain")
-def plain(x: Tensor) -> Tensor:
-    return x * 3.0
-
-
-@lp.hookimpl
-def layerport_layers():
-    return (plain,)
-
+{PLAIN}
 
 @lp.hookimpl
 def layerport_export_parameters(module):
@@ -203,7 +191,7 @@ def layerport_export_parameters(module):
 @lp.hookimpl
 def layerport_create_plugin(layer, bound, target):
     DEED
-    return lp.PluginSpec.of(bound, plugin_class=f"{__name__}:make")
+    return lp.PluginSpec.of(bound, plugin_class=f"{{__name__}}:make")
 """
 UNINSTALL = "shutil.rmtree(importlib.metadata.distribution('own-layers')._path)"
 

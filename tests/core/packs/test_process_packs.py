@@ -61,6 +61,8 @@ def test_every_later_build_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(report.counts) == ["process_packs_later::gate"]
     lp.use_pack(file, str(file))
     assert named.used() == (str(file),)
+    lp.use_pack("builtin_layers", "layerport-builtin-layers")
+    assert named.used() == (str(file), "builtin_layers")
     # named once more, it is one pack
     assert [one.info.name for one in host.load(str(file))].count("later") == 1
     assert "process_packs_later::gate" in [

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport_builtin_layers.row_launches import is_narrow, launch_blocks, launch_lanes, rows_of
-
-_DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-    {"weight": "float32", "*": "float16"},
-    {"weight": "float32", "*": "bfloat16"},
-)
+from layerport_builtin_layers.row_launches import RMS_DTYPES, is_narrow, launch_blocks, launch_lanes, rows_of
 
 
 class AddedAndNormalised(NamedTuple):
@@ -55,7 +47,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: lp.Param | None = None, ep
 
 @add_rms_norm.kernel(
     lp.cuda("kernel.cu", "add_rms_norm_narrow<{x}, {weight}>"),
-    dtypes=_DTYPES,
+    dtypes=RMS_DTYPES,
     when=is_narrow,
     name="add_rms_norm_narrow",
 )
@@ -70,7 +62,9 @@ def launch_narrow(
     return launch_lanes(x, (x, residual, weight, total, normalised, rows_of(x), x.shape[-1], eps))
 
 
-@add_rms_norm.kernel(lp.cuda("kernel.cu", "add_rms_norm_wide<{x}, {weight}>"), dtypes=_DTYPES, name="add_rms_norm_wide")
+@add_rms_norm.kernel(
+    lp.cuda("kernel.cu", "add_rms_norm_wide<{x}, {weight}>"), dtypes=RMS_DTYPES, name="add_rms_norm_wide"
+)
 def launch_wide(
     x: lp.TensorType,
     residual: lp.TensorType,

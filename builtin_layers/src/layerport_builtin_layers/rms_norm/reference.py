@@ -6,15 +6,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport_builtin_layers.row_launches import is_narrow, is_wide, launch_blocks, launch_lanes, rows_of
-
-_DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-    {"weight": "float32", "*": "float16"},
-    {"weight": "float32", "*": "bfloat16"},
-)
+from layerport_builtin_layers.row_launches import RMS_DTYPES, is_narrow, is_wide, launch_blocks, launch_lanes, rows_of
 
 
 @lp.layer("layerport_builtin::rms_norm", version=1)
@@ -55,19 +47,19 @@ def backward(x: Tensor, weight: Tensor | None, eps: float, grad_output: Tensor) 
 
 
 @rms_norm.kernel(
-    lp.cuda("kernel.cu", "rms_norm_narrow<{x}, {weight}>"), dtypes=_DTYPES, when=is_narrow, name="rms_norm_narrow"
+    lp.cuda("kernel.cu", "rms_norm_narrow<{x}, {weight}>"), dtypes=RMS_DTYPES, when=is_narrow, name="rms_norm_narrow"
 )
 def launch_narrow(x: lp.TensorType, weight: lp.TensorType | None, y: lp.TensorType, eps: float) -> lp.Launch:
     return launch_lanes(x, (x, weight, y, rows_of(x), x.shape[-1], eps))
 
 
 @rms_norm.kernel(
-    lp.cuda("kernel.cu", "rms_norm_wide<{x}, {weight}, 4>"), dtypes=_DTYPES, when=is_wide, name="rms_norm_wide"
+    lp.cuda("kernel.cu", "rms_norm_wide<{x}, {weight}, 4>"), dtypes=RMS_DTYPES, when=is_wide, name="rms_norm_wide"
 )
 def launch_wide(x: lp.TensorType, weight: lp.TensorType | None, y: lp.TensorType, eps: float) -> lp.Launch:
     return launch_blocks(x, (x, weight, y, rows_of(x), x.shape[-1], eps), packs_of_thread=4, most_threads=512)
 
 
-@rms_norm.kernel(lp.cuda("kernel.cu", "rms_norm_wide<{x}, {weight}, 8>"), dtypes=_DTYPES, name="rms_norm_widest")
+@rms_norm.kernel(lp.cuda("kernel.cu", "rms_norm_wide<{x}, {weight}, 8>"), dtypes=RMS_DTYPES, name="rms_norm_widest")
 def launch_widest(x: lp.TensorType, weight: lp.TensorType | None, y: lp.TensorType, eps: float) -> lp.Launch:
     return launch_blocks(x, (x, weight, y, rows_of(x), x.shape[-1], eps), packs_of_thread=8, most_threads=1024)

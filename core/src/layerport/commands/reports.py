@@ -144,10 +144,7 @@ def _alone(bundle: Bundle) -> tuple[Alone, ...]:
             {
                 "model": str(bundle.model()),
                 "plugins": str(bundle.file(PLUGINS)),
-                "dims": {
-                    name: (dim.min, dim.opt, dim.opt if dim.max is None else dim.max)
-                    for name, dim in bundle.dims.items()
-                },
+                "dims": {name: (dim.min, dim.opt, dim.greatest) for name, dim in bundle.dims.items()},
                 "flavour": flavour,
                 "architectures": architectures,
             }

@@ -47,8 +47,10 @@ def build_alone(request: Mapping[str, Any]) -> list[Alone]:
     for nodes in groups.values():
         spec = plugins.specs[plugins.nodes[nodes[0].name]]
         kernels, fault = None, None
+        logger = _listening(trt)
+        builder = configuring.make_builder(trt, logger)
         try:
-            kernels = _kernels(trt, _network_of(model, nodes[0], spec, shapes), request)
+            kernels = _kernels(trt, builder, logger, _network_of(model, nodes[0], spec, shapes), request)
         except BuildError as error:
             fault = ": ".join([error.fault, *error.faults[:1]])
         found.append(Alone(spec.layer, tuple(one.name for one in nodes), kernels, fault))
@@ -76,9 +78,9 @@ def _network_of(
     return onnx.inliner.inline_local_functions(made)
 
 
-def _kernels(trt: Any, model: onnx.ModelProto, request: Mapping[str, Any]) -> tuple[str, ...]:
-    logger = _listening(trt)
-    builder = trt.Builder(logger)
+def _kernels(
+    trt: Any, builder: Any, logger: Any, model: onnx.ModelProto, request: Mapping[str, Any]
+) -> tuple[str, ...]:
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):

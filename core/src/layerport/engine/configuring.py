@@ -48,6 +48,18 @@ def configure(trt: Any, config: Any, options: EngineOptions, logger: Any) -> Tim
     return None if options.timing_cache is None else TimingCache(config, Path(options.timing_cache), logger)
 
 
+def make_builder(trt: Any, logger: Any) -> Any:
+    """TensorRT's builder.  Raises BuildError where it cannot start here."""
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # what the bindings raise where the library gives no builder
+        raise BuildError(
+            "TensorRT cannot start here",
+            "see `layerport doctor`: tensorrt needs a GPU and a driver that is new enough for it",
+            faults=logger.errors[-3:],
+        ) from error
+
+
 def set_architectures(trt: Any, config: Any, architectures: Sequence[str], logger: Any) -> None:
     """What the plan is built for, in the flavour that builds without the GPU that it targets."""
     config.num_compute_capabilities = len(architectures)

@@ -39,13 +39,13 @@ def build_plan(request: Mapping[str, Any], emit: Tell = lambda event: None) -> d
     Raises BuildError with what TensorRT said.
     """
     from layerport.bundle.plugin_spec import from_bytes
-    from layerport.engine import flavours, native, plugin
+    from layerport.engine import configuring, flavours, native, plugin
     from layerport.engine.options import EngineOptions
 
     options = EngineOptions(**request.get("options") or {})
     trt = flavours.load(request["flavour"])
     logger = _logger(trt, emit)
-    builder = _builder(trt, logger)
+    builder = configuring.make_builder(trt, logger)
     plugins = from_bytes(Path(request["plugins"]).read_bytes())
     used = [plugins.specs[key] for key in plugins.nodes.values()]
     names = {one.layer for one in used if one.plugin_class is not None}
@@ -136,17 +136,6 @@ class _Job:
         self.faults = [f"layer {layer}: image {digest[:12]}" for digest, layer in fields.missing.items()]
         # Where a TensorRT does not store fields as they are, each plugin keeps its own images, which needs no proof.
         return not fields.missing and (fields.count > 0 or all_keep)
-
-
-def _builder(trt: Any, logger: Any) -> Any:
-    try:
-        return trt.Builder(logger)
-    except TypeError as error:  # what the bindings raise where the library gives no builder
-        raise BuildError(
-            "TensorRT cannot start here",
-            "see `layerport doctor`: tensorrt needs a GPU and a driver that is new enough for it",
-            faults=logger.errors[-3:],
-        ) from error
 
 
 def _profile(builder: Any, network: Any, shapes: Mapping[str, Any]) -> Any:

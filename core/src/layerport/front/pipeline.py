@@ -318,6 +318,6 @@ def _profile(exported: ExportedModel, dims: Mapping[str, DimRange]) -> dict[str,
     sizes = [
         {name: dim.min for name, dim in dims.items()},
         {name: dim.opt for name, dim in dims.items()},
-        {name: dim.opt if dim.max is None else dim.max for name, dim in dims.items()},
+        {name: dim.greatest for name, dim in dims.items()},
     ]
     return {port.name: [list(port.resolve(env)) for env in sizes] for port in exported.inputs}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from layerport.packs import conversions, named
-from layerport.packs.discovery import TRACE_VARIABLE, discover, switched_on
+from layerport.packs.discovery import TRACE_VARIABLE, PackInfo, discover, switched_on
 
 
 def use_pack(*packs: object) -> None:
@@ -17,13 +17,13 @@ def use_pack(*packs: object) -> None:
     any, the program or notebook itself, which has its hooks as functions.  A pack counts once.
     Raises UsageError for one that does not exist, PackError for one that fails; nothing is used then.
     """
-    given = [_whole(one) for one in packs] or [sys.modules["__main__"]]
-    named.load_named(given, discover(), switched_on(TRACE_VARIABLE, os.environ))
+    infos = discover()
+    given = [_address(one, infos) for one in packs] or [sys.modules["__main__"]]
+    named.load_named(given, infos, switched_on(TRACE_VARIABLE, os.environ))
     named.use(given)
     conversions.installed_packs.cache_clear()
 
 
-def _whole(pack: object) -> object:
-    """A file by its whole path: the working directory may change."""
-    is_file = isinstance(pack, os.PathLike) or (isinstance(pack, str) and pack.endswith(".py"))
-    return str(Path(pack).expanduser().resolve()) if is_file else pack  # type: ignore[arg-type]
+def _address(pack: object, infos: Sequence[PackInfo]) -> object:
+    """A named pack by its address, a file's whole path: the working directory may change."""
+    return named.info_of_name(pack, infos).address if isinstance(pack, (str, os.PathLike)) else pack

@@ -31,12 +31,16 @@ class DimRange:
     max: int | None
 
     def __post_init__(self) -> None:
-        greatest = self.opt if self.max is None else self.max
-        if not 0 <= self.min <= self.opt <= greatest:
+        if not 0 <= self.min <= self.opt <= self.greatest:
             raise UsageError(
                 f"range of dim {self.name} contradicts itself: min {self.min}, usual {self.opt}, max {self.max}",
                 f"write it as --range {self.name}=MIN..USUAL..MAX with MIN <= USUAL <= MAX",
             )
+
+    @property
+    def greatest(self) -> int:
+        """The greatest size that an engine is built for: the usual one where no limit is stated."""
+        return self.opt if self.max is None else self.max
 
     def to_json(self) -> dict[str, Any]:
         """The range as the manifest holds it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from layerport.testing.conformance.records import FoundFaultError, NotApplicable
 from layerport.testing.conformance.subjects import Subject, is_empty
 
 _TARGET = "rtx:sm_89"
-_TRIED = ""
 # What TensorRT has no tensors of.
 _NOT_IN_TENSORRT = {"float64", "uint8", "uint16", "uint32", "uint64", "int16"}
 
@@ -58,18 +58,22 @@ def check_network(subject: Subject, choice: DTypeChoice) -> list[str]:
     A build has a price of its own, so one is made for all dtypes.  Where that fails, each has its own, and its verdict.
     """
     case, target, notes = _wanted(subject, choice)
-    if target == _TARGET and not subject.built:
-        choices = subject.layer_case.dtypes if subject.layer_case is not None else ()
-        wanted = {str(one): _wanted_or_none(subject, one) for one in choices}
-        together = {name: one[0] for name, one in wanted.items() if one is not None and one[1] == _TARGET}
-        subject.built.add(_TRIED)
-        if len(together) > 1:
-            with contextlib.suppress(Exception):
-                _build(subject, list(together.values()), target)
-                subject.built.update(together)
-    if str(choice) not in subject.built:
+    if target != _TARGET or str(choice) not in _built_together(subject):
         _build(subject, [case], target)
     return notes
+
+
+@functools.lru_cache(maxsize=1)
+def _built_together(subject: Subject) -> frozenset[str]:
+    """The dtypes whose networks build as one and are right; none where that fails."""
+    choices = subject.layer_case.dtypes if subject.layer_case is not None else ()
+    wanted = {str(one): _wanted_or_none(subject, one) for one in choices}
+    together = {name: one[0] for name, one in wanted.items() if one is not None and one[1] == _TARGET}
+    if len(together) > 1:
+        with contextlib.suppress(Exception):
+            _build(subject, list(together.values()), _TARGET)
+            return frozenset(together)
+    return frozenset()
 
 
 def _wanted_or_none(subject: Subject, choice: DTypeChoice) -> tuple[Case, str, list[str]] | None:

@@ -32,17 +32,13 @@ MOST_ELEMENTS = 1 << 18
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A layer of a pack.
-
-    layer_case: None where its author gave none.  built: the dtypes whose network was built with those of the others.
-    """
+    """A layer of a pack.  layer_case: None where its author gave none."""
 
     packs: Packs
     pack: Pack
     layer: Layer
     layer_case: LayerCase | None
     derivations: dict[Any, Derivation] = field(default_factory=dict)
-    built: set[str] = field(default_factory=set)
 
     def cases(self, choice: DTypeChoice | None = None) -> list[Case]:
         """The cases that a CPU takes, the smallest first; of one choice of dtypes, or of all."""
