@@ -22,7 +22,7 @@ from layerport.harness.cuda_runs import CudaJob
 from layerport.kernels import compilation
 from layerport.kernels.compilation import BuiltKernel, Compilation
 from layerport.kernels.cubin import Cubin
-from layerport.kernels.declaration import CudaSource
+from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.launch_rules import Geometry, LaunchRule, PointerArg
 
 
@@ -38,7 +38,9 @@ class HostLaunchDriver(LaunchDriver):
         """What the source of a cubin is, which the driver itself has no need to know."""
         kernel = compilation.kernel
         assert isinstance(kernel.source, CudaSource)
-        entry = kernel.entry(compilation.signature, compilation.dtypes, compilation.attributes)
+        entry = kernel.entry(
+            compilation.signature, compilation.dtypes, compilation.attributes, compilation.tensors or {}
+        )
         self.known[built.cubin.digest] = (kernel.source, entry, built.rule, built.cubin)
 
     def learn_all(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cuda.pathfinder import load_nvidia_dynamic_lib
+
 from native.native_parts import COMPILING, compile_all
 
 HERE = Path(__file__).parent
@@ -45,9 +47,12 @@ def sanitized(*arguments: str) -> None:
     # The C++ library too: the sanitizer looks for its functions when it starts, and Python has none.
     names = ("libasan.so", "libstdc++.so.6")
     found = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
+    # NVRTC looks for a second library beside itself, which the sanitizer's own `dlopen` does not do.
+    beside = Path(str(load_nvidia_dynamic_lib("nvrtc").abs_path)).parent
     environment = {
         **os.environ,
         "LD_PRELOAD": " ".join(found),
+        "LD_LIBRARY_PATH": str(beside),
         # Python itself leaves memory behind.
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONPATH": str(HERE.parent),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from layerport.errors import BuildError, LayerportError, PackError, UsageError, VerifyError
     from layerport.front.claim_records import ClaimRecord
     from layerport.front.layer_records import LayerRecord
-    from layerport.kernels.declaration import CudaSource, Kernel, Launch, cuda
+    from layerport.kernels.cuda_source import CudaSource, cuda
+    from layerport.kernels.declaration import Kernel, Launch
     from layerport.kernels.launch_rules import LaunchRule
     from layerport.kernels.triton_source import TritonSource, triton
     from layerport.layers.derivation import Derivation
@@ -50,7 +51,7 @@ _HOMES = {
     "BuildReport": "building",
     "Bundle": "bundle.bundle",
     "ClaimRecord": "front.claim_records",
-    "CudaSource": "kernels.declaration",
+    "CudaSource": "kernels.cuda_source",
     "DType": "dtypes",
     "Derivation": "layers.derivation",
     "Dispatch": "layers.dispatch",
@@ -85,7 +86,7 @@ _HOMES = {
     "build": "building",
     "cdiv": "sizes.expressions",
     "check_values": "layers.in_references",
-    "cuda": "kernels.declaration",
+    "cuda": "kernels.cuda_source",
     "explain_dispatch": "layers.dispatch",
     "hookimpl": "packs.hookspecs",
     "installed_layer": "packs.saved_layers",

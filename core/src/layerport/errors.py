@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def shown(value: object) -> str:
+    """A value with its type, for messages, cut at 60 characters."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
 def escaped(text: str) -> str:
     """A text as a terminal or a page may show it: whatever could steer it (all but a new line) comes out as `\\x1b`.
 

@@ -10,7 +10,8 @@ import pytest
 from layerport.dtypes import DType
 from layerport.errors import PackError
 from layerport.kernels.choice import Candidate, candidates, dtypes_for, select, show_dtypes
-from layerport.kernels.declaration import Kernel, Launch, cuda
+from layerport.kernels.cuda_source import cuda
+from layerport.kernels.declaration import Kernel, Launch
 from layerport.parameters.signature import Argument, Kind, Signature
 from layerport.sizes.expressions import Symbol
 from layerport.sizes.tensors import TensorType

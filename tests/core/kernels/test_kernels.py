@@ -10,7 +10,8 @@ import pytest
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.kernels.compilation import Compilation, compile_all
-from layerport.kernels.declaration import CudaSource, Kernel, Launch, cuda
+from layerport.kernels.cuda_source import CudaSource, cuda
+from layerport.kernels.declaration import Kernel, Launch
 from layerport.parameters.signature import Argument, Kind, Signature
 from layerport.sizes.expressions import Symbol, cdiv
 from layerport.sizes.tensors import TensorType
@@ -190,10 +191,12 @@ def test_an_entry_takes_types_and_values(template: str, entry: str) -> None:
     [
         (
             "scale<{gate}>",
-            r"has \{gate\}, which is no tensor or attribute\n.*use one of x, output, beta, mode",
+            r"has \{gate\}, which is no tensor, size or attribute\n.*use one of x, output, beta, mode, or a size",
         ),
         ("scale<{x.dtype}>", r"has \{x.dtype\}, which is no tensor"),
-        ("scale<{x!r}>", r"has \{x\}, which is no tensor"),
+        ("scale<{x!r}>", r"has \{x!r\}, which is no tensor"),
+        ("scale<{x.1}>", r"has \{x.1\}, which is not known here"),
+        ("scale<{gate.0}>", r"has \{gate.0\}, which is no tensor"),
         ("scale<{}>", r"has \{\}, which is no tensor"),
         ("scale<{x>", "is no template: "),
         ("scale<{beta}>", "attribute beta, which is float 1.5, cannot stand in a C\\+\\+ template"),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from layerport.kernels.declaration import Kernel, Launch, cuda
+from layerport.kernels.cuda_source import cuda
+from layerport.kernels.declaration import Kernel, Launch
 from layerport.kernels.sources import source_digest
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from layerport.dtypes import DType
 from layerport.errors import LayerportError, PackError, UsageError
-from layerport.kernels.declaration import Kernel, Launch, cuda
+from layerport.kernels.cuda_source import cuda
+from layerport.kernels.declaration import Kernel, Launch
 from layerport.kernels.launch_rules import LaunchRule, ScalarArg
 from layerport.kernels.tracing import trace, trace_predicate
 from layerport.parameters.signature import Argument, Kind, Signature

@@ -18,7 +18,8 @@ from layerport.engine.gpu_kernels import GpuJob, GpuKernels
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.harness import TimeUp
 from layerport.harness.execution import Outputs, execute, make_job
-from layerport.kernels.declaration import CudaSource, Kernel
+from layerport.kernels.cuda_source import CudaSource
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import LaunchRule, PointerArg
 from layerport.kernels.sources import source_digest
 from layerport.kernels.tracing import trace

@@ -17,7 +17,7 @@ from typing import Any
 
 from layerport.errors import BuildError, PackError, UsageError
 from layerport.harness import host_symbols
-from layerport.kernels.declaration import CudaSource
+from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.toolchains.cuda_includes import include_repair, local_headers
 from layerport.kernels.toolchains.nvrtc import toolchain
 from layerport.system import processes

@@ -22,7 +22,8 @@ from layerport.harness.cpu_job import Array, CpuJob
 from layerport.harness.cuda_runs import CudaJob
 from layerport.harness.triton_interpreter import TritonJob
 from layerport.kernels.choice import dtypes_for
-from layerport.kernels.declaration import CudaSource, Kernel
+from layerport.kernels.cuda_source import CudaSource
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.launch_rules import Geometry, LaunchRule
 from layerport.kernels.tracing import specialise
 from layerport.layers.layer import Layer
@@ -95,7 +96,7 @@ def make_job(
 ) -> CpuJob:
     """A run of a kernel that is ready to go, compiled where it is CUDA C++.
 
-    tensors: every tensor argument and output by the layer's names; known sizes where it is a Triton kernel.
+    tensors: every tensor argument and output by the layer's names, with known sizes.
     Raises as `compile_for_host`, and PackError for constexprs that are at fault.
     """
     label = f"layer {layer.name}, kernel {kernel.name}"
@@ -103,7 +104,7 @@ def make_job(
     if isinstance(kernel.source, CudaSource):
         dtypes = dtypes_for(kernel, layer.signature, tensors)
         assert dtypes is not None, "the kernel was chosen for these tensors"
-        entry = kernel.entry(layer.signature, dtypes, attributes)
+        entry = kernel.entry(layer.signature, dtypes, attributes, tensors)
         program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
         return CudaJob(rule, geometry, order, offset, label, limit, strict, once, program=program)
     made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)

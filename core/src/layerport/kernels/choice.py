@@ -73,6 +73,9 @@ def candidates(
             stated = " | ".join(show_dtypes(one) for one in kernel.combinations(layer.signature))
             yield f"{kernel.name} takes {stated}, here are {show_dtypes(_dtypes(layer.signature, tensors))}"
             continue
+        if open_dims := kernel.open_dims(layer.signature, tensors):
+            yield f"{kernel.name}: it is compiled for one value of {', '.join(open_dims)}, which is not static here"
+            continue
         guard = trace_predicate(kernel, layer.signature, tensors, attributes, layer=layer.name)
         if isinstance(guard, Const) and not guard.value:
             shapes = ", ".join(f"{one.name} [{', '.join(map(str, one.shape))}]" for one in tensors.values() if one)

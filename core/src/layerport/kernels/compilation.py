@@ -188,7 +188,7 @@ def _cuda_job(one: Compilation) -> CudaJob:
         text=source.read(),
         name="inline.cu" if path is None else path.name,
         folder=os.path.abspath(base if path is None else path.parent),
-        entry=one.kernel.entry(one.signature, one.dtypes, one.attributes),
+        entry=one.kernel.entry(one.signature, one.dtypes, one.attributes, one.tensors or {}),
         architecture=one.architecture,
         label=one.label,
         options=source.options,

@@ -13,11 +13,12 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from layerport.dtypes import DType
-from layerport.errors import BuildError, PackError, UsageError
+from layerport.errors import PackError, UsageError, shown
+from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.launch_rules import AXES, constant_faults
 from layerport.kernels.triton_source import TritonSource
 from layerport.parameters.signature import Attribute, Signature
@@ -28,104 +29,6 @@ Dims: TypeAlias = "ExprLike | Sequence[ExprLike]"
 LaunchValue: TypeAlias = "TensorType | ExprLike | float | bool | None"
 
 _CXX_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)*")
-_REFUSED_OPTIONS = {
-    r"-{1,2}(arch|gpu-architecture)\b": "the targets of a build give the architecture",
-    r"-I|--include-path|-{1,2}include\b|--pre-include": ("name folders in include=(...) and headers in the source"),
-    r"-{1,2}(dc|rdc|device-c|relocatable-device-code|dlto|gen-opt-lto|dlink-time-opt|optix-ir)\b": (
-        "a kernel is compiled whole, to a cubin"
-    ),
-    r"-{1,2}(pch|create-pch|use-pch|time|fdevice-time-trace)\b": "the compiler writes nothing but the cubin",
-}
-
-
-@dataclass(frozen=True)
-class CudaSource:
-    """CUDA C++ code and the entry to take from it.  Made by `layerport.cuda`.
-
-    folder: where relative paths and quoted includes start; set when a kernel is made of it.
-    """
-
-    source: str
-    entry: str
-    options: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    time_limit: float = 120.0
-    folder: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("source", "entry"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip() or "\0" in value:
-                raise UsageError(f"lp.cuda: {name} is {_show(value)}", "give it as text that is not empty")
-        for name in ("options", "include"):
-            value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
-                raise UsageError(f"lp.cuda: {name} is {_show(value)}", f'give a tuple of texts: {name}=("...",)')
-            object.__setattr__(self, name, tuple(value))
-        for option in self.options:
-            if not option.startswith("-"):
-                raise UsageError(f"lp.cuda: option {option!r} does not start with '-'", "write it as '--name=value'")
-            for pattern, reason in _REFUSED_OPTIONS.items():
-                if re.match(pattern, option):
-                    raise UsageError(f"lp.cuda: option {option!r} cannot be used here", reason)
-        if not isinstance(self.time_limit, (int, float)) or not 0 < self.time_limit <= 86400:
-            raise UsageError(
-                f"lp.cuda: time_limit is {_show(self.time_limit)}", "give seconds, more than 0, at most a day (86400)"
-            )
-
-    @property
-    def inline(self) -> bool:
-        """Whether `source` is the code itself, not a path: it has more than one line."""
-        return "\n" in self.source
-
-    @property
-    def path(self) -> Path | None:
-        """The file, None for inline code."""
-        return None if self.inline else Path(self.folder or os.curdir, self.source)
-
-    def anchored(self, folder: str) -> CudaSource:
-        """The same with this folder for relative paths, unless it has one already."""
-        return self if self.folder is not None else replace(self, folder=folder)
-
-    def read(self) -> str:
-        """The code.  Raises BuildError where the file cannot be read."""
-        path = self.path
-        if path is None:
-            return self.source
-        try:
-            text = path.read_bytes().decode()
-        except OSError as error:
-            raise BuildError(
-                f"kernel source {path} cannot be read: {error.strerror}",
-                "a path is relative to the file with the launch rule; is it in the package's data files?",
-            ) from error
-        except UnicodeDecodeError as error:
-            raise BuildError(f"kernel source {path} is not UTF-8 at byte {error.start}", "save it as UTF-8") from error
-        if "\0" in text:
-            raise BuildError(f"kernel source {path} has a NUL at character {text.index(chr(0))}", "save it as text")
-        return text
-
-
-def cuda(
-    source: str,
-    entry: str,
-    *,
-    options: Sequence[str] = (),
-    include: Sequence[str] = (),
-    time_limit: float = 120.0,
-) -> CudaSource:
-    """A kernel in CUDA C++, compiled with NVRTC for each architecture that is asked for.
-
-    source: a file, relative to the file of the launch rule that it decorates; or the code itself, if it has a
-    newline. entry: the kernel, as `"scale<{x}>"`: `{x}` becomes the C++ type of tensor x, `{n}` the value of
-    attribute n (int, bool, or str that is a C++ name).  options: for NVRTC; `--std=c++17` unless one sets
-    it.  include: more folders for `#include`, relative like source; the source's own folder and CUDA's
-    headers are there anyway. time_limit: seconds that one compilation may take.  Raises UsageError.
-
-    Equal sources give equal cubins, wherever they lie; `-lineinfo` and `-G` write the folder's path into
-    them.
-    """
-    return CudaSource(source, entry, options, include, time_limit)  # type: ignore[arg-type]
 
 
 class Launch:
@@ -151,12 +54,12 @@ class Launch:
         if isinstance(args, (tuple, list)):
             self.args = tuple(args)
             faults += [
-                f"args[{index}] is {_show(value)}"
+                f"args[{index}] is {shown(value)}"
                 for index, value in enumerate(self.args)
                 if value is not None and not isinstance(value, (TensorType, Expr, int, float))
             ]
         else:
-            faults.append(f"args is {_show(args)}, not a tuple")
+            faults.append(f"args is {shown(args)}, not a tuple")
         # A grid of 0 may be the rule of an empty tensor; tracing knows.
         grid_checked = [size for size in self.grid if not (not size.symbols() and size.evaluate({}) == 0)]
         faults += constant_faults(grid_checked if len(grid_checked) == 3 else (), self.block or (), self.shared)
@@ -192,7 +95,7 @@ class Kernel:
     def __post_init__(self) -> None:
         if not isinstance(self.source, (CudaSource, TritonSource)):
             raise UsageError(
-                f"kernel {self.name}: source is {_show(self.source)}",
+                f"kernel {self.name}: source is {shown(self.source)}",
                 "make it with lp.cuda(file, entry) or lp.triton(function)",
             )
         if not callable(self.launch) or not (self.when is None or callable(self.when)):
@@ -252,33 +155,101 @@ class Kernel:
             result.append({name: dtype for name in tensors if (dtype := named.get(name, rest)) is not None})
         return tuple(result)
 
-    def entry(self, signature: Signature, dtypes: Mapping[str, DType], attributes: Mapping[str, Attribute]) -> str:
-        """The name expression for these dtypes (by the layer's names) and attributes.  Raises PackError."""
+    def pinned(
+        self,
+        signature: Signature,
+        tensors: Mapping[str, TensorType | None],
+        known: Mapping[str, TensorType | None],
+    ) -> dict[str, TensorType | None]:
+        """The tensors with the numbers of `known` for the dims in the entry, so that the kernel can be compiled."""
+        made = dict(tensors)
+        for name in self.open_dims(signature, tensors):
+            alias, _, axis = name.partition(".")
+            arguments = [argument.name for argument in signature.arguments]
+            key = self.output_aliases(signature.output_names, arguments, sizes=True).get(alias, alias)
+            one, number = made[key], known[key]
+            if one is not None and number is not None:
+                shape = list(one.shape)
+                shape[int(axis)] = number.shape[int(axis)]
+                made[key] = replace(one, shape=tuple(shape))
+        return made
+
+    def open_dims(self, signature: Signature, tensors: Mapping[str, TensorType | None]) -> tuple[str, ...]:
+        """The dims in the entry, such as "x.1", that are no numbers in these tensors: the kernel cannot be compiled."""
+        if isinstance(self.source, TritonSource):
+            return ()
+        arguments = [argument.name for argument in signature.arguments]
+        aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
+        names = [name for _, name in self._pieces(self.source) if name and _dim(name, aliases)]
+        return tuple(name for name in names if self._size(name, aliases, tensors) is None)
+
+    def entry(
+        self,
+        signature: Signature,
+        dtypes: Mapping[str, DType],
+        attributes: Mapping[str, Attribute],
+        tensors: Mapping[str, TensorType | None] = MappingProxyType({}),
+    ) -> str:
+        """The name expression for these dtypes (by the layer's names), attributes, and the sizes of these tensors.
+
+        Raises PackError.
+        """
         if isinstance(self.source, TritonSource):
             return self.source.name
         arguments = [argument.name for argument in signature.arguments]
         aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
         text = ""
-        try:
-            pieces = list(string.Formatter().parse(self.source.entry))
-        except ValueError as error:
-            raise PackError(
-                f"kernel {self.name}: entry {self.source.entry!r} is no template: {error}",
-                'write it as "scale<{x}>"',
-            ) from error
-        for literal, name, spec, conversion in pieces:
+        for literal, name in self._pieces(self.source):
             text += literal
             if name is None:
                 continue
             key = aliases.get(name, name)
-            if spec or conversion or (key not in dtypes and key not in attributes):
-                template = self.source.entry
+            if key in dtypes:
+                text += dtypes[key].cxx
+            elif key in attributes:
+                text += self._cxx_value(key, attributes[key])
+            elif (found := _dim(name, aliases)) and found[0] in dtypes:
+                size = self._size(name, aliases, tensors)
+                if size is None:
+                    raise PackError(
+                        f"kernel {self.name}: entry {self.source.entry!r} has {{{name}}}, which is not known here",
+                        "make that size static in the export, or take it as an argument of the kernel",
+                    )
+                text += str(size)
+            else:
                 raise PackError(
-                    f"kernel {self.name}: entry {template!r} has {{{name}}}, which is no tensor or attribute",
-                    f"use one of {', '.join([*dtypes, *attributes])}",
+                    f"kernel {self.name}: entry {self.source.entry!r} has {{{name}}}, "
+                    "which is no tensor, size or attribute",
+                    f"use one of {', '.join([*dtypes, *attributes])}, or a size such as {next(iter(dtypes), 'x')}.0",
                 )
-            text += dtypes[key].cxx if key in dtypes else self._cxx_value(key, attributes[key])
         return text
+
+    def _pieces(self, source: CudaSource) -> list[tuple[str, str | None]]:
+        """The entry as texts, each with the name in braces after it.  Raises PackError where it is no template."""
+        try:
+            pieces = list(string.Formatter().parse(source.entry))
+        except ValueError as error:
+            raise PackError(
+                f"kernel {self.name}: entry {source.entry!r} is no template: {error}", 'write it as "scale<{x}>"'
+            ) from error
+        return [
+            (literal, name and name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
+            for literal, name, spec, conversion in pieces
+        ]
+
+    def _size(self, name: str, aliases: Mapping[str, str], tensors: Mapping[str, TensorType | None]) -> int | None:
+        """The size that a name such as "x.1" stands for; None where it is not known."""
+        found = _dim(name, aliases)
+        tensor = tensors.get(found[0]) if found else None
+        if found is None or tensor is None:
+            return None
+        if not found[1] < tensor.ndim:
+            raise PackError(
+                f"kernel {self.name}: its entry has {{{name}}}, but {found[0]} has {tensor.ndim} dims here",
+                "name an axis from 0, or keep the kernel from such tensors with when=",
+            )
+        size = tensor.shape[found[1]]
+        return size if isinstance(size, int) else None
 
     def _cxx_value(self, name: str, value: Attribute) -> str:
         if isinstance(value, bool):
@@ -288,16 +259,22 @@ class Kernel:
         if isinstance(value, str) and _CXX_NAME.fullmatch(value):
             return value
         raise PackError(
-            f"kernel {self.name}: attribute {name}, which is {_show(value)}, cannot stand in a C++ template",
+            f"kernel {self.name}: attribute {name}, which is {shown(value)}, cannot stand in a C++ template",
             "use ints, bools and C++ names there, and pass other values as arguments of the kernel",
         )
+
+
+def _dim(name: str, aliases: Mapping[str, str]) -> tuple[str, int] | None:
+    """The layer's name of the tensor and the axis that "x.1" stands for; None where it is no such name."""
+    tensor, _, axis = name.partition(".")
+    return (aliases.get(tensor, tensor), int(axis)) if axis.isascii() and axis.isdigit() and len(axis) < 4 else None
 
 
 def _combinations(kernel: str, given: Any) -> tuple[DTypes, ...]:
     """What `dtypes=` states.  Raises UsageError with all faults at once."""
     if not isinstance(given, tuple):
         raise UsageError(
-            f"kernel {kernel}: dtypes is {_show(given)}, not a tuple",
+            f"kernel {kernel}: dtypes is {shown(given)}, not a tuple",
             'write dtypes=("float32", "float16"), each item one combination; a single one is ("float32",)',
         )
     if not given:
@@ -305,7 +282,7 @@ def _combinations(kernel: str, given: Any) -> tuple[DTypes, ...]:
     faults = []
     for place, item in enumerate(given):
         if not isinstance(item, (str, Mapping)):
-            faults.append(f"dtypes[{place}] is {_show(item)}, not a name or a mapping of tensor name to dtype")
+            faults.append(f"dtypes[{place}] is {shown(item)}, not a name or a mapping of tensor name to dtype")
             continue
         names = item.values() if isinstance(item, Mapping) else (item,)
         faults += [
@@ -348,13 +325,8 @@ def _size(value: Any, name: str, faults: list[str]) -> Expr:
             return as_expr(value)
         except UsageError:
             pass
-    faults.append(f"{name} is {_show(value)}, not a whole number or an expression")
+    faults.append(f"{name} is {shown(value)}, not a whole number or an expression")
     return as_expr(1)
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def _show_dtypes(combination: Mapping[str, str]) -> str:

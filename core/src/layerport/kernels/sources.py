@@ -10,7 +10,8 @@ import json
 import os
 from pathlib import Path
 
-from layerport.kernels.declaration import CudaSource, Kernel
+from layerport.kernels.cuda_source import CudaSource
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.toolchains.cuda_includes import local_headers
 from layerport.kernels.toolchains.triton_functions import find_function
 

@@ -274,10 +274,11 @@ class CudaOperator:
         if isinstance(kernel.source, TritonSource) or kernel in self._need_numbers:
             return call.tensors
         fixed = {name for _, name in self._params}
-        symbolic = {
+        every = {
             name: one if one is None or name in fixed else TensorType.symbolic(name, one.dtype, one.ndim)
             for name, one in call.tensors.items()
         }
+        symbolic = kernel.pinned(self.layer.signature, every, call.tensors)
         try:
             trace(kernel, self.layer.signature, symbolic, call.attributes, layer=self.layer.name)
         except PackError as error:

@@ -22,7 +22,8 @@ from layerport.system.foreign_text import describe
 if TYPE_CHECKING:
     import torch
 
-    from layerport.kernels.declaration import CudaSource, Kernel
+    from layerport.kernels.cuda_source import CudaSource
+    from layerport.kernels.declaration import Kernel
     from layerport.kernels.triton_source import TritonSource
     from layerport.layers.derivation import Derivation
     from layerport.parameters.origins import Origin

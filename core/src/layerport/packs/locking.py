@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerport.errors import BuildError, PackError, UsageError
-from layerport.kernels.declaration import CudaSource
+from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.toolchains.cuda_includes import local_headers
 from layerport.system.records import Record
 

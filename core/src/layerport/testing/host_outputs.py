@@ -11,7 +11,7 @@ import layerport.layers
 import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.kernels.declaration import CudaSource
+from layerport.kernels.cuda_source import CudaSource
 from layerport.layers.layer import Layer
 from layerport.parameters.conversion import from_standard
 from layerport.sizes.tensors import TensorType

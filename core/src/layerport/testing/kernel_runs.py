@@ -16,7 +16,8 @@ from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
 from layerport.harness.execution import Outputs, execute, make_job
 from layerport.kernels.choice import Candidate, candidates, select
-from layerport.kernels.declaration import CudaSource, Kernel
+from layerport.kernels.cuda_source import CudaSource
+from layerport.kernels.declaration import Kernel
 from layerport.kernels.tracing import trace
 from layerport.layers.layer import Layer
 from layerport.packs.conversions import installed_packs
@@ -69,8 +70,9 @@ def run_kernel(
     call = _Call.of(layer, args, named, Target.parse(target) if isinstance(target, str) else target, pack)
     chosen = _choose(call, kernel)
     label = f"layer {layer.name}, kernel {chosen.name}"
-    tensors = call.tensors if isinstance(chosen.source, CudaSource) else call.known_tensors()
-    rule = trace(chosen, layer.signature, tensors, call.attributes, layer=layer.name)
+    known = call.known_tensors()
+    traced = call.tensors if isinstance(chosen.source, CudaSource) else known
+    rule = trace(chosen, layer.signature, traced, call.attributes, layer=layer.name)
     geometry = rule.resolve(call.sizes, label=label)
     outputs = call.outputs.empty(0)
     if geometry is not None:
@@ -79,7 +81,7 @@ def run_kernel(
             chosen,
             rule,
             geometry,
-            tensors,
+            known,
             call.attributes,
             order=order,
             offset=offset,

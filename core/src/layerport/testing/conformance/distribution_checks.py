@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from layerport.kernels.declaration import CudaSource
+from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.toolchains.cuda_includes import local_headers
 from layerport.packs.discovery import CORE_NAME
 from layerport.packs.loading import Pack

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layerport.bundle.plugin_spec import PluginSet, from_bytes, to_bytes
 from layerport.errors import LayerportError
 from layerport.kernels.cubin import Cubin
-from layerport.kernels.declaration import CudaSource
+from layerport.kernels.cuda_source import CudaSource
 from layerport.layers.layer import Place
 from layerport.packs.kernel_plugins import why_no_kernel
 from layerport.targets import RTX_ARCHITECTURES, Target

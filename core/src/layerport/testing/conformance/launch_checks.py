@@ -11,7 +11,7 @@ from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.kernels.choice import Candidate, candidates
 from layerport.kernels.compilation import Compilation, build_kernels
-from layerport.kernels.declaration import CudaSource
+from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.launch_rules import Geometry, LaunchRule, ScalarArg, fits, resource_faults
 from layerport.kernels.tracing import trace
 from layerport.parameters.standard_form import Parameters
@@ -67,6 +67,7 @@ def _faults(subject: Subject, case: Case, one: Candidate, tensors: dict[str, Ten
         else TensorType.symbolic(name, tensor.dtype, tensor.ndim)
         for name, tensor in tensors.items()
     }
+    traced = kernel.pinned(layer.signature, traced, tensors)
     rule = trace(kernel, layer.signature, traced, attributes, layer=layer.name)
     try:
         geometry = rule.resolve(sizes)
