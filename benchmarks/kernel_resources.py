@@ -80,13 +80,22 @@ def read_all(entries: list[dict[str, Any]]) -> None:
         cubins: Any = compile_all([one for _, _, one in wanted])
     except LayerportError:
         cubins = [None] * len(wanted)
-    for (entry, name, one), cubin in zip(wanted, cubins, strict=True):
+    for (entry, name, one), made in zip(wanted, cubins, strict=True):
         figures = entry.setdefault("architectures", {})
         try:
-            cubin = cubin or compile_all([one])[0]
-            figures[name] = {key: getattr(cubin.resources, key) for key in KEYS} | accesses(cubin.image)
+            made = made or compile_all([one])[0]
+            every = [{key: getattr(cubin.resources, key) for key in KEYS} | accesses(cubin.image) for cubin in made]
+            # Of several launches the most that one of them takes, and what all of them load and store.
+            figures[name] = {
+                key: _most(every, key) if key in KEYS else sum(each[key] for each in every) for key in every[0]
+            }
         except LayerportError as error:
             figures[name] = {"failure": str(error)}
+
+
+def _most(figures: list[dict[str, Any]], key: str) -> Any:
+    known = [each[key] for each in figures if each[key] is not None]
+    return max(known) if known else None
 
 
 def cuobjdump() -> str | None:

@@ -78,6 +78,8 @@ class HostCuda:
         assert made.is_contiguous()
         made.reshape(-1).view(torch.uint8).fill_(0xFF) if made.numel() and made.ndim else None
         self.know(made)
+        if dtype is torch.uint8 and isinstance(self.driver, HostLaunchDriver):
+            self.driver.workspaces.add(made.data_ptr())
         return made
 
     def know(self, tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,15 +34,15 @@ class HostLaunchDriver(LaunchDriver):
         super().__init__(architecture)
         self.known: dict[str, tuple[CudaSource, str, LaunchRule, Cubin]] = {}
         self.memory: dict[int, int] = {}
+        self.workspaces: set[int] = set()  # memory into which addresses may point
 
     def learn(self, compilation: Compilation, built: BuiltKernel) -> None:
         """What the source of a cubin is, which the driver itself has no need to know."""
-        kernel = compilation.kernel
-        assert isinstance(kernel.source, CudaSource)
-        entry = kernel.entry(
-            compilation.signature, compilation.dtypes, compilation.attributes, compilation.tensors or {}
-        )
-        self.known[built.cubin.digest] = (kernel.source, entry, built.rule, built.cubin)
+        kernel, tensors = compilation.kernel, compilation.tensors or {}
+        entries = kernel.entries(compilation.signature, compilation.dtypes, compilation.attributes, tensors)
+        for source, entry, step in zip(kernel.sources, entries, built.steps, strict=True):
+            assert isinstance(source, CudaSource)
+            self.known[step.cubin.digest] = (source, entry, step.rule, step.cubin)
 
     def learn_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Learn every kernel that is compiled from here on."""
@@ -58,6 +59,25 @@ class HostLaunchDriver(LaunchDriver):
     def know(self, address: int, nbytes: int) -> None:
         """Memory at this address, as if it had been allocated on the GPU."""
         self.memory[address] = nbytes
+
+    def workspace(self, nbytes: int) -> tuple[Any, int]:
+        """Memory of this many bytes, full of garbage, and where it begins: a multiple of 256, or 0 for none."""
+        memory = np.full(nbytes + 256, 0xA5, np.uint8)
+        start = -(-memory.ctypes.data // 256) * 256 if nbytes else 0
+        if nbytes:
+            self.know(start, nbytes)
+            self.workspaces.add(start)
+        return memory, start
+
+    def _bytes_at(self, address: int, others: Iterable[int]) -> int:
+        """From an address to the end of its memory, or to the next of the addresses that lies in it."""
+        if address in self.memory:
+            start = address
+        else:
+            start = max((one for one in self.workspaces if one <= address), default=0)
+        end = start + self.memory.get(start, 0)
+        assert address < end or address in self.memory, f"{address:#x} is no memory that was allocated"
+        return min([end, *(one for one in others if address < one < end)]) - address
 
     def cuLaunchKernel(
         self,
@@ -85,7 +105,6 @@ class HostLaunchDriver(LaunchDriver):
             if isinstance(arg, PointerArg):
                 name = f"at {number:#x}" if number else None
                 if name is not None:
-                    assert number in self.memory, f"{arg}: {number:#x} is no memory that was allocated"
                     pointers[name] = number
                 args.append(PointerArg(name))
                 values.append(None)
@@ -94,10 +113,9 @@ class HostLaunchDriver(LaunchDriver):
             values.append(struct.unpack("<f" if size == 4 else "<d", raw)[0] if arg.kind == "float" else number)
         geometry = Geometry((gx, gy, gz), (bx, by, bz), shared, tuple(values))
         buffers = {
-            name: np.frombuffer(
-                (ctypes.c_uint8 * self.memory[address]).from_address(address) if self.memory[address] else b"", np.uint8
-            )
+            name: np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address) if nbytes else b"", np.uint8)
             for name, address in pointers.items()
+            for nbytes in [self._bytes_at(address, pointers.values())]
         }
         offset = max((address % 16 for address in pointers.values()), default=0)
         launched = LaunchRule(rule.grid, rule.block, rule.shared, tuple(args))

@@ -58,7 +58,7 @@ def kernel(
     def usual(x: TensorType, y: TensorType) -> lp.Launch:
         return lp.Launch(grid=lp.cdiv(x.numel(), BLOCK), args=(x, y, x.numel()))
 
-    return Kernel(name, lp.triton(f"{file}:{name}", **options), ("float32",), launch or usual)
+    return Kernel(name, (lp.triton(f"{file}:{name}", **options),), ("float32",), launch or usual)
 
 
 def tensors(*shape: Any, dtype: DType = DType.FLOAT32) -> dict[str, TensorType | None]:
@@ -107,7 +107,7 @@ def launch_many(
 
 def shift_kernel() -> Kernel:
     source = lp.triton(f"{FUNCTIONS}:shift", constexprs={"OUT": lambda y: y.dtype})
-    return Kernel("shift", source, ("float32",), launch_many)
+    return Kernel("shift", (source,), ("float32",), launch_many)
 
 
 def passing(*args: Any) -> Callable[..., lp.Launch]:

@@ -221,7 +221,7 @@ def prepare(cases: dict[str, LayerCase], architecture: str) -> int:
             for one in (*case.cases(), *case.cases(gpu_only=True)):
                 built = run.compile(architecture, *one.arguments(shapes_of(one)))
                 if built is not None:
-                    made.add((kernel.name, built.cubin.digest))
+                    made |= {(kernel.name, step.cubin.digest) for step in built.steps}
         one = smallest(case)
         plugin_spec(case.layer, Target("tensorrt", (architecture,)), *one.arguments(one.tensors()))
     prepared_kernels.mark(store)

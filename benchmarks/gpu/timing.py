@@ -179,6 +179,7 @@ def host_times(sides: Mapping[str, Call], *, calls: int = 400, wait: Call | None
 def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
     """Host microseconds of a call in inference mode: bare launch, operators around it, our operator, `enqueue`."""
     from layerport.engine.runner import KernelRunner
+    from layerport.kernels.workspace import WORKSPACE
     from layerport.targets import Target
     from layerport.testing.specs import plugin_spec
 
@@ -202,10 +203,13 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
             if isinstance(value, torch.Tensor)
         ]
 
+        work = torch.empty(max(1, plan._workspace), dtype=torch.uint8, device=index)
+
         def bare(*_: Any) -> torch.Tensor:
             made = torch.empty(output.shape, dtype=output.dtype, device=index)
             pointers = {name: tensor.data_ptr() for name, tensor in tensors}
             pointers[layer.signature.output_names[0]] = made.data_ptr()
+            pointers[WORKSPACE] = work.data_ptr()
             launch(pointers, stream)
             return made
 
@@ -213,6 +217,7 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
         runner.set_shapes({key: tuple(tensor.shape) for key, tensor in tensors})
         pointers = {key: tensor.data_ptr() for key, tensor in tensors}
         pointers[spec.outputs[0].name] = output.data_ptr()
+        pointers[WORKSPACE] = work.data_ptr()
         name = layer.short_name
         try:
             library.define(layer.signature.schema(name))

@@ -9,7 +9,8 @@
 namespace layerport {
 namespace {
 
-constexpr char magic[] = "layerport-plugin\0\2"; // with its last byte, the number of the format
+constexpr char magic[] = "layerport-plugin\0"; // before the number of the format
+constexpr uint8_t oldest = 2, newest = 3;       // 3 where a kernel is several launches or has scratch memory
 constexpr size_t magic_size = 18, head_size = 44, key_size = 12;
 constexpr size_t spec_limit = 1 << 22, image_limit = 1 << 26;
 
@@ -84,8 +85,8 @@ Field read_field(void const* data, size_t size, bool as_text)
     if (size < magic_size || std::memcmp(bytes, magic, magic_size - 1) != 0) {
         throw Fault("the node's field is no plugin spec of layerport", "build the bundle again");
     }
-    if (bytes[magic_size - 1] != static_cast<uint8_t>(magic[magic_size - 1])) {
-        throw Fault("a plugin's field has format " + std::to_string(bytes[magic_size - 1]) + ", this library reads 2",
+    if (bytes[magic_size - 1] < oldest || bytes[magic_size - 1] > newest) {
+        throw Fault("a plugin's field has format " + std::to_string(bytes[magic_size - 1]) + ", this library reads 3",
             "update layerport-native, or build the bundle again");
     }
     Cursor cursor(bytes, size);

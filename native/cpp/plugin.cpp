@@ -93,6 +93,16 @@ public:
         return static_cast<int32_t>(spec_.outputs.size() + spec_.sizes.size());
     }
 
+    // A failure is in the log, and no run begins without a workspace that it needs.
+    size_t workspace_size(trt::DynamicTensorDesc const* in, int32_t inputs, trt::DynamicTensorDesc const*,
+        int32_t outputs) const noexcept override
+    {
+        return guarded<size_t>(0, [&] {
+            check_counts(inputs, outputs);
+            return static_cast<size_t>(greatest_workspace(spec_, in, inputs));
+        });
+    }
+
     int32_t tactic_count() noexcept override
     {
         return spec_.kernel_names.size() > 1 ? static_cast<int32_t>(spec_.kernel_names.size()) : 0;
@@ -164,13 +174,13 @@ public:
     }
 
     int32_t enqueue(trt::TensorDesc const*, trt::TensorDesc const*, void const* const* inputs, void* const* outputs,
-        void*, void* stream) noexcept override
+        void* workspace, void* stream) noexcept override
     {
         return guarded<int32_t>(-1, [&] {
             if (runner_ == nullptr) {
                 throw Fault("layer " + spec_.layer + " is launched before its shapes are set");
             }
-            runner_->launch(inputs, outputs, stream);
+            runner_->launch(inputs, outputs, workspace, stream);
             return 0;
         });
     }

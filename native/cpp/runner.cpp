@@ -1,6 +1,7 @@
 #include "runner.h"
 
 #include "fault.h"
+#include <algorithm>
 #include <set>
 
 namespace layerport {
@@ -11,10 +12,8 @@ std::set<int> architectures(Spec const& spec)
 {
     std::map<std::string, std::set<int>> by_name;
     for (Kernel const& kernel : spec.kernels) {
-        for (auto const& [architecture, digest] : kernel.images) {
-            by_name[kernel.name].insert(architecture);
-        }
-        by_name[kernel.name];
+        std::set<int> own = kernel.architectures();
+        by_name[kernel.name].insert(own.begin(), own.end());
     }
     std::set<int> common;
     bool is_first = true;
@@ -83,18 +82,20 @@ Runner::Runner(std::shared_ptr<Layer const> layer, int device) : layer_(std::mov
             "build with a target that includes sm_" + std::to_string(device));
     }
     for (Kernel const& kernel : spec.kernels) {
-        auto digest = kernel.images.find(*architecture);
-        if (digest != kernel.images.end()) {
+        if (kernel.architectures().count(*architecture) != 0) {
             std::string label = "layer " + spec.layer + ", kernel " + kernel.name;
-            std::shared_ptr<Image const> image = find_image(*layer_, digest->second);
-            Cubin cubin = read_cubin(image->data, kernel.symbol); // before the driver, which is not told its length
-            if (cubin.architecture != *architecture) {
-                throw Fault(label + ": its image for sm_" + std::to_string(*architecture) + " is one for sm_"
-                        + std::to_string(cubin.architecture),
-                    damaged);
+            auto launches = std::make_unique<Launches>(kernel, label);
+            for (Step const& step : kernel.steps) {
+                std::shared_ptr<Image const> image = find_image(*layer_, step.images.at(*architecture));
+                Cubin cubin = read_cubin(image->data, step.symbol); // before the driver, which is not told its length
+                if (cubin.architecture != *architecture) {
+                    throw Fault(label + ": its image for sm_" + std::to_string(*architecture) + " is one for sm_"
+                            + std::to_string(cubin.architecture),
+                        damaged);
+                }
+                launches->add(load_kernel(*image, step.symbol, cubin));
             }
-            launches_.emplace_back(
-                kernel.name, std::make_unique<Launch>(kernel, load_kernel(*image, kernel.symbol, cubin), label));
+            launches_.emplace_back(kernel.name, std::move(launches));
         }
     }
     for (Tensor const& input : spec.inputs) {
@@ -152,12 +153,33 @@ void Runner::choose()
     }
 }
 
-void Runner::launch(void const* const* inputs, void* const* outputs, void* stream)
+void Runner::launch(void const* const* inputs, void* const* outputs, void* workspace, void* stream)
 {
     if (current_ == nullptr) {
         throw Fault("layer " + layer_->spec.layer + " is launched before its shapes are set");
     }
-    (*current_)(inputs, static_cast<int>(layer_->spec.inputs.size()), outputs, stream);
+    (*current_)(inputs, static_cast<int>(layer_->spec.inputs.size()), outputs, workspace, stream);
+}
+
+int64_t greatest_workspace(Spec const& spec, trt::DynamicTensorDesc const* inputs, int count)
+{
+    std::vector<int64_t> sizes;
+    for (int i = 0; i < count; ++i) {
+        for (int32_t axis = 0; axis < spec.inputs[static_cast<size_t>(i)].rank; ++axis) {
+            sizes.push_back(axis < inputs[i].max.count && axis < trt::max_dims ? inputs[i].max.sizes[axis] : 0);
+        }
+    }
+    int64_t most = 0;
+    std::vector<int64_t> offsets;
+    for (Kernel const& kernel : spec.kernels) {
+        try {
+            most = std::max(most, lay_out(kernel, sizes.data(), offsets));
+        } catch (Fault const& fault) {
+            throw Fault("layer " + spec.layer + ", kernel " + kernel.name
+                + ": its workspace is not known: " + fault.what());
+        }
+    }
+    return most;
 }
 
 } // namespace layerport

@@ -29,20 +29,24 @@ public:
     // Take the kernel of this name wherever its predicate holds; an empty name takes the layer's own order.
     void prefer(std::string const& name);
 
-    void launch(void const* const* inputs, void* const* outputs, void* stream);
+    void launch(void const* const* inputs, void* const* outputs, void* workspace, void* stream);
 
 private:
     void choose();
 
     std::shared_ptr<Layer const> layer_;
-    std::vector<std::pair<std::string, std::unique_ptr<Launch>>> launches_;
+    std::vector<std::pair<std::string, std::unique_ptr<Launches>>> launches_;
     std::vector<int64_t> sizes_; // of all inputs, one after another
     std::string preferred_;
-    Launch* current_ = nullptr;
+    Launches* current_ = nullptr;
     bool has_shapes_ = false;
 };
 
 // The architecture whose code runs on a device: the same major version and at most its minor one.
 std::optional<int> fitting_architecture(Spec const& spec, int device);
+
+// The bytes of workspace that suffice for all shapes up to the greatest of these inputs: scratch memory never falls where
+// a size grows, and any of the kernels may run.  Throws Fault where they cannot be told.
+int64_t greatest_workspace(Spec const& spec, trt::DynamicTensorDesc const* inputs, int count);
 
 } // namespace layerport

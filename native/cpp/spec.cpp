@@ -3,103 +3,16 @@
 #include "fault.h"
 #include "launch_text.h"
 #include "spec_json.h"
+#include "spec_values.h"
 #include <algorithm>
-#include <array>
 #include <set>
 
 namespace layerport {
 namespace {
 
-constexpr size_t longest_text = 4096, longest_launch_text = 20'000;
+constexpr size_t longest_launch_text = 20'000;
 constexpr int most_arguments = 1024, most_dims = 65;
-
-bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
-bool is_identifier(std::string const& text, size_t longest = 128, bool dollar = false)
-{
-    auto first = [&](char c) { return is_letter(c) || (dollar && c == '$'); };
-    return !text.empty() && text.size() <= longest && first(text[0])
-        && std::all_of(text.begin(), text.end(), [&](char c) { return first(c) || is_digit(c); });
-}
-
-bool is_layer(std::string const& text)
-{
-    size_t colon = text.find("::");
-    return colon != std::string::npos && is_identifier(text.substr(0, colon)) && is_identifier(text.substr(colon + 2));
-}
-
-// `module:function`, Python's names; those of other scripts than Latin are left to Python, which alone can import one.
-bool is_class(std::string const& text)
-{
-    size_t colon = text.find(':');
-    std::string module = text.substr(0, std::min(colon, text.size()));
-    module.erase(std::remove(module.begin(), module.end(), '.'), module.end());
-    return colon != std::string::npos && text[0] != '.' && colon <= 256 && is_identifier(module, 256)
-        && is_identifier(text.substr(colon + 1));
-}
-
-Json const& member(Json const& object, char const* name)
-{
-    if (!object.is_object() || !object.contains(name)) {
-        throw Fault(std::string("it has no ") + name);
-    }
-    return object.at(name);
-}
-
-std::string text_of(Json const& value, size_t longest = longest_text)
-{
-    if (!value.is_string() || value.get_ref<std::string const&>().size() > longest) {
-        throw Fault("something is no text of at most " + std::to_string(longest) + " characters");
-    }
-    return value.get<std::string>();
-}
-
-std::string name_of(Json const& value)
-{
-    std::string text = text_of(value);
-    if (!is_identifier(text)) {
-        throw Fault(quote(text) + " is not a name that may stand here");
-    }
-    return text;
-}
-
-int whole_of(Json const& value, int64_t below = int64_t{1} << 31)
-{
-    if (!value.is_number_integer() || value.get<int64_t>() < 0 || value.get<int64_t>() >= below
-        || (value.is_number_unsigned() && value.get<uint64_t>() >= static_cast<uint64_t>(below))) {
-        throw Fault("something is no whole number below " + std::to_string(below));
-    }
-    return value.get<int>();
-}
-
-Json const& list_of(Json const& value, size_t length = SIZE_MAX)
-{
-    if (!value.is_array() || (length != SIZE_MAX && value.size() != length)) {
-        throw Fault("something is no list" + (length == SIZE_MAX ? "" : " of " + std::to_string(length)));
-    }
-    return value;
-}
-
-std::string dtype_of(Json const& value)
-{
-    static std::array<char const*, 17> const known = {"float64", "float32", "float16", "bfloat16", "float8_e4m3fn",
-        "float8_e5m2", "int64", "int32", "int16", "int8", "int4", "uint64", "uint32", "uint16", "uint8", "uint4",
-        "bool"};
-    std::string text = text_of(value);
-    if (std::find(known.begin(), known.end(), text) == known.end()) {
-        throw Fault(quote(text) + " is no dtype");
-    }
-    return text;
-}
-
-bool flag_of(Json const& value)
-{
-    if (!value.is_boolean()) {
-        throw Fault("something is neither true nor false");
-    }
-    return value.get<bool>();
-}
+constexpr size_t most_steps = 32, most_scratch = 32;
 
 class SpecReader {
 public:
@@ -178,24 +91,49 @@ private:
     {
         Kernel kernel;
         kernel.name = name_of(member(value, "name"));
-        kernel.symbol = text_of(member(value, "symbol"));
-        if (!is_identifier(kernel.symbol, longest_text, true)) {
-            throw Fault(quote(kernel.symbol) + " is no symbol of a kernel");
+        if (Json const& guard = member(value, "guard"); !guard.is_null()) {
+            kernel.guard_node = kernel.guard.read(text_of(guard, SIZE_MAX));
+        }
+        kernel.guard_sizes = resolved(kernel.guard, kernel.name);
+        if (!value.contains("steps")) {
+            kernel.steps.push_back(read_step(value, kernel));
+            return kernel;
+        }
+        Json const& scratch = list_of(member(value, "scratch"));
+        Json const& steps = list_of(member(value, "steps"));
+        if (scratch.size() > most_scratch || steps.empty() || steps.size() > most_steps) {
+            throw Fault("kernel " + kernel.name + " has " + std::to_string(steps.size()) + " launches and "
+                + std::to_string(scratch.size()) + " scratch tensors");
+        }
+        for (Json const& row : scratch) {
+            list_of(row, 2);
+            dtype_of(row[0]);
+            kernel.scratch_bytes.push_back(kernel.scratch.read(text_of(row[1], SIZE_MAX)));
+        }
+        kernel.scratch_sizes = resolved(kernel.scratch, kernel.name);
+        for (Json const& step : steps) {
+            kernel.steps.push_back(read_step(step, kernel));
+        }
+        return kernel;
+    }
+
+    Step read_step(Json const& value, Kernel const& kernel)
+    {
+        Step step;
+        step.symbol = text_of(member(value, "symbol"));
+        if (!is_identifier(step.symbol, longest_text, true)) {
+            throw Fault(quote(step.symbol) + " is no symbol of a kernel");
         }
         Json const& images = member(value, "images");
         if (!images.is_object()) {
             throw Fault("images is no object");
         }
         for (auto const& [architecture, digest] : images.items()) {
-            kernel.images[architecture_of(architecture)] = digest_of(digest);
+            step.images[architecture_of(architecture)] = digest_of(digest);
         }
-        if (Json const& guard = member(value, "guard"); !guard.is_null()) {
-            kernel.guard_node = kernel.guard.read(text_of(guard, SIZE_MAX));
-        }
-        read_launch(member(value, "launch"), kernel);
-        kernel.guard_sizes = resolved(kernel.guard, kernel.name);
-        kernel.launch_sizes = resolved(kernel.launch, kernel.name);
-        return kernel;
+        read_launch(member(value, "launch"), kernel, step);
+        step.launch_sizes = resolved(step.launch, kernel.name);
+        return step;
     }
 
     static int architecture_of(std::string const& text)
@@ -220,7 +158,7 @@ private:
         return text;
     }
 
-    void read_launch(Json const& launch, Kernel& kernel)
+    void read_launch(Json const& launch, Kernel const& kernel, Step& step)
     {
         if (!launch.is_object() || launch.size() != 4) {
             throw Fault("a launch rule is no object with exactly args, block, grid, shared");
@@ -229,32 +167,32 @@ private:
         Json const& block = list_of(member(launch, "block"), 3);
         int64_t known_grid[3], known_block[3];
         for (size_t axis = 0; axis < 3; ++axis) {
-            kernel.grid[axis] = kernel.launch.read(text_of(grid[axis], longest_launch_text));
-            kernel.block[axis] = kernel.launch.read(text_of(block[axis], longest_launch_text));
+            step.grid[axis] = step.launch.read(text_of(grid[axis], longest_launch_text));
+            step.block[axis] = step.launch.read(text_of(block[axis], longest_launch_text));
             // A constant grid of 0 is the rule for a tensor that is always empty.
-            known_grid[axis] = kernel.launch.is_zero(kernel.grid[axis]) ? not_known : known(kernel, kernel.grid[axis]);
-            known_block[axis] = known(kernel, kernel.block[axis]);
+            known_grid[axis] = step.launch.is_zero(step.grid[axis]) ? not_known : known(step, step.grid[axis]);
+            known_block[axis] = known(step, step.block[axis]);
         }
-        kernel.shared = kernel.launch.read(text_of(member(launch, "shared"), longest_launch_text));
+        step.shared = step.launch.read(text_of(member(launch, "shared"), longest_launch_text));
         Json const& args = list_of(member(launch, "args"));
         if (args.size() > most_arguments) {
             throw Fault("a launch rule has " + std::to_string(args.size()) + " arguments");
         }
-        std::string fault = limit_fault(known_grid, known_block, known(kernel, kernel.shared));
+        std::string fault = limit_fault(known_grid, known_block, known(step, step.shared));
         if (!fault.empty()) {
             throw Fault("a launch rule cannot be read: " + fault);
         }
         for (Json const& arg : args) {
-            kernel.args.push_back(read_argument(arg, kernel));
+            step.args.push_back(read_argument(arg, kernel, step));
         }
     }
 
-    static int64_t known(Kernel const& kernel, int node)
+    static int64_t known(Step const& step, int node)
     {
-        return kernel.launch.is_constant(node) ? kernel.launch.node(node).value : not_known;
+        return step.launch.is_constant(node) ? step.launch.node(node).value : not_known;
     }
 
-    Argument read_argument(Json const& value, Kernel& kernel) const
+    Argument read_argument(Json const& value, Kernel const& kernel, Step& step) const
     {
         list_of(value);
         std::vector<std::string> parts;
@@ -268,14 +206,15 @@ private:
             Argument made{Argument::Kind::null};
             std::string const& text = parts[1];
             if (parts[0] == "pointer") {
-                made.kind = Argument::Kind::pointer;
-                made.tensor = place_of(text, kernel);
+                std::optional<int> scratch = scratch_of(text, kernel);
+                made.kind = scratch ? Argument::Kind::scratch : Argument::Kind::pointer;
+                made.tensor = scratch ? *scratch : place_of(text, kernel);
                 made.mask = parts.size() == 3 ? mask_of(parts[2]) : 0;
                 return made;
             }
             if (parts[0] == "int") {
                 made.kind = Argument::Kind::integer;
-                made.expression = kernel.launch.read(text);
+                made.expression = step.launch.read(text);
                 return made;
             }
             if (parts[0] == "bool" && (text == "True" || text == "False")) {
@@ -289,6 +228,17 @@ private:
             }
         }
         throw Fault("an argument of a launch rule cannot be read");
+    }
+
+    // "scratch.N", which is no name of a tensor.
+    static std::optional<int> scratch_of(std::string const& name, Kernel const& kernel)
+    {
+        for (size_t place = 0; place < kernel.scratch_bytes.size(); ++place) {
+            if (name == "scratch." + std::to_string(place)) {
+                return static_cast<int>(place);
+            }
+        }
+        return {};
     }
 
     int place_of(std::string const& name, Kernel const& kernel) const
@@ -332,6 +282,19 @@ private:
 };
 
 } // namespace
+
+std::set<int> Kernel::architectures() const
+{
+    std::set<int> common;
+    for (auto const& [architecture, digest] : steps.front().images) {
+        bool everywhere = std::all_of(
+            steps.begin(), steps.end(), [&](Step const& step) { return step.images.count(architecture) != 0; });
+        if (everywhere) {
+            common.insert(architecture);
+        }
+    }
+    return common;
+}
 
 Spec read_spec(std::string const& text)
 {

@@ -5,6 +5,7 @@
 #include "tensorrt.h"
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -18,28 +19,40 @@ struct Tensor {
 };
 
 struct Argument {
-    enum class Kind { null, pointer, integer, floating, boolean };
+    enum class Kind { null, pointer, scratch, integer, floating, boolean };
     Kind kind;
-    int tensor = 0;     // of a pointer: its place among inputs, outputs and sizes
+    int tensor = 0;     // of a pointer: its place among inputs, outputs and sizes, or among the kernel's scratch tensors
     uint64_t mask = 0;  // of a pointer: bits of an address that must be 0
     int expression = 0; // of an integer
     double number = 0;
     bool flag = false;
 };
 
-struct Kernel {
-    std::string name;
+// One launch of compiled code.
+struct Step {
     std::string symbol;
     std::map<int, std::string> images; // architecture -> digest
-    Expressions guard;
-    std::optional<int> guard_node;
     Expressions launch;
     int grid[3];
     int block[3];
     int shared;
     std::vector<Argument> args;
-    std::vector<int> guard_sizes;  // for each symbol of `guard`, its place among the sizes of all inputs
-    std::vector<int> launch_sizes; // the same of `launch`
+    std::vector<int> launch_sizes; // for each symbol of `launch`, its place among the sizes of all inputs
+};
+
+// Launches one after another, and the memory that they share.
+struct Kernel {
+    std::string name;
+    std::vector<Step> steps;
+    Expressions guard;
+    std::optional<int> guard_node;
+    std::vector<int> guard_sizes; // as `launch_sizes`
+    Expressions scratch;
+    std::vector<int> scratch_bytes; // of each scratch tensor, a node of `scratch`
+    std::vector<int> scratch_sizes;
+
+    // Those for which every step has an image.
+    std::set<int> architectures() const;
 };
 
 struct Spec {

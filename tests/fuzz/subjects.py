@@ -32,6 +32,7 @@ from fuzz.mutations import (
 from layerport.bundle.bundle import MANIFEST, MODEL, PLUGINS, SAMPLES, Bundle
 from layerport.errors import LayerportError
 from layerport.kernels.cubin import Cubin, kernel_symbols
+from layerport.kernels.workspace import lay_out
 from layerport.sizes.expressions import Expr, parse
 
 
@@ -120,6 +121,7 @@ def _read_model(ground: Ground, data: bytes) -> None:
 
 
 def _read_specs(data: bytes) -> None:
+    from layerport.bundle.kernel_code import launches_of
     from layerport.bundle.plugin_spec import dump, from_bytes, to_bytes
 
     plugins = from_bytes(data)
@@ -135,10 +137,12 @@ def _read_specs(data: bytes) -> None:
                 _evaluate(dim, sizes)
         for kernel in spec.kernels:
             with contextlib.suppress(LayerportError):
-                kernel.launch.resolve(sizes)
-            for digest in kernel.images.values():
+                launches_of(kernel).resolve(sizes)
+            with contextlib.suppress(LayerportError):
+                lay_out(kernel.scratch, sizes)
+            for digest, symbol in ((digest, step.symbol) for step in kernel.steps for digest in step.images.values()):
                 with contextlib.suppress(LayerportError):
-                    Cubin.read(spec.images[digest], kernel.symbol)
+                    Cubin.read(spec.images[digest], symbol)
 
 
 def _evaluate(expression: Expr, sizes: Mapping[str, int]) -> None:
@@ -316,8 +320,8 @@ def _expressions(plugins: bytes) -> tuple[bytes, ...]:
 
     found = {str(dim) for spec in from_bytes(plugins).specs.values() for one in spec.outputs for dim in one.dims}
     for spec in from_bytes(plugins).specs.values():
-        for kernel in spec.kernels:
-            found |= {str(one) for one in (*kernel.launch.grid, kernel.launch.shared)}
+        for launch in (step.launch for kernel in spec.kernels for step in kernel.steps):
+            found |= {str(one) for one in (*launch.grid, launch.shared)}
     found |= {
         "min(x.0, 4*y.1) + max(n, 2) - 3",
         "where(n % 4 == 0, n//4, ceildiv(n, 4))",

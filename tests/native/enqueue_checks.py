@@ -36,11 +36,12 @@ from native.native_plugin import BUILD, CHAR, NativeLibrary, NativePlugin
 from plugin_specs import FIRST
 from plugin_specs import spec as small_spec
 from small_setup import SMALL
+from stepped_layer import centred
 
 TARGET = Target("tensorrt", ("sm_90",))
 
 
-CHECKS = ("faults", "contexts", "numbers", "cases", "sizes", "tactics", "threads", "fields", "hostile")
+CHECKS = ("faults", "contexts", "numbers", "steps", "cases", "sizes", "tactics", "threads", "fields", "hostile")
 LEAST_SIZE = 256
 
 
@@ -107,9 +108,33 @@ class Checks:
         expected = case.expected(tensors)
         dtypes = [from_dtype(one.dtype) for one in spec.outputs]
         outputs = [torch.full_like(one, -1, dtype=dtype) for one, dtype in zip(expected, dtypes, strict=True)]
-        bridge.run(plugin, [tensors[one.name] for one in spec.inputs], outputs)
+        inputs = [tensors[one.name] for one in spec.inputs]
+        bridge.run(plugin, inputs, outputs)
         case.check(tuple(outputs), expected)
         plugin.close()
+
+    def steps(self) -> None:
+        """Several launches that share a workspace, over changing shapes; and without one, or with no value for it."""
+        spec = self.specs(centred, torch.empty(3, 96))
+        (kernel,) = spec.kernels
+        assert len(kernel.steps) == 2
+        bridge = LaunchBridge(self.library, [spec], self.driver)
+        plugin = self.plugin(spec).attach()
+        assert plugin.workspace([(50, 96)]) == 256 * 2 and plugin.workspace([(900, 96)]) == 1536 + 256
+        for rows in (3, 50, 1, 0):
+            x, y = torch.randn(rows, 96), torch.full((rows, 96), torch.nan)
+            bridge.run(plugin, [x], [y])
+            torch.testing.assert_close(y, centred.reference(x))
+        assert plugin.set_shapes([(3, 96)]) and not plugin.enqueue([16], [32])
+        assert "kernel centred needs a workspace, and there is none" in self.library.log()
+        falling = replace(kernel, scratch=(replace(kernel.scratch[0], nbytes=Symbol("x.0") - 9), kernel.scratch[1]))
+        broken = self.plugin(replace(spec, kernels=(falling,))).attach()
+        assert not broken.set_shapes([(3, 96)])
+        assert "scratch tensor 0 has -6 bytes for x.0=3" in self.library.log()
+        assert broken.workspace([(3, 96)]) == 0 and "its workspace is not known" in self.library.log()
+        huge = replace(kernel, scratch=(replace(kernel.scratch[0], nbytes=Symbol("x.0") * 2**61), kernel.scratch[1]))
+        broken = self.plugin(replace(spec, kernels=(huge,))).attach()
+        assert not broken.set_shapes([(4, 96)]) and "does not fit 64 bits" in self.library.log()
 
     def norm(self, bridge: LaunchBridge, plugin: Any, x: torch.Tensor, weight: torch.Tensor | None) -> None:
         output = torch.full_like(x, torch.nan)
@@ -255,8 +280,10 @@ class Checks:
             ("below", n - 9, None, "grid x is -5, allowed are 1 to 2147483647"),
             ("guard", n, n // (n - 4) >= 1, "its predicate cannot be answered for gate.0=4: division by zero"),
         ):
-            rule = LaunchRule((grid, one, one), kernel.launch.block, kernel.launch.shared, kernel.launch.args)
-            plugin = self.plugin(replace(spec, kernels=(replace(kernel, launch=rule, guard=guard),))).attach()
+            (step,) = kernel.steps
+            rule = LaunchRule((grid, one, one), step.launch.block, step.launch.shared, step.launch.args)
+            changed = replace(kernel, steps=(replace(step, launch=rule),), guard=guard)
+            plugin = self.plugin(replace(spec, kernels=(changed,))).attach()
             assert not plugin.set_shapes([(4, 96)] * 2), name
             told = self.library.log()
             assert said in told and "1 node the_node: layer layerport_builtin::silu_mul, kernel" in told, told
@@ -298,7 +325,10 @@ class Checks:
             (next(iter(other.images.values())), "its image for sm_90 is one for sm_75"),
         ):
             digest = hashlib.sha256(data).hexdigest()
-            kernels = tuple(replace(one, images={"sm_90": digest}) for one in spec.kernels)
+            kernels = tuple(
+                replace(one, steps=tuple(replace(step, images={"sm_90": digest}) for step in one.steps))
+                for one in spec.kernels
+            )
             plugin = self.plugin(replace(spec, kernels=kernels, images={digest: data})).attach()
             loaded = self.library.cuda.stand_in_loaded()
             assert not plugin.set_shapes([(4, 96)] * 2) and said in (told := self.library.log()), told

@@ -31,8 +31,8 @@ class LaunchBridge:
 
     def _launch(self, kernel: int, geometry: Any, stream: int, arguments: int) -> int:
         try:
-            (image,) = [one for one in self._images if ctypes.string_at(kernel, 64) == one[:64]]
-            assert ctypes.string_at(kernel, len(image)) == image
+            alike = [one for one in self._images if ctypes.string_at(kernel, 64) == one[:64]]
+            (image,) = [one for one in alike if ctypes.string_at(kernel, len(one)) == one]
             self.driver.libraries[kernel] = image
             self.driver.cuLaunchKernel(kernel, *geometry[:7], stream, arguments, 0)
         except BaseException:
@@ -40,7 +40,12 @@ class LaunchBridge:
             return 999
         return 0
 
-    def run(self, plugin: NativePlugin, inputs: Sequence[Any], outputs: Sequence[np.ndarray[Any, Any]]) -> None:
+    def run(
+        self,
+        plugin: NativePlugin,
+        inputs: Sequence[Any],
+        outputs: Sequence[np.ndarray[Any, Any]],
+    ) -> None:
         """One inference on host arrays, as TensorRT does it.  inputs: arrays of NumPy or Torch."""
         arrays = [_address(one) for one in (*inputs, *outputs)]
         for address, nbytes, _ in arrays:
@@ -48,7 +53,10 @@ class LaunchBridge:
         shapes = [shape for _, _, shape in arrays[: len(inputs)]]
         assert plugin.set_shapes(shapes), "the shapes were not taken"
         addresses = [address for address, _, _ in arrays]
-        assert plugin.enqueue(addresses[: len(inputs)], addresses[len(inputs) :]), self.errors[-1:]
+        kept, start = self.driver.workspace(plugin.workspace(shapes))
+        done = plugin.enqueue(addresses[: len(inputs)], addresses[len(inputs) :], workspace=start)
+        assert done, self.errors[-1:]
+        del kept
 
 
 def _address(one: Any) -> tuple[int, int, tuple[int, ...]]:

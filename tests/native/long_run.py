@@ -71,7 +71,7 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
     from layerport_builtin_layers.rms_norm.reference import rms_norm
     from layerport_builtin_layers.silu_mul.reference import silu_mul
     from native.test_expressions import random_expression
-    from plugin_specs import IMAGES, spec
+    from plugin_specs import IMAGES, spec, stepped_spec
 
     target = Target("tensorrt", ("sm_90",))
     gated = plugin_spec(silu_mul, target, torch.empty(4, 96), torch.empty(4, 96))
@@ -80,13 +80,14 @@ def seeds(folder: Path) -> dict[str, list[Path]]:
     dice = random.Random(50)
     contents: dict[str, dict[str, bytes]] = {
         "expression": {str(number): random_expression(dice).text.encode() for number in range(50)},
-        "spec": {str(number): dump(one.to_json()) for number, one in enumerate((spec(), gated, norm))},
+        "spec": {str(number): dump(one.to_json()) for number, one in enumerate((spec(), stepped_spec(), gated, norm))},
         "field": {
             "whole": write_field(spec(), IMAGES),
             "none": write_field(spec(), ()),
+            "steps": write_field(stepped_spec(), IMAGES),
             "real": write_field(gated, gated.digests),
         },
-        "cubin": {gated.kernels[0].symbol: next(iter(gated.images.values()))},
+        "cubin": {gated.kernels[0].steps[0].symbol: next(iter(gated.images.values()))},
     }
     made: dict[str, list[Path]] = {}
     for kind, files in contents.items():

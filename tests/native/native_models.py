@@ -18,6 +18,7 @@ from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.silu_mul.reference import silu_mul
 from small_models import net
 from small_setup import ENGINE, SMALL
+from stepped_layer import Pack, centred
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -36,7 +37,7 @@ class Norms(torch.nn.Module):
 
 
 class Others(torch.nn.Module):
-    """Each other layer of the built-in pack, in two dtypes, one after the other.
+    """Each other layer of the built-in pack, and one of several launches, in two dtypes, one after the other.
 
     Of branches that do not depend on each other, TensorRT for RTX writes now one and now the other first.
     """
@@ -57,7 +58,7 @@ class Others(torch.nn.Module):
 
     def in_dtype(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         weight, table, locations = self.weight.to(dtype), self.table.to(dtype), self.locations.to(dtype)
-        x = rope(x, table, table)
+        x = centred(rope(x, table, table))
         total, normalised = add_rms_norm(layer_norm(x, weight, weight), x, weight, 1e-5)
         padded: torch.Tensor = circular_pad(gelu_mul(normalised, total, "tanh"), [1, 2, 0, 5])
         value = padded[:, :2, :8, :8].reshape(2, 8, 2, 8)
@@ -70,7 +71,7 @@ class Others(torch.nn.Module):
 def build_all(folder: Path) -> list[Path]:
     """The bundles of all of them."""
     made = [folder / "net.lp", folder / "norms.lp", folder / "others.lp"]
-    building.build((Others(), (torch.randn(2, 4, 8, 16),), None), made[2], target=ENGINE, verify=False)
+    building.build((Others(), (torch.randn(2, 4, 8, 16),), None), made[2], target=ENGINE, packs=[Pack()], verify=False)
     building.build(net(), made[0], target=ENGINE, packs=[SMALL])
     rows = torch.export.Dim("rows", min=1, max=64)
     inputs = tuple(torch.randn(4, 256).to(dtype) for dtype in DTYPES)

@@ -29,7 +29,7 @@ class NativeLibrary:
             getattr(self.host, name).restype = ctypes.c_void_p
         self.host.host_metadata.restype = self.host.host_cache_id.restype = ctypes.c_char_p
         self.host.host_time.restype = ctypes.c_double
-        self.host.host_log.restype = ctypes.c_size_t
+        self.host.host_log.restype = self.host.host_workspace.restype = ctypes.c_size_t
         self.creator = self.host.host_open(str(folder / "liblayerport_plugins.so").encode(), version)
         assert self.creator
 
@@ -86,8 +86,13 @@ class NativePlugin:
     def set_shapes(self, shapes: Sequence[Sequence[int]]) -> bool:
         return self._host.host_shapes(self.handle, len(shapes), *_dims(shapes)) == 0
 
-    def enqueue(self, inputs: Sequence[int], outputs: Sequence[int], stream: int = 11) -> bool:
-        return self._host.host_enqueue(self.handle, table(inputs), table(outputs), ctypes.c_void_p(stream)) == 0
+    def workspace(self, shapes: Sequence[Sequence[int]]) -> int:
+        """The bytes of workspace that inputs up to these shapes need."""
+        return int(self._host.host_workspace(self.handle, len(shapes), *_dims(shapes)))
+
+    def enqueue(self, inputs: Sequence[int], outputs: Sequence[int], stream: int = 11, workspace: int = 0) -> bool:
+        pointers = (ctypes.c_void_p(workspace), ctypes.c_void_p(stream))
+        return self._host.host_enqueue(self.handle, table(inputs), table(outputs), *pointers) == 0
 
     def time(self, calls: int, shapes: Sequence[Sequence[int]], inputs: Sequence[int], outputs: Sequence[int]) -> float:
         """Seconds for a call of `enqueue`, or of a change of shape where there are no addresses."""

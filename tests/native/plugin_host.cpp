@@ -132,9 +132,19 @@ int host_shapes(void* plugin, int count, int const* ranks, int64_t const* dims)
     return runtime(plugin).on_shape_change(described(count, ranks, dims).data(), count, nullptr, 0);
 }
 
-int host_enqueue(void* plugin, void const* const* inputs, void* const* outputs, void* stream)
+// The bytes of workspace for inputs up to these sizes.
+size_t host_workspace(void* plugin, int count, int const* ranks, int64_t const* dims)
 {
-    return runtime(plugin).enqueue(nullptr, nullptr, inputs, outputs, nullptr, stream);
+    std::vector<DynamicTensorDesc> inputs;
+    for (TensorDesc const& desc : described(count, ranks, dims)) {
+        inputs.push_back({desc, desc.dims, desc.dims, desc.dims});
+    }
+    return build(plugin).workspace_size(inputs.data(), count, nullptr, build(plugin).output_count());
+}
+
+int host_enqueue(void* plugin, void const* const* inputs, void* const* outputs, void* workspace, void* stream)
+{
+    return runtime(plugin).enqueue(nullptr, nullptr, inputs, outputs, workspace, stream);
 }
 
 int host_tactics(void* plugin) { return build(plugin).tactic_count(); }

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CHECKS = ("faults", "contexts", "numbers", "cases", "sizes", "tactics", "threads", "fields", "hostile")
+CHECKS = ("faults", "contexts", "numbers", "steps", "cases", "sizes", "tactics", "threads", "fields", "hostile")
 
 pytest.importorskip("torch")
 

@@ -17,7 +17,7 @@ from layerport.engine.plan_fields import MAGIC, read_field, write_field
 from layerport.errors import LayerportError
 from layerport.system.strict_json import read_json
 from native.probe import Probe
-from plugin_specs import FIRST, IMAGES, SECOND, spec
+from plugin_specs import FIRST, IMAGES, SECOND, spec, stepped_spec
 
 RUNS = 1000
 WHOLE = write_field(spec(), IMAGES)
@@ -106,10 +106,10 @@ def changed(dice: random.Random, value: Any) -> Any:
 
 def test_changed_specs_are_read_by_both_or_by_none(probe: Probe) -> None:
     dice = random.Random(30)
-    good = spec().to_json()
+    good = [spec().to_json(), stepped_spec().to_json()]
     read = 0
-    for _ in range(RUNS):
-        value = good
+    for run in range(RUNS):
+        value = good[run % 2]
         for _ in range(dice.randrange(1, 3)):
             value = changed(dice, value)
         text = json.dumps(value, allow_nan=True, ensure_ascii=dice.random() < 0.5).encode(errors="surrogatepass")
@@ -173,9 +173,10 @@ def test_the_finer_points_of_json(probe: Probe, old: bytes, new: bytes) -> None:
 
 
 def test_whole_fields(probe: Probe) -> None:
-    for kept in ([], [FIRST], [FIRST, SECOND]):
-        data = write_field(spec(), kept)
-        assert probe.field(data) is None
+    for one in (spec(), stepped_spec()):
+        assert probe.spec(dump(one.to_json())) is None
+        for kept in ([], [FIRST], [FIRST, SECOND]):
+            assert probe.field(write_field(one, kept)) is None
     assert probe.field(b"") and probe.field(MAGIC)
 
 
@@ -226,7 +227,7 @@ def head(**changes: Any) -> bytes:
         (head() + b"x", f"a plugin's field has {len(head()) + 1} bytes, its head says {len(head())}"),
         (head(length=len(head()) + 1) + b"x", f"of which {len(head())} are accounted for"),
         (MAGIC, "a plugin's field is cut short"),
-        (MAGIC[:-1] + b"\3" + head()[18:], "a plugin's field has format 3, this library reads 2"),
+        (MAGIC[:-1] + b"\4" + head()[18:], "a plugin's field has format 4, this library reads 3"),
         (b"layerport", "the node's field is no plugin spec of layerport"),
         (write_field(spec(images={**IMAGES, FIRST: b"\x7fELF wrong"}), [FIRST]), "does not have the content"),
     ],

@@ -162,7 +162,7 @@ def test_what_tensorrt_is_told_of_a_model_that_is_damaged(bundles: list[Path], c
     cases = {
         "short": (set_text(lambda text: text[:-20]), "its head says"),
         "head": (set_text(lambda text: text[:20]), "a plugin's field is cut short"),
-        "format": (set_text(lambda text: text[:17] + b"\3" + text[18:]), "has format 3, this library reads 2"),
+        "format": (set_text(lambda text: text[:17] + b"\4" + text[18:]), "has format 4, this library reads 3"),
         "other": (set_text(lambda text: b"what"), "the node's field is no plugin spec of layerport"),
         "changed": (set_text(lambda text: text[:60] + bytes([text[60] ^ 1]) + text[61:]), "does not have the content"),
         "none": (lambda node, field: node.attribute.remove(field), "it names no plugin spec"),

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from layerport.authoring import layer
     from layerport.building import BuildReport, build
     from layerport.bundle.bundle import Bundle
-    from layerport.bundle.plugin_spec import KernelCode, PluginSpec
+    from layerport.bundle.kernel_code import KernelCode, KernelStep
+    from layerport.bundle.plugin_spec import PluginSpec
     from layerport.checks.verification import Verification, verify
     from layerport.dtypes import DType
     from layerport.engine.plugin import plugin_base
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from layerport.kernels.declaration import Kernel, Launch
     from layerport.kernels.launch_rules import LaunchRule
     from layerport.kernels.triton_source import TritonSource, triton
+    from layerport.kernels.workspace import Scratch, scratch
     from layerport.layers.derivation import Derivation
     from layerport.layers.dispatch import Dispatch, explain_dispatch
     from layerport.layers.in_references import check_values, scan
@@ -57,7 +59,8 @@ _HOMES = {
     "Dispatch": "layers.dispatch",
     "Expr": "sizes.expressions",
     "Kernel": "kernels.declaration",
-    "KernelCode": "bundle.plugin_spec",
+    "KernelCode": "bundle.kernel_code",
+    "KernelStep": "bundle.kernel_code",
     "Launch": "kernels.declaration",
     "LaunchRule": "kernels.launch_rules",
     "Layer": "layers.layer",
@@ -99,6 +102,8 @@ _HOMES = {
     "rewrite": "packs.records",
     "rewrite_call": "packs.call_rewrites",
     "scan": "layers.in_references",
+    "Scratch": "kernels.workspace",
+    "scratch": "kernels.workspace",
     "triton": "kernels.triton_source",
     "use_pack": "packs.process_packs",
     "verify": "checks.verification",
@@ -119,6 +124,7 @@ __all__ = [
     "Expr",
     "Kernel",
     "KernelCode",
+    "KernelStep",
     "Launch",
     "LaunchRule",
     "Layer",
@@ -134,6 +140,7 @@ __all__ = [
     "ProgressEvent",
     "Rewrite",
     "Rule",
+    "Scratch",
     "Session",
     "Signature",
     "SizeSymbol",
@@ -160,6 +167,7 @@ __all__ = [
     "rewrite",
     "rewrite_call",
     "scan",
+    "scratch",
     "triton",
     "use_pack",
     "verify",

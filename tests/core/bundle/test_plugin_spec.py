@@ -14,13 +14,8 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 
-from layerport.bundle.plugin_spec import (
-    LIMIT,
-    KernelCode,
-    PluginSet,
-    from_bytes,
-    to_bytes,
-)
+from layerport.bundle.kernel_code import KernelCode, KernelStep
+from layerport.bundle.plugin_spec import LIMIT, PluginSet, from_bytes, to_bytes
 from layerport.dtypes import DType
 from layerport.errors import BuildError
 from layerport.sizes.expressions import Const, Symbol, cdiv
@@ -59,7 +54,7 @@ def test_what_is_written_comes_back() -> None:
     assert dict(one.images) == IMAGES
     assert one.architectures == ("sm_89",)
     assert (one.namespace, one.short_name) == ("pack", "layer")
-    assert one.kernels[0].launch == RULE and one.kernels[1].guard is None
+    assert one.kernels[0].steps[0].launch == RULE and one.kernels[1].guard is None
     assert read.parameters["node_1"]["b"].dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(read.parameters["node_2"]["w"], plugins.parameters["node_2"]["w"])
     assert to_bytes(read) == data
@@ -130,7 +125,7 @@ def set_in_kernel(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 def test_a_later_format() -> None:
     error = refused(lambda content: content.update(format=9))
-    assert error.fault == "plugin specs have format 9, this layerport reads 1"
+    assert error.fault == "plugin specs have format 9, this layerport reads up to 2"
 
 
 def test_a_spec_under_another_key() -> None:
@@ -256,7 +251,7 @@ def test_a_launch_over_a_size_of_no_input_is_refused(name: str, place: str) -> N
     size = Symbol(name)
     rule = dataclasses.replace(RULE, grid=(cdiv(size, 256), Const(1), Const(1))) if place == "launch" else RULE
     guard = size >= 1 if place == "guard" else None
-    faulty = spec(kernels=(KernelCode("fast", "fast", rule, {"sm_89": FIRST}, guard),))
+    faulty = spec(kernels=(KernelCode("fast", (KernelStep("fast", rule, {"sm_89": FIRST}),), guard),))
     data = to_bytes(PluginSet({faulty.key: faulty}, {}))
     with pytest.raises(BuildError) as caught:
         from_bytes(data)

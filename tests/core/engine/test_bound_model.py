@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec
+from layerport.bundle.kernel_code import KernelCode, KernelStep
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec
 from layerport.dtypes import DType
 from layerport.engine.bound_model import bind_model
 from layerport.engine.plan_fields import read_field, write_field
@@ -181,9 +182,10 @@ def test_the_first_node_that_needs_an_image_keeps_it_for_all() -> None:
     rule = LaunchRule((Const(1),) * 3, (Const(1),) * 3, Const(0), ())
     images = {hashlib.sha256(text).hexdigest(): text for text in (b"one", b"two", b"three")}
     a, b, c = sorted(images)
-    first = dataclasses.replace(spec(), kernels=(KernelCode("k", "k", rule, {"sm_80": b, "sm_89": a}),), images=images)
+    one = KernelCode("k", (KernelStep("k", rule, {"sm_80": b, "sm_89": a}),))
+    first = dataclasses.replace(spec(), kernels=(one,), images=images)
     second = dataclasses.replace(
-        spec(), kernels=(KernelCode("k", "k", rule, {"sm_89": b, "sm_120": c}),), images=images
+        spec(), kernels=(KernelCode("k", (KernelStep("k", rule, {"sm_89": b, "sm_120": c}),)),), images=images
     )
     plugins = PluginSet(
         {one.key: one for one in (first, second)},

@@ -16,12 +16,13 @@ from core.engine.test_plugin import stand_in
 from host_driver import HostLaunchDriver
 from layerport.engine import plugin as plugins
 from layerport.engine import runner
-from layerport.errors import BuildError
+from layerport.errors import BuildError, UsageError
 from layerport.kernels.launcher import Launcher
 from layerport.targets import Target
 from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 from layerport_builtin_layers.silu_mul.reference import silu_mul
+from stepped_layer import centred
 
 TARGET = Target("tensorrt", ("sm_90",))
 
@@ -43,7 +44,10 @@ def enqueue(plugin: Any, driver: HostLaunchDriver, *inputs: torch.Tensor) -> tor
         driver.know(tensor.data_ptr(), tensor.numel() * tensor.element_size())
     shapes = [SimpleNamespace(dims=tuple(tensor.shape)) for tensor in inputs]
     plugin.on_shape_change(shapes, [])
-    plugin.enqueue(None, None, [tensor.data_ptr() for tensor in inputs], [output.data_ptr()], 0, 11)
+    most = plugin.get_workspace_size([SimpleNamespace(max=tuple(tensor.shape)) for tensor in inputs], [])
+    kept, start = driver.workspace(most)
+    plugin.enqueue(None, None, [tensor.data_ptr() for tensor in inputs], [output.data_ptr()], start, 11)
+    del kept
     return output
 
 
@@ -63,6 +67,19 @@ def test_numbers_over_changing_shapes(driver: HostLaunchDriver, dtype: torch.dty
         torch.testing.assert_close(enqueue(plugin, driver, x, weight).double(), wanted, rtol=1e-2, atol=1e-2)
     assert {launch[3] for launch in driver.launches} == {11}
     assert len(driver.libraries) == len(spec.kernels)  # once each, however often shapes change
+
+
+def test_launches_that_share_a_workspace(driver: HostLaunchDriver) -> None:
+    spec = plugin_spec(centred, TARGET, torch.empty(3, 96))
+    assert spec is not None and len(spec.kernels[0].steps) == 2
+    plugin = made(spec)
+    for rows in (3, 50, 1, 0):
+        x = torch.randn(rows, 96)
+        torch.testing.assert_close(enqueue(plugin, driver, x), centred.reference(x))
+    assert len(driver.libraries) == 2
+    plugin.on_shape_change([SimpleNamespace(dims=(3, 96))], [])
+    with pytest.raises(UsageError, match="a kernel needs a workspace, and there is none"):
+        plugin.enqueue(None, None, [16], [32], 0, 11)
 
 
 def test_kernels_are_loaded_when_a_context_is_made(driver: HostLaunchDriver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from launch_doubles import LaunchDriver, SilentDriver
-from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
+from layerport.bundle.kernel_code import KernelCode
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec, from_bytes, to_bytes
 from layerport.engine import flavours, plugin, runner
 from layerport.errors import BuildError, UsageError
 from layerport.sizes.expressions import Symbol
@@ -131,7 +132,7 @@ def spec_of(bundle: Built, layer: str) -> PluginSpec:
 def with_choice(one: PluginSpec) -> PluginSpec:
     """The same layer with a second kernel that takes many rows only, in front."""
     (kernel,) = one.kernels
-    few = KernelCode("many_rows", kernel.symbol, kernel.launch, kernel.images, Symbol("x.0") >= 32)
+    few = KernelCode("many_rows", kernel.steps, Symbol("x.0") >= 32)
     values = {name: getattr(one, name) for name in PluginSpec.__dataclass_fields__}
     return PluginSpec(**{**values, "kernels": (few, kernel)})
 
@@ -162,8 +163,9 @@ def test_kernels_are_tactics_and_each_is_right_for_every_shape(
         def __init__(self, image: bytes, symbol: str, rule: Any) -> None:
             names.append(self)
 
-        def resolve(self, sizes: Any) -> None:
+        def prepare(self, sizes: Any) -> Any:
             chosen.append(("many_rows", "launch_scale")[names.index(self)])
+            return self
 
         def launch(self, pointers: Any, stream: int) -> None:
             raise AssertionError
@@ -243,9 +245,6 @@ def test_enqueue_before_shapes_is_an_error(engine_bundle: Built, launches: Launc
     with pytest.raises(UsageError) as caught:
         runner.KernelRunner(one, "sm_89").launch({}, 0)
     assert caught.value.fault == "layer lp_small::scale is launched before its shapes are set"
-    (kernel,) = one.kernels
-    with pytest.raises(UsageError, match="is launched before resolve"):
-        runner.SharedLauncher(one.images[kernel.images["sm_89"]], kernel.symbol, kernel.launch).launch({}, 0)
 
 
 def test_a_kernel_is_loaded_once_and_unloaded_with_its_last_user(engine_bundle: Built, launches: LaunchDriver) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -23,8 +26,9 @@ class Recorder:
         self.launches: list[tuple[dict[str, int], int]] = []
         Recorder.made.append(self)
 
-    def resolve(self, env: dict[str, int]) -> None:
+    def prepare(self, env: dict[str, int]) -> Recorder:
         self.sizes.append(dict(env))
+        return self
 
     def launch(self, pointers: dict[str, int], stream: int) -> None:
         self.launches.append((dict(pointers), stream))
@@ -62,7 +66,8 @@ def test_a_device_without_a_kernel() -> None:
 
 def test_the_first_kernel_whose_guard_holds() -> None:
     fast, slow = spec().kernels
-    guarded = spec(kernels=(type(fast)("fast", "fast", fast.launch, dict(slow.images), N >= 100), slow))
+    step = dataclasses.replace(fast.steps[0], symbol="fast", images=slow.steps[0].images)
+    guarded = spec(kernels=(type(fast)("fast", (step,), N >= 100), slow))
     runner = KernelRunner(guarded, "sm_89", Recorder)
     quick, plain = Recorder.made
     assert (quick.symbol, plain.symbol) == ("fast", "slow") and quick.image == b"\x7fELF first"
@@ -90,16 +95,15 @@ def test_the_names_of_the_sizes() -> None:
     assert sizes_of({"x": (2, 3), "scalar": ()}) == {"x.0": 2, "x.1": 3}
 
 
-def test_close_unloads_what_can_be_unloaded() -> None:
-    closed: list[str] = []
-
-    class Owned(Recorder):
-        def close(self) -> None:
-            closed.append(self.symbol)
-
-    def make(image: bytes, symbol: str, rule: Any) -> Recorder:
-        return (Recorder if Recorder.made else Owned)(image, symbol, rule)
-
-    KernelRunner(spec(), "sm_89", make).close()
-    owned, _ = Recorder.made
-    assert closed == [owned.symbol]
+def test_close_lets_go_of_the_kernels() -> None:
+    runner = KernelRunner(spec(), "sm_89", Recorder)
+    runner.set_shapes({"x": (3, 3), "w": (3,)})
+    kept = [weakref.ref(one) for one in Recorder.made]
+    Recorder.made.clear()
+    gc.collect()
+    assert all(one() is not None for one in kept)
+    runner.close()
+    gc.collect()
+    assert all(one() is None for one in kept)
+    with pytest.raises(UsageError, match="launched before its shapes are set"):
+        runner.launch({}, 0)

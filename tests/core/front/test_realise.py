@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec
+from layerport.bundle.kernel_code import KernelCode, KernelStep
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec
 from layerport.dtypes import DType
 from layerport.front.nodes import LayerNode
 from layerport.front.realise import Realisation, realise
@@ -76,7 +77,7 @@ def spec(bound: BoundLayer, **types: DType) -> PluginSpec:
         ),
         (TensorType("output", types.get("output", DType.FLOAT32), (Symbol("x.0"), 4)),),
         parameters=frozenset({"w"}),
-        kernels=(KernelCode("scaled_0", "scaled", RULE, {"sm_89": FIRST}),),
+        kernels=(KernelCode("scaled_0", (KernelStep("scaled", RULE, {"sm_89": FIRST}),)),),
         images={FIRST: IMAGES[FIRST]},
     )
 

@@ -48,7 +48,7 @@ def layer_of(name: str, number: list[int] = [0], **options: Any) -> lp.Layer:  #
 
     layer = lp.layer(f"triton_runs::layer_{number[0]}")(clone)
     made = kernel(name, launch, **options)
-    layer.kernel(made.source, dtypes=("float32",), name=name)(made.launch)
+    layer.kernel(*made.sources, dtypes=("float32",), name=name)(made.launch)
     return layer
 
 
@@ -78,7 +78,7 @@ def test_numbers_agree_with_float64(pack: Any, dtype: Any, shape: tuple[int, ...
 def test_every_kind_of_argument(absent: bool, flag: bool) -> None:
     layer = lp.layer(f"triton_runs::many_{absent}_{flag}")(many)
     made = shift_kernel()
-    layer.kernel(made.source, dtypes=made.dtypes, name="shift")(launch_many)  # type: ignore[arg-type]
+    layer.kernel(*made.sources, dtypes=made.dtypes, name="shift")(launch_many)  # type: ignore[arg-type]
     x = np.arange(100, dtype=np.float32)
     bias = None if absent else x * 3
     got = run_kernel(layer, x, bias, flag, 2.5, 7)
@@ -89,7 +89,7 @@ def test_every_kind_of_argument(absent: bool, flag: bool) -> None:
 def test_numbers_have_the_types_that_they_have_when_compiled(store: DiskCache) -> None:
     layer = lp.layer("triton_runs::scaled")(reference)
     made = kernel("scaled", lambda x, y: lp.Launch(grid=1, args=(x, y, x.numel(), 1.0009765625)))
-    layer.kernel(made.source, dtypes=("float16",))(made.launch)
+    layer.kernel(*made.sources, dtypes=("float16",))(made.launch)
     x = np.full(3, 1000, np.float16)
     # In float16, 1000 * 1.0009765625 + 1 would be 1001.5 or 1002, and 3 * 2000000000 in 32 bits is below 3.
     assert run_kernel(layer, x).tolist() == [np.float16(1000 * 1.0009765625 + 1)] * 3

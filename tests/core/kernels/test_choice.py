@@ -38,7 +38,7 @@ def launch(x: Any, y: Any) -> Launch:
 
 
 def kernel(name: str, dtypes: Any = ("float32",), when: Any = None) -> Kernel:
-    return Kernel(name, cuda("void a();\n", "a"), dtypes, launch, when)
+    return Kernel(name, (cuda("void a();\n", "a"),), dtypes, launch, when)
 
 
 def tensors(dtype: DType = F32, *shape: Any, bias: DType | None = None) -> dict[str, TensorType | None]:

@@ -39,7 +39,7 @@ def launch(x: Any, scale: Any, y: Any, beta: float) -> Launch:
 
 
 def kernel(entry: str = "scale<{x}>", source: str = CODE, dtypes: Any = ("float32",), **fields: Any) -> Kernel:
-    return Kernel("scale_0", cuda(source, entry), dtypes, fields.pop("launch", launch), **fields)
+    return Kernel("scale_0", (cuda(source, entry),), dtypes, fields.pop("launch", launch), **fields)
 
 
 def test_code_is_inline_if_it_has_a_newline() -> None:
@@ -50,10 +50,10 @@ def test_code_is_inline_if_it_has_a_newline() -> None:
 
 
 def test_a_path_starts_at_the_file_of_the_launch_rule(tmp_path: Path) -> None:
-    assert kernel(source="sub/scale.cu").source.path == Path(__file__).parent / "sub" / "scale.cu"
+    assert kernel(source="sub/scale.cu").sources[0].path == Path(__file__).parent / "sub" / "scale.cu"
     absolute = tmp_path / "scale.cu"
     absolute.write_text(CODE)
-    assert kernel(source=str(absolute)).source.read() == CODE
+    assert kernel(source=str(absolute)).sources[0].read() == CODE
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_a_compilation_may_take_a_day() -> None:
 
 def test_a_source_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"nothere.cu cannot be read: No such file or directory\n.*relative to"):
-        kernel(source="nothere.cu").source.read()
+        kernel(source="nothere.cu").sources[0].read()
     (tmp_path / "latin.cu").write_bytes(b"// caf\xe9\n")
     with pytest.raises(BuildError, match=r"latin.cu is not UTF-8 at byte 6"):
-        kernel(source=str(tmp_path / "latin.cu")).source.read()
+        kernel(source=str(tmp_path / "latin.cu")).sources[0].read()
     (tmp_path / "nul.cu").write_bytes(b"ab\0")
     with pytest.raises(BuildError, match=r"nul.cu has a NUL at character 2"):
-        kernel(source=str(tmp_path / "nul.cu")).source.read()
+        kernel(source=str(tmp_path / "nul.cu")).sources[0].read()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_kernel_is_checked_when_it_is_made(fields: dict[str, Any], message: st
 
 def test_a_kernel_wants_a_source() -> None:
     with pytest.raises(UsageError, match=r"source is str 'scale.cu'\n.*make it with lp.cuda"):
-        Kernel("k", "scale.cu", ("float32",), launch)  # type: ignore[arg-type]
+        Kernel("k", ("scale.cu",), ("float32",), launch)  # type: ignore[arg-type]
 
 
 def test_combinations_name_every_tensor_and_output() -> None:
@@ -165,7 +165,7 @@ def test_outputs_are_the_names_that_are_left_in_order() -> None:
 def test_sizes_that_a_kernel_writes_follow_the_outputs() -> None:
     made = kernel("scale<{y}>", launch=lambda x, y, count: None)
     assert made.combinations(SIGNATURE)[0] == dict.fromkeys(("x", "scale", "output"), DType.FLOAT32)
-    assert made.entry(SIGNATURE, {"x": DType.FLOAT32, "output": DType.FLOAT16}, {}) == "scale<__half>"
+    assert made.entries(SIGNATURE, {"x": DType.FLOAT32, "output": DType.FLOAT16}, {}) == ("scale<__half>",)
     with pytest.raises(PackError, match="launch takes nothing beside the layer's arguments"):
         kernel(launch=lambda x: None).combinations(SIGNATURE)
 
@@ -183,7 +183,7 @@ def test_sizes_that_a_kernel_writes_follow_the_outputs() -> None:
 def test_an_entry_takes_types_and_values(template: str, entry: str) -> None:
     dtypes = {"x": DType.FLOAT16, "scale": DType.FLOAT32, "output": DType.FLOAT16}
     attributes: dict[str, Any] = {"beta": 1.5, "width": 4, "mode": "Sum", "fast": False}
-    assert kernel(template).entry(SIGNATURE, dtypes, attributes) == entry
+    assert kernel(template).entries(SIGNATURE, dtypes, attributes) == (entry,)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_an_entry_takes_types_and_values(template: str, entry: str) -> None:
 )
 def test_an_entry_that_cannot_be_made(template: str, message: str) -> None:
     with pytest.raises(PackError, match=message):
-        kernel(template).entry(
+        kernel(template).entries(
             SIGNATURE, {"x": DType.FLOAT16, "output": DType.FLOAT16}, {"beta": 1.5, "mode": "a>; evil"}
         )
 
@@ -274,7 +274,7 @@ def test_compiles_one_kernel_for_several_architectures(tmp_path: Path, monkeypat
     dtypes = {"x": DType.FLOAT16, "scale": DType.FLOAT32, "output": DType.FLOAT16}
     names = ("sm_89", "sm_120")
     wanted = [Compilation(kernel(), SIGNATURE, dtypes, {"beta": 1.0}, name, "p::scale") for name in names]
-    cubins = dict(zip(names, compile_all(wanted), strict=True))
+    cubins = {name: made[0] for name, made in zip(names, compile_all(wanted), strict=True)}
     assert {name: cubin.architecture for name, cubin in cubins.items()} == {
         "sm_89": "sm_89",
         "sm_120": "sm_120",

@@ -223,7 +223,7 @@ def double() -> Any:
     import layerport as lp
 
     made = kernel("copy")
-    return replace(made, name="double", source=lp.triton("prepared_pack.kernel:double", constexprs={"BLOCK": 64}))
+    return replace(made, name="double", sources=(lp.triton("prepared_pack.kernel:double", constexprs={"BLOCK": 64}),))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has Triton")
@@ -234,7 +234,7 @@ class TestTriton:
         (made,) = build(double(), store)
         without_triton()
         (found,) = build(double(), store)
-        assert (found.cubin, found.rule) == (made.cubin, made.rule)
+        assert (found.steps[0].cubin, found.steps[0].rule) == (made.steps[0].cubin, made.steps[0].rule)
         with pytest.raises(BuildError, match="written in Triton, which cannot be imported"):
             build(double(), store, "sm_90")
         with pytest.raises(BuildError, match="written in Triton, which cannot be imported"):
@@ -248,7 +248,7 @@ class TestTriton:
         (made,) = build(double(), store)
         prepared_kernels.mark(store)
         monkeypatch.setattr(triton_compiler, "_lower", lambda *_: pytest.fail("Triton was asked"))
-        assert build(double(), store)[0].cubin == made.cubin
+        assert build(double(), store)[0].steps[0].cubin == made.steps[0].cubin
 
     @pytest.mark.parametrize("name", ["kernel", "helpers", "constants", "__init__"])
     def test_each_file_that_it_is_made_of_counts(

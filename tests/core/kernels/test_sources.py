@@ -13,7 +13,7 @@ from layerport.kernels.sources import source_digest
 
 
 def digest(source: Any) -> str | None:
-    return source_digest(Kernel("k", source, ("float32",), lambda x, y: Launch(1, 1, (x, y))))
+    return source_digest(Kernel("k", (source,), ("float32",), lambda x, y: Launch(1, 1, (x, y))))
 
 
 def test_what_counts_of_a_kernel_in_cuda(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_kernel_is_compiled_for_each_size(width: int) -> None:
 
 def test_the_spec_holds_the_kernel_of_its_size() -> None:
     specs = [plugin_spec(row_sums, Target("rtx", ("sm_89",)), torch.empty(4, width)) for width in (3, 5)]
-    symbols = [one.kernels[0].symbol for one in specs if one is not None]
+    symbols = [one.kernels[0].steps[0].symbol for one in specs if one is not None]
     assert "Li3" in symbols[0] and "Li5" in symbols[1]
     assert plugin_spec(row_sums, Target("rtx", ("sm_89",)), torch.empty(4, 9)) is None
 
@@ -109,9 +109,11 @@ def test_a_build_says_why_the_layer_is_decomposed(tmp_path: Path) -> None:
 def test_the_operator_makes_one_launcher_for_each_size() -> None:
     operator = CudaOperator(row_sums, lambda *args: None)
     made = [operator.compile("sm_89", torch.empty(rows, n, device="meta")) for rows, n in ((4, 3), (9, 3), (4, 5))]
-    symbols = [one.cubin.symbol for one in made if one is not None]
+    symbols = [one.steps[0].cubin.symbol for one in made if one is not None]
     assert symbols[0] == symbols[1] != symbols[2]
-    assert [str(size) for one in made if one is not None for size in one.rule.grid[:1]] == ["ceildiv(x.0, 64)"] * 3
+    assert [str(size) for one in made if one is not None for size in one.steps[0].rule.grid[:1]] == [
+        "ceildiv(x.0, 64)"
+    ] * 3
 
 
 def test_an_axis_that_is_not_there() -> None:

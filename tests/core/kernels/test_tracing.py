@@ -30,11 +30,12 @@ SIGNATURE = Signature(
 
 
 def traced(launch: Callable[..., Any], when: Callable[..., Any] | None = None, **changes: Any) -> LaunchRule:
-    return trace(made(launch, when), SIGNATURE, tensors(**changes), {"beta": 2}, layer="p::l")
+    traced = trace(made(launch, when), SIGNATURE, tensors(**changes), {"beta": 2}, layer="p::l")
+    return traced.launches.rules[0]
 
 
 def made(launch: Callable[..., Any], when: Callable[..., Any] | None = None) -> Kernel:
-    return Kernel("l_0", cuda("l.cu", "l"), ("float32",), launch, when)
+    return Kernel("l_0", (cuda("l.cu", "l"),), ("float32",), launch, when)
 
 
 def tensors(**changes: Any) -> dict[str, TensorType | None]:
@@ -223,7 +224,7 @@ def test_attributes_are_checked_and_have_defaults() -> None:
     def launch(x: Any, y: Any, beta: float, sizes: Any) -> Launch:
         return Launch(1, 1, (beta, *sizes))
 
-    rule = trace(made(launch), SIGNATURE, tensors(), {})
+    rule = trace(made(launch), SIGNATURE, tensors(), {}).launches.rules[0]
     assert rule.to_json()["args"] == [["float", "1.0"], ["int", "2"], ["int", "3"]]
     with pytest.raises(LayerportError, match="no such attribute"):
         trace(made(launch), SIGNATURE, tensors(), {"gamma": 1})

@@ -20,7 +20,8 @@ import triton
 from torch import Tensor
 
 import layerport as lp
-from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec, from_bytes, to_bytes
+from layerport.bundle.kernel_code import KernelCode, KernelStep
+from layerport.bundle.plugin_spec import PluginSet, PluginSpec, from_bytes, to_bytes
 from layerport.dtypes import DType
 from layerport.engine.runner import KernelRunner
 from layerport.errors import BuildError, PackError, UsageError
@@ -145,7 +146,7 @@ def test_nothing_of_the_core_imports_triton_until_a_kernel_is_used() -> None:
 
 
 def specialised(of: Mapping[str, TensorType | None] | None = None, **options: Any) -> Any:
-    return specialise(kernel("copy", **options), SIGNATURE, of or tensors(6, 1000), {}, layer="p::one")
+    return specialise(kernel("copy", **options), SIGNATURE, of or tensors(6, 1000), {}, layer="p::one")[0]
 
 
 def test_constants_and_functions_of_shapes_dtypes_and_earlier_constexprs() -> None:
@@ -222,7 +223,7 @@ def test_a_launch_rule_may_take_the_constexprs() -> None:
     def launch(x: TensorType, y: TensorType, BLOCK: int) -> lp.Launch:
         return lp.Launch(grid=lp.cdiv(x.numel(), BLOCK), args=(x, y, x.numel()))
 
-    rule = trace(kernel("copy", launch, num_warps=8), SIGNATURE, tensors("x.0"), {})
+    rule = trace(kernel("copy", launch, num_warps=8), SIGNATURE, tensors("x.0"), {}).launches.rules[0]
     assert [str(size) for size in rule.grid] == ["ceildiv(x.0, 64)", "1", "1"]
     assert [str(size) for size in rule.block] == ["256", "1", "1"]
 
@@ -237,7 +238,7 @@ def test_a_launch_rule_gives_no_block_to_triton(options: dict[str, Any]) -> None
 
 def test_a_launch_rule_gives_a_block_to_cuda() -> None:
     source = lp.cuda("\n__global__ void k() {}\n", "k")
-    made = Kernel("k", source, ("float32",), lambda x, y: lp.Launch(grid=1, args=()))
+    made = Kernel("k", (source,), ("float32",), lambda x, y: lp.Launch(grid=1, args=()))
     with pytest.raises(PackError, match="it gives no block"):
         trace(made, SIGNATURE, tensors(), {})
 
@@ -248,17 +249,17 @@ def test_a_launch_rule_gives_a_block_to_cuda() -> None:
 def test_cubins_for_every_architecture_with_their_launch_rules(store: DiskCache) -> None:
     made = build(kernel("copy", num_warps=2), store, *ARCHITECTURES, of=tensors("x.0"))
     for architecture, one in zip(ARCHITECTURES, made, strict=True):
-        assert one.cubin.architecture == architecture
-        assert one.cubin.symbol == "copy"
+        assert one.steps[0].cubin.architecture == architecture
+        assert one.steps[0].cubin.symbol == "copy"
         # The function's own parameters, then the two hidden pointers of this version of Triton.
-        assert one.cubin.parameter_sizes == (8, 8, 4, 8, 8)
-        assert one.rule.to_json() == {
+        assert one.steps[0].cubin.parameter_sizes == (8, 8, 4, 8, 8)
+        assert one.steps[0].rule.to_json() == {
             "grid": ["ceildiv(x.0, 64)", "1", "1"],
             "block": ["64", "1", "1"],
             "shared": "0",
             "args": [["pointer", "x", "16"], ["pointer", "output", "16"], ["int", "x.0"], ["null"], ["null"]],
         }
-        assert LaunchRule.from_json(one.rule.to_json()) == one.rule
+        assert LaunchRule.from_json(one.steps[0].rule.to_json()) == one.steps[0].rule
 
 
 def test_shared_memory_comes_from_the_compiled_kernel(store: DiskCache, pack: Any) -> None:
@@ -267,9 +268,9 @@ def test_shared_memory_comes_from_the_compiled_kernel(store: DiskCache, pack: An
     of = {"x": x, "weight": TensorType("weight", DType.FLOAT16, (3000,)), "output": x}
     options = {"signature": pack.rms_norm.signature, "attributes": {"eps": 1e-6}}
     (one,) = build(rows, store, "sm_89", of=of, **options)
-    assert [str(size) for size in one.rule.block] == ["256", "1", "1"]
-    assert int(one.rule.shared) >= 8 * 4  # one float of each of the 8 warps
-    assert one.cubin.resources.local_bytes == 0
+    assert [str(size) for size in one.steps[0].rule.block] == ["256", "1", "1"]
+    assert int(one.steps[0].rule.shared) >= 8 * 4  # one float of each of the 8 warps
+    assert one.steps[0].cubin.resources.local_bytes == 0
 
 
 def test_aligned_addresses_allow_wide_loads(store: DiskCache, tmp_path: Path) -> None:
@@ -277,9 +278,9 @@ def test_aligned_addresses_allow_wide_loads(store: DiskCache, tmp_path: Path) ->
     for alignment, wide in ((16, True), (1, False)):
         made = kernel("copy", constexprs={"BLOCK": 1024}, alignment=alignment)
         (one,) = build(made, store, of=tensors(1 << 20))
-        assert one.rule.alignments == ({"x": 16, "output": 16} if wide else {})
+        assert one.steps[0].rule.alignments == ({"x": 16, "output": 16} if wide else {})
         file = tmp_path / "copy.cubin"
-        file.write_bytes(one.cubin.image)
+        file.write_bytes(one.steps[0].cubin.image)
         code = subprocess.run([disassembler, "-sass", file], capture_output=True, text=True, check=True).stdout
         assert ("LDG.E.128" in code and "STG.E.128" in code) is wide
 
@@ -293,8 +294,8 @@ def test_equal_input_gives_equal_bytes_wherever_it_lies(tmp_path: Path) -> None:
         moved = file.read_text().replace('"""The Triton', '"""\n\nThe Triton', 1)
         file.write_text(moved if place == "bb" else file.read_text())
         made = build(kernel("rms_norm", rows, file), DiskCache(folder / "cache"), "sm_89", "sm_120", of=ROWS)
-        images.add(tuple(one.cubin.image for one in made))
-        assert all(str(tmp_path).encode() not in one.cubin.image for one in made)
+        images.add(tuple(one.steps[0].cubin.image for one in made))
+        assert all(str(tmp_path).encode() not in one.steps[0].cubin.image for one in made)
     assert len(images) == 1
 
 
@@ -308,16 +309,18 @@ ROWS = tensors("x.0", 48)
 def test_the_environment_of_triton_changes_nothing(
     tmp_path: Path, store: DiskCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = build(kernel("copy"), store)[0].cubin.image
+    first = build(kernel("copy"), store)[0].steps[0].cubin.image
     for name, value in {"DISABLE_PTXAS_OPT": "1", "TRITON_ALWAYS_COMPILE": "1", "PTXAS_OPTIONS": "-O0"}.items():
         monkeypatch.setenv(name, value)
-    assert build(kernel("copy"), DiskCache(tmp_path / "other"))[0].cubin.image == first
+    assert build(kernel("copy"), DiskCache(tmp_path / "other"))[0].steps[0].cubin.image == first
 
 
 def test_the_second_time_nothing_is_compiled(store: DiskCache, forbid_compiling: Callable[[], None]) -> None:
     first = build(kernel("copy"), store, "sm_89", "sm_89")
     forbid_compiling()
-    assert [one.cubin for one in build(kernel("copy"), store, "sm_89", "sm_89")] == [one.cubin for one in first]
+    assert [one.steps[0].cubin for one in build(kernel("copy"), store, "sm_89", "sm_89")] == [
+        one.steps[0].cubin for one in first
+    ]
 
 
 @pytest.mark.parametrize(("old", "new"), [("value * value", "value * value * 2.0"), ("1.0 / tl.sqrt", "3.0 / tl.sqrt")])
@@ -326,8 +329,8 @@ def test_a_change_in_the_function_or_a_helper_is_another_entry(
 ) -> None:
     changed = tmp_path / "changed.py"
     changed.write_text(FUNCTIONS.read_text().replace(old, new))
-    first = build(kernel("rms_norm", rows), store, of=ROWS)[0].cubin
-    second = build(kernel("rms_norm", rows, changed), store, of=ROWS)[0].cubin
+    first = build(kernel("rms_norm", rows), store, of=ROWS)[0].steps[0].cubin
+    second = build(kernel("rms_norm", rows, changed), store, of=ROWS)[0].steps[0].cubin
     assert first.digest != second.digest
 
 
@@ -337,20 +340,20 @@ def entry_of(store: DiskCache) -> Path:
 
 
 def test_a_damaged_entry_is_compiled_again(store: DiskCache) -> None:
-    first = build(kernel("copy"), store)[0].cubin
+    first = build(kernel("copy"), store)[0].steps[0].cubin
     entry = entry_of(store)
     data = bytearray(entry.read_bytes())
     data[-1] ^= 1
     entry.write_bytes(data)
-    assert build(kernel("copy"), store)[0].cubin == first
+    assert build(kernel("copy"), store)[0].steps[0].cubin == first
     assert hashlib.sha256(entry.read_bytes()).digest() != hashlib.sha256(data).digest()
 
 
 def test_an_entry_of_another_kind_is_compiled_again(store: DiskCache) -> None:
-    first = build(kernel("copy"), store)[0].cubin
+    first = build(kernel("copy"), store)[0].steps[0].cubin
     entry = entry_of(store)
     store.put(entry.name, {"symbol": "copy"}, first.image)
-    assert build(kernel("copy"), store)[0].cubin == first
+    assert build(kernel("copy"), store)[0].steps[0].cubin == first
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
@@ -364,7 +367,7 @@ def test_types_follow_annotations_values_and_what_is_absent(store: DiskCache, wi
     options = {"signature": MANY, "attributes": {"flag": True, "factor": 2.0, "wide": wide}}
     (one,) = build(shift_kernel(), store, of=of, **options)
     pointers = (8, 8) if absent else (8, 8, 8)
-    assert one.cubin.parameter_sizes == (*pointers, 8, 4 if -(2**31) <= wide < 2**31 else 8, 1, 4, 8, 8)
+    assert one.steps[0].cubin.parameter_sizes == (*pointers, 8, 4 if -(2**31) <= wide < 2**31 else 8, 1, 4, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -475,14 +478,14 @@ def test_hidden_arguments_that_nobody_named_are_refused(store: DiskCache) -> Non
         "scratch": {"global_scratch_size": 0},
     }
     (one,) = build(kernel("copy"), store)
-    call = type("Call", (), {"args": one.rule.args[:3], "rule": one.rule})
-    job = triton_compiler.Job(kernel("copy").source, call, None, "sm_89", "kernel copy")  # type: ignore[arg-type]
+    call = type("Call", (), {"args": one.steps[0].rule.args[:3], "rule": one.steps[0].rule})
+    job = triton_compiler.Job(kernel("copy").sources[0], call, None, "sm_89", "kernel copy")  # type: ignore[arg-type]
     with pytest.raises(BuildError) as caught:
-        triton_compiler._finish(job, job_metadata, one.cubin.image)
+        triton_compiler._finish(job, job_metadata, one.steps[0].cubin.image)
     assert "takes 5 arguments: 3 of the function, 2 hidden" in str(caught.value)
     assert "Triton names 1 hidden ones (global_scratch_size)" in str(caught.value)
     with pytest.raises(BuildError, match="needs a launch in clusters"):
-        triton_compiler._finish(job, job_metadata | {"num_ctas": 2}, one.cubin.image)
+        triton_compiler._finish(job, job_metadata | {"num_ctas": 2}, one.steps[0].cubin.image)
 
 
 def test_a_compilation_that_takes_too_long_is_ended(store: DiskCache) -> None:
@@ -595,7 +598,7 @@ class Driver:
 def test_it_is_launched_by_the_one_launcher(store: DiskCache) -> None:
     (one,) = build(kernel("copy", num_warps=2), store, of=tensors("x.0"))
     driver = Driver()
-    launcher = Launcher(one.cubin.image, one.cubin.symbol, one.rule, driver=driver)
+    launcher = Launcher(one.steps[0].cubin.image, one.steps[0].cubin.symbol, one.steps[0].rule, driver=driver)
     launcher.resolve({"x.0": 1000})
     launcher.launch({"x": 0x1000, "output": 0x2000}, stream=5)
     assert driver.launches[0][1:9] == (16, 1, 1, 64, 1, 1, 0, 5)
@@ -608,7 +611,7 @@ def test_it_is_launched_by_the_one_launcher(store: DiskCache) -> None:
 
 def test_a_size_that_does_not_fit_its_parameter_names_the_annotation(store: DiskCache) -> None:
     (one,) = build(kernel("copy"), store, of=tensors("x.0"))
-    launcher = Launcher(one.cubin.image, one.cubin.symbol, one.rule, driver=Driver())
+    launcher = Launcher(one.steps[0].cubin.image, one.steps[0].cubin.symbol, one.steps[0].rule, driver=Driver())
     with pytest.raises(UsageError, match=r"is 2147483648 for these sizes.*\n.*tl.int64 in Triton"):
         launcher.resolve({"x.0": 2**31})
 
@@ -617,7 +620,7 @@ def test_a_grid_that_is_too_large_is_refused(store: DiskCache) -> None:
     made = kernel("copy", lambda x, y: lp.Launch(grid=(1, x.numel()), args=(x, y, 1)))
     (one,) = build(made, store, of=tensors("x.0"))
     with pytest.raises(UsageError, match="grid y is 65536, allowed are 1 to 65535"):
-        one.rule.resolve({"x.0": 65536})
+        one.steps[0].rule.resolve({"x.0": 65536})
 
 
 def test_an_alignment_is_read_strictly() -> None:
@@ -631,15 +634,21 @@ def test_an_alignment_is_read_strictly() -> None:
 
 def test_one_kernel_may_launch_differently_on_two_architectures(store: DiskCache) -> None:
     both = build(kernel("copy"), store, "sm_89", "sm_120", of=tensors("x.0"))
+    steps = [one.steps[0] for one in both]
     codes = tuple(
-        KernelCode("copy", "copy", LaunchRule(one.rule.grid, one.rule.block, Const(shared), one.rule.args), {name: key})
-        for name, one, shared, key in zip(("sm_89", "sm_120"), both, (0, 512), ("a", "b"), strict=True)
+        KernelCode(
+            "copy",
+            (
+                KernelStep(
+                    "copy",
+                    LaunchRule(one.rule.grid, one.rule.block, Const(shared), one.rule.args),
+                    {name: one.cubin.digest},
+                ),
+            ),
+        )
+        for name, one, shared in zip(("sm_89", "sm_120"), steps, (0, 512), strict=True)
     )
-    images = {one.cubin.digest: one.cubin.image for one in both}
-    codes = tuple(
-        KernelCode(code.name, code.symbol, code.launch, {name: one.cubin.digest})
-        for code, name, one in zip(codes, ("sm_89", "sm_120"), both, strict=True)
-    )
+    images = {one.cubin.digest: one.cubin.image for one in steps}
     x = TensorType.symbolic("x", DType.FLOAT32, 1)
     spec = PluginSpec("p::one", 1, (x,), renamed((x.by_place(),), ("output",)), kernels=codes, images=images)
     again = from_bytes(to_bytes(PluginSet({spec.key: spec}, {}))).specs[spec.key]
@@ -650,7 +659,7 @@ def test_one_kernel_may_launch_differently_on_two_architectures(store: DiskCache
         loaded.append((image, str(rule.shared)))
 
     KernelRunner(again, "sm_120", launcher)
-    assert loaded == [(both[1].cubin.image, "512")]
+    assert loaded == [(both[1].steps[0].cubin.image, "512")]
 
 
 # --- a whole build -------------------------------------------------------------------------------------------------
@@ -686,7 +695,7 @@ def test_a_model_with_a_triton_kernel_becomes_a_plan(tmp_path: Path, monkeypatch
     assert not {"torch", "triton", "triton_pack"} & set(report.build_modules)
     (spec,) = from_bytes((tmp_path / "out.lp" / "plugins.safetensors").read_bytes()).specs.values()
     assert spec.architectures == ("sm_89", "sm_120")
-    assert all(code.launch.to_json()["grid"] == ["x.0", "1", "1"] for code in spec.kernels)
+    assert all(code.steps[0].launch.to_json()["grid"] == ["x.0", "1", "1"] for code in spec.kernels)
     plan = (tmp_path / "out.lp" / "rtx-sm_89+sm_120.plan").read_bytes()
     kept = [held.images for held, _ in fields_in(plan)]
     assert kept and {digest for images in kept for digest in images} == set(spec.images)

@@ -283,7 +283,7 @@ def test_an_edited_kernel_source_or_header_is_read_anew(tmp_path: Path) -> None:
 
     def cubin() -> str:
         built = layer._torch.cuda.compile("sm_89", torch.empty(1, device="meta"))
-        return str(built.cubin.digest)
+        return str(built.steps[0].cubin.digest)
 
     digests = [cubin()]
     (tmp_path / "factor.h").write_text("#define FACTOR 3.0f\n")

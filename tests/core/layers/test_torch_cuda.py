@@ -67,7 +67,7 @@ def test_a_second_call_only_launches_and_a_new_shape_loads_nothing(cuda: HostCud
     assert len(cuda.driver.libraries) == 1
     assert [launch[2:4] for launch in cuda.driver.launches] == [(0, STREAM)] * 3
     torch.testing.assert_close(run(x, weight, 0.5), x * weight * 0.5)
-    assert len(run._launchers) == 2  # attributes are constants of a launch rule
+    assert len(run._steps) == 2  # attributes are constants of a launch rule
     assert len(cuda.driver.libraries) == 1  # and the machine code is the same
 
 
@@ -295,8 +295,8 @@ def test_a_triton_kernel_gets_addresses_that_it_was_compiled_for(monkeypatch: py
 
     def built(compilations: Any) -> Any:
         (kernel,) = build(compilations)
-        assert kernel.rule.alignments["x"] == 16
-        environment.driver.sizes = kernel.cubin.parameter_sizes
+        assert kernel.steps[0].rule.alignments["x"] == 16
+        environment.driver.sizes = kernel.steps[0].cubin.parameter_sizes
         return (kernel,)
 
     monkeypatch.setattr(torch_cuda, "build_kernels", built)

@@ -106,11 +106,11 @@ def test_the_spec_holds_each_kernel_for_each_architecture() -> None:
     one = bound(layer)
     spec = plugin_from_kernels(layer, one, RTX)
     assert spec is not None
-    assert [(kernel.name, sorted(kernel.images), str(kernel.guard)) for kernel in spec.kernels] == [
+    assert [(kernel.name, sorted(kernel.architectures), str(kernel.guard)) for kernel in spec.kernels] == [
         ("scaled_1", ["sm_120", "sm_89"], "x.0 - 2*(x.0//2) == 0"),
         ("scaled_2", ["sm_120", "sm_89"], "None"),
     ]
-    assert set(spec.images) == {digest for kernel in spec.kernels for digest in kernel.images.values()}
+    assert set(spec.images) == spec.digests
     assert why_not_chosen(one, spec, RTX) == choose_kernels(one, RTX).reasons
     alone = made("any")
     spec = plugin_from_kernels(alone, bound(alone), RTX)

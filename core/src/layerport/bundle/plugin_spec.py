@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import ItemsView, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import layerport.parameters
+from layerport.bundle.kernel_code import KernelCode, kernel_from_json, launches_of
+from layerport.bundle.spec_values import IDENTIFIER, flag_of, items_of, list_of, match, text_of, whole_of
 from layerport.dtypes import DType
 from layerport.errors import BuildError, UsageError
-from layerport.kernels.launch_rules import LaunchRule
-from layerport.sizes.expressions import Expr, parse
+from layerport.kernels.workspace import scratch_name
+from layerport.sizes.expressions import parse
 from layerport.sizes.output_rules import SizeSymbol
 from layerport.sizes.tensors import TensorType, renamed
 from layerport.system.strict_json import read_json
@@ -30,31 +32,16 @@ if TYPE_CHECKING:
 
     from layerport.layers.layer import BoundLayer
 
-FORMAT = 1
+FORMAT, SEVERAL_LAUNCHES = 1, 2
+"""The format of a file of specs, and the one of a file in which a kernel is several launches or has scratch memory."""
+
 LIMIT = 1 << 30
 _RANKS = 65  # NumPy's most axes; TensorRT takes 8
 _METADATA = "layerport"
 # One byte an element, so that shapes stay; kernels get addresses, whatever TensorRT calls the bytes.
 _CARRIED_AS_BYTES = frozenset({DType.UINT8, DType.FLOAT8_E5M2})
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LAYER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}::[A-Za-z_][A-Za-z0-9_]{0,127}")
-_ARCHITECTURE = re.compile(r"sm_[0-9]{2,3}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CLASS = re.compile(r"[A-Za-z_][\w.]{0,255}:[A-Za-z_]\w{0,127}")
-
-
-@dataclass(frozen=True)
-class KernelCode:
-    """A compiled kernel: its symbol, launch rule, guard and the digest of its image for each architecture.
-
-    One kernel stands several times, under one name, where its launch differs between architectures.
-    """
-
-    name: str
-    symbol: str
-    launch: LaunchRule
-    images: Mapping[str, str]
-    guard: Expr | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +123,7 @@ class PluginSpec:
         """The architectures for which every kernel has an image, in ascending order."""
         by_name: dict[str, set[str]] = {}
         for kernel in self.kernels:
-            by_name.setdefault(kernel.name, set()).update(kernel.images)
+            by_name.setdefault(kernel.name, set()).update(kernel.architectures)
         common = set.intersection(*by_name.values()) if by_name else set()
         return tuple(sorted(common, key=lambda name: int(name[3:])))
 
@@ -148,7 +135,7 @@ class PluginSpec:
     @property
     def digests(self) -> frozenset[str]:
         """The digests of all images that its kernels need."""
-        return frozenset(digest for kernel in self.kernels for digest in kernel.images.values())
+        return frozenset(digest for code in self.kernels for step in code.steps for digest in step.images.values())
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the images' bytes."""
@@ -159,16 +146,7 @@ class PluginSpec:
             "outputs": [[one.name, one.dtype.value, [str(dim) for dim in one.shape]] for one in self.outputs],
             "sizes": [[size.name, str(size.upper_bound)] for size in self.sizes],
             "attributes": dict(self.attributes),
-            "kernels": [
-                {
-                    "name": kernel.name,
-                    "symbol": kernel.symbol,
-                    "launch": kernel.launch.to_json(),
-                    "images": dict(kernel.images),
-                    "guard": None if kernel.guard is None else str(kernel.guard),
-                }
-                for kernel in self.kernels
-            ],
+            "kernels": [kernel.to_json() for kernel in self.kernels],
             "plugin_class": self.plugin_class,
         }
 
@@ -183,6 +161,12 @@ class PluginSet:
     specs: Mapping[str, PluginSpec]
     nodes: Mapping[str, str]
     parameters: Mapping[str, Mapping[str, np.ndarray[Any, Any]]] = field(default_factory=dict)
+
+
+def format_of(spec: PluginSpec) -> int:
+    """The format number that a reader of this spec has to know."""
+    several = any(len(kernel.steps) > 1 or kernel.scratch for kernel in spec.kernels)
+    return SEVERAL_LAUNCHES if several else FORMAT
 
 
 def to_bytes(plugins: PluginSet) -> bytes:
@@ -201,7 +185,7 @@ def to_bytes(plugins: PluginSet) -> bytes:
             tensors[f"parameter.{digest}"] = raw
             parameters.setdefault(node, {})[name] = [digest, array.dtype.name, list(array.shape)]
     header = {
-        "format": FORMAT,
+        "format": max((format_of(spec) for spec in plugins.specs.values()), default=FORMAT),
         "specs": {key: spec.to_json() for key, spec in plugins.specs.items()},
         "nodes": dict(plugins.nodes),
         "parameters": parameters,
@@ -235,9 +219,9 @@ def _read(data: bytes | bytearray) -> PluginSet:
         )
     tensors, metadata = layerport.parameters.safetensors.read(data, "the file of plugin specs")
     header = read_json(metadata[_METADATA].encode(), infinite=True)  # an attribute may be -inf
-    if header["format"] != FORMAT:
+    if header["format"] not in (FORMAT, SEVERAL_LAUNCHES):
         raise BuildError(
-            f"plugin specs have format {header['format']!r}, this layerport reads {FORMAT}",
+            f"plugin specs have format {header['format']!r}, this layerport reads up to {SEVERAL_LAUNCHES}",
             "build the bundle again, or install the layerport that wrote it",
         )
     images: dict[str, bytes] = {}
@@ -254,7 +238,7 @@ def _read(data: bytes | bytearray) -> PluginSet:
     for key, spec in specs.items():
         if spec.key != key:
             raise BuildError(f"plugin spec {key} has the content of {spec.key}", "build the bundle again")
-    nodes = {_text(node): _text(key) for node, key in header["nodes"].items()}
+    nodes = {text_of(node): text_of(key) for node, key in header["nodes"].items()}
     unknown = sorted(set(nodes.values()) - set(specs))
     if unknown:
         raise BuildError(
@@ -275,43 +259,34 @@ def spec_from_json(value: Mapping[str, Any], images: Mapping[str, bytes], *, com
 
     complete: whether all of them must be there.  Raises BuildError, and ValueError or the like for other content.
     """
-    layer = _match(_LAYER, value["layer"])
-    kernels = tuple(
-        KernelCode(
-            name=_match(_IDENTIFIER, kernel["name"]),
-            symbol=_match(_IDENTIFIER, kernel["symbol"], limit=4096),
-            launch=LaunchRule.from_json(kernel["launch"]),
-            images={_match(_ARCHITECTURE, arch): _match(_DIGEST, digest) for arch, digest in _object(kernel["images"])},
-            guard=None if kernel["guard"] is None else parse(kernel["guard"]),
-        )
-        for kernel in _list(value["kernels"])
-    )
-    wanted = {digest for kernel in kernels for digest in kernel.images.values()}
+    layer = match(_LAYER, value["layer"])
+    kernels = tuple(kernel_from_json(kernel) for kernel in list_of(value["kernels"]))
+    wanted = {digest for kernel in kernels for step in kernel.steps for digest in step.images.values()}
     missing = sorted(wanted - set(images))
     if missing and complete:
         raise BuildError(f"layer {layer}: kernel image {missing[0][:12]} is not there", "build the bundle again")
     plugin_class = value["plugin_class"]
-    rows = [_list(row, 4) for row in _list(value["inputs"])]
+    rows = [list_of(row, 4) for row in list_of(value["inputs"])]
     spec = PluginSpec(
         layer=layer,
-        version=_whole(value["version"]),
+        version=whole_of(value["version"]),
         inputs=tuple(
-            TensorType.symbolic(_match(_IDENTIFIER, name), DType(dtype), _whole(rank, below=_RANKS))
+            TensorType.symbolic(match(IDENTIFIER, name), DType(dtype), whole_of(rank, below=_RANKS))
             for name, dtype, rank, _ in rows
         ),
         outputs=tuple(
-            TensorType(_match(_IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in _list(dims)))
-            for name, dtype, dims in (_list(row, 3) for row in _list(value["outputs"]))
+            TensorType(match(IDENTIFIER, name), DType(dtype), tuple(parse(dim) for dim in list_of(dims)))
+            for name, dtype, dims in (list_of(row, 3) for row in list_of(value["outputs"]))
         ),
         sizes=tuple(
-            SizeSymbol(_match(_IDENTIFIER, name), parse(bound))
-            for name, bound in (_list(row, 2) for row in _list(value["sizes"]))
+            SizeSymbol(match(IDENTIFIER, name), parse(bound))
+            for name, bound in (list_of(row, 2) for row in list_of(value["sizes"]))
         ),
-        parameters=frozenset(name for name, _, _, is_one in rows if _flag(is_one)),
-        attributes=dict(_object(value["attributes"])),
+        parameters=frozenset(name for name, _, _, is_one in rows if flag_of(is_one)),
+        attributes=dict(items_of(value["attributes"])),
         kernels=kernels,
         images={digest: images[digest] for digest in sorted(wanted & set(images))},
-        plugin_class=None if plugin_class is None else _match(_CLASS, plugin_class),
+        plugin_class=None if plugin_class is None else match(_CLASS, plugin_class),
     )
     _check_names(spec)
     return spec
@@ -337,53 +312,16 @@ def _check_names(spec: PluginSpec) -> None:
         )
     for kernel in spec.kernels:
         # A launch is computed from the inputs' sizes; others, such as those that depend on data, are not known then.
-        used = kernel.launch.symbols() | (frozenset() if kernel.guard is None else kernel.guard.symbols())
+        used = launches_of(kernel).symbols() | (frozenset() if kernel.guard is None else kernel.guard.symbols())
         if unknown := sorted(used - known):
             raise BuildError(
                 f"layer {spec.layer}, kernel {kernel.name}: its launch uses {', '.join(unknown)}, a size of no input",
                 "launch for sizes of the inputs: one that depends on data is known after the launch only",
             )
-        if unknown := sorted(set(kernel.launch.pointers) - set(names)):
+        own = {scratch_name(place) for place in range(len(kernel.scratch))}
+        pointers = {name for step in kernel.steps for name in step.launch.pointers}
+        if unknown := sorted(pointers - {*names, *own}):
             raise BuildError(
                 f"layer {spec.layer}, kernel {kernel.name}: its launch passes {', '.join(unknown)}, which is no tensor",
                 "build the bundle again",
             )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 4096:
-        raise ValueError(f"{value!r:.80} is no text")
-    return value
-
-
-def _match(pattern: re.Pattern[str], value: Any, *, limit: int = 512) -> str:
-    text = _text(value)
-    if limit > 512:
-        pattern = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]{0,4095}")
-    if not pattern.fullmatch(text):
-        raise ValueError(f"{text!r:.80} is not a name that may stand here")
-    return text
-
-
-def _list(value: Any, length: int | None = None) -> list[Any]:
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        raise ValueError(f"{value!r:.80} is no list" + ("" if length is None else f" of {length}"))
-    return value
-
-
-def _object(value: Any) -> ItemsView[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{value!r:.80} is no object")
-    return value.items()
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r:.80} is neither true nor false")
-    return value
-
-
-def _whole(value: Any, *, below: int = 2**31) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
-        raise ValueError(f"{value!r:.80} is not a whole number")
-    return value

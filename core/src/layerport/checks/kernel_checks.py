@@ -23,7 +23,8 @@ from layerport.packs import host as pack_host
 from layerport.system import processes
 
 if TYPE_CHECKING:
-    from layerport.bundle.plugin_spec import KernelCode, PluginSet, PluginSpec
+    from layerport.bundle.kernel_code import KernelCode
+    from layerport.bundle.plugin_spec import PluginSet, PluginSpec
     from layerport.packs.host import Packs
 
 RIGHT, WRONG, NOT_RUN = "right", "wrong", "not run"
@@ -180,8 +181,8 @@ def _launches(spec: PluginSpec) -> list[KernelCode]:
     """The kernels of a spec; two that differ in nothing but what a compiler wants of a block count once."""
     found: dict[Any, KernelCode] = {}
     for kernel in spec.kernels:
-        rule = kernel.launch.to_json()
-        found.setdefault((kernel.name, *map(str, rule["grid"]), str(rule["args"])), kernel)
+        rules = [step.launch.to_json() for step in kernel.steps]
+        found.setdefault((kernel.name, str([(rule["grid"], rule["args"]) for rule in rules])), kernel)
     return list(found.values())
 
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from layerport.bundle.plugin_spec import KernelCode, PluginSpec
+from layerport.bundle.kernel_code import KernelCode, launches_of
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.checks.kernel_trials import MOST_ELEMENTS, MOST_INTERPRETED, Recorded, make_trials, random_trial
 from layerport.engine.gpu_kernels import GpuJob, GpuKernels
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.harness import TimeUp
 from layerport.harness.execution import Outputs, execute, make_job
-from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.declaration import Kernel
-from layerport.kernels.launch_rules import LaunchRule, PointerArg
+from layerport.kernels.launch_rules import LaunchRule, LaunchSequence, PointerArg
 from layerport.kernels.sources import source_digest
 from layerport.kernels.tracing import trace
 from layerport.layers.layer import Layer
@@ -87,7 +87,7 @@ class Runs:
             return None if named is None else {name: one for name, one in named.items() if not one.constant}
 
         constants = {name: one.array for name, one in (at(recorded.env) or {}).items() if one.constant}
-        limit = MOST_ELEMENTS if isinstance(kernel.source, CudaSource) else MOST_INTERPRETED
+        limit = MOST_ELEMENTS if kernel.in_cuda else MOST_INTERPRETED
         trials, reason = make_trials(
             moving(recorded.env) or {},
             moving,
@@ -170,14 +170,16 @@ class Runs:
             sizes,
         )
         tensors = _tensors(layer, spec, arrays, outputs)
-        rule = code.launch
-        if gpu is None and not isinstance(kernel.source, CudaSource):
-            rule = _interpreted(trace(kernel, layer.signature, tensors, spec.attributes, layer=layer.name), rule)
+        launches = launches_of(code)
+        if gpu is None and not kernel.in_cuda:
+            written_rules = trace(kernel, layer.signature, tensors, spec.attributes, layer=layer.name).launches.rules
+            rules = tuple(map(_interpreted, written_rules, launches.rules))
+            launches = LaunchSequence(rules, launches.scratch)
         try:
-            geometry = rule.resolve(sizes, label=f"layer {layer.name}, kernel {kernel.name}")
+            geometries = launches.resolve(sizes, label=f"layer {layer.name}, kernel {kernel.name}")
         except LayerportError as error:
             raise PackError(error.fault, error.repair, faults=error.faults) from error
-        if geometry is None:
+        if not any(geometries):
             written = outputs.empty(0)
             if any(array.size for array in written.values()):
                 raise PackError("its launch rule gives an empty grid, but the outputs are not empty")
@@ -188,8 +190,8 @@ class Runs:
             job = make_job(
                 layer,
                 kernel,
-                rule,
-                geometry,
+                launches,
+                sizes,
                 tensors,
                 spec.attributes,
                 order=order,
@@ -198,6 +200,7 @@ class Runs:
             )
         except LayerportError as error:
             raise _NotRun("; ".join([error.fault, *error.faults[:2]])) from error
+        assert job is not None
         return tuple(execute(job, arrays, outputs).values())
 
 

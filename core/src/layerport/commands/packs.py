@@ -326,7 +326,7 @@ def _listed_layer(layer: Layer, info: PackInfo) -> ListedLayer:
         attributes=tuple(argument.name for argument in layer.signature.attributes),
         rules={argument.name: tuple(map(str, argument.rules)) for _, argument in layer.signature.ruled},
         dtypes=tuple(dict.fromkeys(dtypes)),
-        toolchains=tuple(dict.fromkeys(_toolchain(kernel.source) for kernel in layer.kernels)),
+        toolchains=tuple(dict.fromkeys(_toolchain(source) for kernel in layer.kernels for source in kernel.sources)),
         pack=PackReference.of(info),
     )
 

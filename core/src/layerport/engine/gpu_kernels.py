@@ -18,6 +18,7 @@ from layerport.engine.gpu import Gpu
 from layerport.engine.runner import KernelRunner, fitting_architecture
 from layerport.errors import BuildError, LayerportError, PackError
 from layerport.kernels.launcher import Launcher
+from layerport.kernels.workspace import WORKSPACE
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +61,8 @@ class GpuKernels:
                 gpu.copy_in(addresses[name], array.ctypes.data, array.nbytes, stream)
             runner.prefer(job.kernel)
             runner.set_shapes({slot.name: host[slot.name].shape for slot in job.spec.inputs})
+            if runner.workspace:
+                addresses[WORKSPACE] = gpu.allocate(runner.workspace)
             runner.launch(addresses, stream)
             for name, array in host.items():
                 gpu.copy_out(array.ctypes.data, addresses[name], array.nbytes, stream)
@@ -98,6 +101,10 @@ class GpuJob:
         garbage: nothing here, since what lies in a GPU's other memory is not ours to say.
         """
         return self._kernels.run(self, inputs, outputs)
+
+    def reversed(self) -> GpuJob:
+        """Itself: the order of a GPU's threads is not ours to say."""
+        return self
 
 
 def open_gpu_kernels() -> GpuKernels | None:

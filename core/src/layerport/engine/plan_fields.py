@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerport.bundle.plugin_spec import PluginSpec, dump, from_bytes, spec_from_json
+from layerport.bundle.plugin_spec import PluginSpec, dump, format_of, from_bytes, spec_from_json
 from layerport.errors import BuildError
 from layerport.system.strict_json import read_json
 
 MAGIC = b"layerport-plugin\0\2"
-_MAGIC = re.compile(re.escape(MAGIC))
+"""How a field begins; its last byte is the number of its format, 3 where the spec is of format 2."""
+
+_NAME, _NUMBERS = MAGIC[:-1], {2, 3}
+_MAGIC = re.compile(re.escape(_NAME) + b"[\2\3]")
 SPEC_LIMIT = 1 << 22
 IMAGE_LIMIT = 1 << 26
 _HEAD = struct.Struct(
@@ -42,7 +45,8 @@ def write_field(spec: PluginSpec, digests: Collection[str]) -> bytes:
         for digest, image in zip(chosen, images, strict=True)
     ]
     body = b"".join([*entries, packed, *images])
-    head = _HEAD.pack(MAGIC, _HEAD.size + len(body), bytes.fromhex(spec.key), len(text), len(packed), len(images))
+    magic = _NAME + bytes([format_of(spec) + 1])
+    head = _HEAD.pack(magic, _HEAD.size + len(body), bytes.fromhex(spec.key), len(text), len(packed), len(images))
     return head + body
 
 
@@ -51,11 +55,17 @@ def read_field(data: bytes) -> PluginSpec:
 
     data: as `write_field` gave it, or with the NUL after it with which an ONNX parser ends a text.
     """
-    if not data.startswith(MAGIC):
+    if not data.startswith(_NAME):
         specs = from_bytes(data).specs
         if len(specs) != 1:
             raise BuildError(f"a plugin's field holds {len(specs)} specs", _REPAIR)
         return next(iter(specs.values()))
+    number = data[len(_NAME) : len(MAGIC)]
+    if number and number[0] not in _NUMBERS:
+        raise BuildError(
+            f"a plugin's field has format {number[0]}, this layerport reads {max(_NUMBERS)}",
+            "install the layerport that built the plan, or a newer one",
+        )
     try:
         return _parse(data)
     except BuildError:

@@ -13,8 +13,9 @@ from layerport.bundle.plugin_spec import PluginSpec
 from layerport.engine import images, plan_fields
 from layerport.engine.dim_expressions import lower
 from layerport.engine.flavours import native_architecture
-from layerport.engine.runner import KernelRunner, fitting_architecture
+from layerport.engine.runner import KernelRunner, fitting_architecture, greatest_workspace
 from layerport.errors import BuildError
+from layerport.kernels.workspace import WORKSPACE
 from layerport.parameters.frameworks.tensorrt_dtypes import from_dtype
 from layerport.system.foreign_text import reason
 
@@ -189,6 +190,10 @@ def plugin_class(trt: Any) -> type[Any]:
             if self._runner is not None:
                 self._runner.prefer(self._kernels[tactic - 1] if tactic else None)
 
+        def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
+            most = {tensor.name: tuple(one.max) for tensor, one in zip(self.spec.inputs, inputs, strict=True)}
+            return greatest_workspace(self.spec, most)
+
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
             self.load().set_shapes(
                 {tensor.name: tuple(one.dims) for tensor, one in zip(self.spec.inputs, inputs, strict=True)}
@@ -202,6 +207,7 @@ def plugin_class(trt: Any) -> type[Any]:
                 pointers[name] = address
             for name, address in zip(self._names[1], outputs, strict=True):
                 pointers[name] = address
+            pointers[WORKSPACE] = workspace
             assert self._runner is not None
             self._runner.launch(pointers, stream)
 

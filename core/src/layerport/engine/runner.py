@@ -12,40 +12,27 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from layerport.bundle.kernel_code import KernelCode
 from layerport.bundle.plugin_spec import PluginSpec
 from layerport.errors import BuildError, UsageError
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.kernels.launcher import Launcher
+from layerport.kernels.steps import Launch, Steps
+from layerport.kernels.workspace import lay_out
 from layerport.sizes.tensors import sizes_of
-
-Launch = Callable[[Mapping[str, int], int], None]
 
 _loading = threading.Lock()
 _loaded: weakref.WeakValueDictionary[tuple[str, str, str], Launcher] = weakref.WeakValueDictionary()
 
 
-class SharedLauncher:
-    """A kernel that the process loads once, however many layers and contexts use it, with the geometry of one user.
-
-    It is unloaded when its last user is gone.
-    """
-
-    def __init__(self, image: bytes, symbol: str, rule: LaunchRule) -> None:
-        key = (hashlib.sha256(image).hexdigest(), symbol, json.dumps(rule.to_json()))
-        with _loading:
-            found = _loaded.get(key)
-            if found is None:
-                found = _loaded[key] = Launcher(image, symbol, rule)
-        self._launcher = found
-        # Attributes, so that a call goes straight to the driver's arguments.
-        self.launch: Launch = self._unresolved
-
-    def resolve(self, sizes: Mapping[str, int]) -> None:
-        """Evaluate geometry and scalars for `launch`."""
-        self.launch = self._launcher.prepare(sizes).launch
-
-    def _unresolved(self, pointers: Mapping[str, int], stream: int) -> None:
-        raise UsageError(f"{self._launcher.label} is launched before resolve", "call resolve(sizes) first")
+def shared_launcher(image: bytes, symbol: str, rule: LaunchRule) -> Launcher:
+    """A kernel that the process loads once, however many layers and contexts use it, until its last user is gone."""
+    key = (hashlib.sha256(image).hexdigest(), symbol, json.dumps(rule.to_json()))
+    with _loading:
+        found = _loaded.get(key)
+        if found is None:
+            found = _loaded[key] = Launcher(image, symbol, rule)
+    return found
 
 
 def fitting_architecture(available: Sequence[str], device: str) -> str | None:
@@ -55,14 +42,24 @@ def fitting_architecture(available: Sequence[str], device: str) -> str | None:
     return max(fitting, key=lambda name: int(name[3:]), default=None)
 
 
+def greatest_workspace(spec: PluginSpec, most: Mapping[str, Sequence[int]]) -> int:
+    """The bytes of workspace that suffice for all shapes up to these (input name -> greatest dims).
+
+    Scratch memory never falls where a size grows, and any of the kernels may run.
+    """
+    sizes = sizes_of(most)
+    return max((lay_out(kernel.scratch, sizes)[1] for kernel in spec.kernels if kernel.scratch), default=0)
+
+
 class KernelRunner:
     """The kernels of a spec on one device.
 
     `set_shapes` once whenever shapes change, then `launch(pointers, stream)` as often as wanted: it only patches the
-    device addresses by input and output name.
+    device addresses by input and output name.  `workspace` is the bytes that a launch for these shapes needs beside;
+    the pointers name their address as WORKSPACE.
     """
 
-    def __init__(self, spec: PluginSpec, device: str, make_launcher: Callable[..., Any] = SharedLauncher) -> None:
+    def __init__(self, spec: PluginSpec, device: str, make_launcher: Callable[..., Any] = shared_launcher) -> None:
         architecture = fitting_architecture(spec.architectures, device)
         if architecture is None:
             raise BuildError(
@@ -71,11 +68,12 @@ class KernelRunner:
                 f"build with a target that includes {device}",
             )
         self.spec = spec
-        self._launchers = [
-            (kernel, make_launcher(spec.images[kernel.images[architecture]], kernel.symbol, kernel.launch))
+        self._kernels = [
+            (kernel, self._steps(kernel, architecture, make_launcher))
             for kernel in spec.kernels
-            if architecture in kernel.images
+            if architecture in kernel.architectures
         ]
+        self.workspace = 0
         self._shapes: Mapping[str, Sequence[int]] | None = None
         self._preferred: str | None = None
         self.launch: Launch = self._unresolved
@@ -93,10 +91,9 @@ class KernelRunner:
 
     def _choose(self, shapes: Mapping[str, Sequence[int]]) -> None:
         sizes = sizes_of(shapes)
-        for kernel, launcher in sorted(self._launchers, key=lambda one: one[0].name != self._preferred):
+        for kernel, steps in sorted(self._kernels, key=lambda one: one[0].name != self._preferred):
             if kernel.guard is None or kernel.guard.evaluate(sizes):
-                launcher.resolve(sizes)
-                self.launch = launcher.launch
+                self.launch, self.workspace = steps.prepare(sizes)
                 return
         raise UsageError(
             f"layer {self.spec.layer}: no kernel takes the shapes {dict(shapes)}",
@@ -104,10 +101,13 @@ class KernelRunner:
         )
 
     def close(self) -> None:
-        """Unload the kernels that only this runner has; shared ones go with their last user."""
-        for _, launcher in self._launchers:
-            if hasattr(launcher, "close"):
-                launcher.close()
+        """Let go of the kernels; each is unloaded with its last user."""
+        self._kernels, self.launch = [], self._unresolved
+
+    def _steps(self, kernel: KernelCode, architecture: str, make: Callable[..., Any]) -> Steps:
+        images = self.spec.images
+        launchers = [make(images[step.images[architecture]], step.symbol, step.launch) for step in kernel.steps]
+        return Steps(launchers, kernel.scratch)
 
     def _unresolved(self, pointers: Mapping[str, int], stream: int) -> None:
         raise UsageError(f"layer {self.spec.layer} is launched before its shapes are set", "call set_shapes first")

@@ -41,6 +41,10 @@ class CpuJob(ABC):
         garbage: the byte of what nothing has written.
         """
 
+    def reversed(self) -> CpuJob:
+        """The same run with the threads in the opposite order; itself where there are none to turn round."""
+        return self
+
     def require_order(self) -> None:
         """Raise UsageError for an order that is none."""
         if self.order not in ("forward", "backward") and not isinstance(self.order, int):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,8 +24,9 @@ from layerport.harness.triton_interpreter import TritonJob
 from layerport.kernels.choice import dtypes_for
 from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.declaration import Kernel
-from layerport.kernels.launch_rules import Geometry, LaunchRule
+from layerport.kernels.launch_rules import LaunchSequence
 from layerport.kernels.tracing import specialise
+from layerport.kernels.workspace import Scratch, scratch_name
 from layerport.layers.layer import Layer
 from layerport.parameters.comparison import KERNEL_TOLERANCES, errors_within
 from layerport.sizes.tensors import TensorType
@@ -82,8 +83,8 @@ class Outputs:
 def make_job(
     layer: Layer,
     kernel: Kernel,
-    rule: LaunchRule,
-    geometry: Geometry,
+    launches: LaunchSequence,
+    sizes: Mapping[str, int],
     tensors: Mapping[str, TensorType | None],
     attributes: Mapping[str, Any],
     *,
@@ -93,22 +94,68 @@ def make_job(
     strict: bool = True,
     once: bool = False,
     time_limit: float | None = None,
-) -> CpuJob:
-    """A run of a kernel that is ready to go, compiled where it is CUDA C++.
+) -> Job | None:
+    """A run of a kernel that is ready to go, compiled where it is CUDA C++; None where it has nothing to launch.
 
-    tensors: every tensor argument and output by the layer's names, with known sizes.
-    Raises as `compile_for_host`, and PackError for constexprs that are at fault.
+    sizes: of all tensors, for the launches.  tensors: every tensor argument and output by the layer's names, with known
+    sizes.  Raises UsageError for sizes that break a limit, PackError for constexprs that are at fault, and as
+    `compile_for_host`.
     """
     label = f"layer {layer.name}, kernel {kernel.name}"
+    geometries = launches.resolve(sizes, label=label)
+    if not any(geometries):
+        return None
     limit = host.RUN_LIMIT if time_limit is None else time_limit
-    if isinstance(kernel.source, CudaSource):
-        dtypes = dtypes_for(kernel, layer.signature, tensors)
-        assert dtypes is not None, "the kernel was chosen for these tensors"
-        entry = kernel.entry(layer.signature, dtypes, attributes, tensors)
-        program = compile_for_host(kernel.source, entry, label=label, sanitize=sanitize)
-        return CudaJob(rule, geometry, order, offset, label, limit, strict, once, program=program)
-    made = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
-    return TritonJob(rule, geometry, order, offset, label, limit, strict, once, source=kernel.source, made=made)
+    dtypes = dtypes_for(kernel, layer.signature, tensors)
+    assert dtypes is not None, "the kernel was chosen for these tensors"
+    entries = kernel.entries(layer.signature, dtypes, attributes, tensors)
+    constants = specialise(kernel, layer.signature, tensors, attributes, layer=layer.name)
+    if launches.scratch and isinstance(offset, int):
+        offset = dict.fromkeys(tensors, offset)  # a workspace lies where we want
+    jobs: list[CpuJob] = []
+    for source, entry, made, rule, geometry in zip(
+        kernel.sources, entries, constants, launches.rules, geometries, strict=True
+    ):
+        if geometry is None:
+            continue
+        told = (rule, geometry, order, offset, label, limit, strict, once)
+        if isinstance(source, CudaSource):
+            program = compile_for_host(source, entry, label=label, sanitize=sanitize)
+            jobs.append(CudaJob(*told, program=program))
+        else:
+            assert made is not None
+            jobs.append(TritonJob(*told, source=source, made=made))
+    if len(jobs) == 1 and not launches.scratch:
+        return jobs[0]
+    return StepsJob(tuple(jobs), {scratch_name(place): one for place, one in enumerate(launches.scratch)}, sizes)
+
+
+@dataclass(frozen=True)
+class StepsJob:
+    """The launches of one kernel, one after the other; what they share begins as garbage."""
+
+    jobs: tuple[CpuJob, ...]
+    scratch: Mapping[str, Scratch]
+    sizes: Mapping[str, int]
+
+    @property
+    def label(self) -> str:
+        return self.jobs[0].label
+
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], *, garbage: int) -> dict[str, Array]:
+        """See `Job.run`."""
+        shared: dict[str, Array] = {}
+        for name, one in self.scratch.items():
+            raw = np.full(one.nbytes.evaluate(self.sizes), garbage, np.uint8)
+            shared[name] = raw.view(one.dtype.to_numpy())
+        buffers = {**outputs, **shared}
+        for job in self.jobs:
+            buffers |= job.run(inputs, buffers, garbage=garbage)
+        return {name: buffers[name] for name in outputs}
+
+    def reversed(self) -> StepsJob:
+        """Each launch with its threads in the opposite order."""
+        return replace(self, jobs=tuple(job.reversed() for job in self.jobs))
 
 
 class Job(Protocol):
@@ -124,6 +171,9 @@ class Job(Protocol):
         garbage: the byte of all other memory that nothing has written.
         """
 
+    def reversed(self) -> Job:
+        """The same run with the threads in the opposite order, where it can be told."""
+
 
 def execute(job: Job, inputs: Mapping[str, Array], outputs: Outputs, *, strict: bool = False) -> dict[str, Array]:
     """The outputs by name.  Raises PackError for what a kernel must not do, TimeUp where it does not end.
@@ -135,7 +185,7 @@ def execute(job: Job, inputs: Mapping[str, Array], outputs: Outputs, *, strict: 
         return outputs.cut(job.run(inputs, outputs.empty(OUTPUT_GARBAGE[time]), garbage=GARBAGE[time]), job.label)
 
     written = run(job, 0)
-    other = job.reversed() if strict and isinstance(job, CudaJob) else job
+    other = job.reversed() if strict else job
     if other is job and not any(_poisoned(array, OUTPUT_GARBAGE[0]).any() for array in written.values()):
         return written
     # A result may look like the garbage; an element that keeps two different kinds of it was never written.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from layerport.errors import BuildError, UsageError, shown
+from layerport.errors import BuildError, PackError, UsageError, shown
 
 _REFUSED_OPTIONS = {
     r"-{1,2}(arch|gpu-architecture)\b": "the targets of a build give the architecture",
@@ -109,3 +110,23 @@ def cuda(
     them.
     """
     return CudaSource(source, entry, options, include, time_limit)  # type: ignore[arg-type]
+
+
+def pieces_of(source: CudaSource, kernel: str) -> list[tuple[str, str | None]]:
+    """The entry as texts, each with the name in braces after it.  Raises PackError where it is no template."""
+    try:
+        pieces = list(string.Formatter().parse(source.entry))
+    except ValueError as error:
+        raise PackError(
+            f"kernel {kernel}: entry {source.entry!r} is no template: {error}", 'write it as "scale<{x}>"'
+        ) from error
+    return [
+        (literal, name and name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
+        for literal, name, spec, conversion in pieces
+    ]
+
+
+def dim_of(name: str, aliases: Mapping[str, str]) -> tuple[str, int] | None:
+    """The tensor (by the layer's name) and the axis of "x.1" in an entry; None where it is no such name."""
+    tensor, _, axis = name.partition(".")
+    return (aliases.get(tensor, tensor), int(axis)) if axis.isascii() and axis.isdigit() and len(axis) < 4 else None

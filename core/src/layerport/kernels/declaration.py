@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -18,9 +17,10 @@ from typing import Any, TypeAlias
 
 from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError, shown
-from layerport.kernels.cuda_source import CudaSource
+from layerport.kernels.cuda_source import CudaSource, dim_of, pieces_of
 from layerport.kernels.launch_rules import AXES, constant_faults
 from layerport.kernels.triton_source import TritonSource
+from layerport.kernels.workspace import MOST_STEPS
 from layerport.parameters.signature import Attribute, Signature
 from layerport.sizes.expressions import Expr, ExprLike, as_expr
 from layerport.sizes.tensors import TensorType
@@ -32,13 +32,13 @@ _CXX_NAME = re.compile(r"[A-Za-z_]\w*(::[A-Za-z_]\w*)*")
 
 
 class Launch:
-    """One launch of a kernel: what a launch rule returns.
+    """One launch of a kernel: what a launch rule returns, one for each of the kernel's sources.
 
     grid, block: a size or up to three, in the order x, y, z.  args: the kernel's arguments in its order:
-    tensors of the layer, whole numbers, floats, bools, or None for a null pointer; their C widths are read
-    from the compiled kernel. shared: bytes of dynamic shared memory.  Sizes may be expressions.  A Triton
-    kernel has a grid and args only: block and shared memory come out of its compilation.  Raises
-    UsageError with all faults at once.
+    tensors of the layer, what `layerport.scratch` gave, whole numbers, floats, bools, or None for a null
+    pointer; their C widths are read from the compiled kernel.  shared: bytes of dynamic shared memory.  Sizes
+    may be expressions.  A Triton kernel has a grid and args only: block and shared memory come out of its
+    compilation.  Raises UsageError with all faults at once.
     """
 
     __slots__ = ("args", "block", "grid", "shared")
@@ -80,35 +80,51 @@ _DTYPE_NAMES = frozenset(str(dtype) for dtype in DType)
 class Kernel:
     """GPU code for stated dtypes with its launch rule.
 
-    dtypes: combinations; one name = all tensors have it, or a mapping of tensor name (or "*" for the others)
-    to dtype. launch: takes tensors and attributes of the layer by name; names that the layer does not have
-    are its outputs, in order.  when: a predicate over the same names.  Raises UsageError.
+    sources: one for each launch, in the order in which they run.  dtypes: combinations; one name = all tensors
+    have it, or a mapping of tensor name (or "*" for the others) to dtype.  launch: takes tensors and attributes
+    of the layer by name; names that the layer does not have are its outputs, in order.  when: a predicate over
+    the same names.  Raises UsageError.
     """
 
     name: str
-    source: CudaSource | TritonSource
+    sources: tuple[CudaSource | TritonSource, ...]
     dtypes: tuple[DTypes, ...]
     launch: Callable[..., Any]
     when: Callable[..., Any] | None = None
     parameters: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, (CudaSource, TritonSource)):
+        if not 1 <= len(self.sources) <= MOST_STEPS:
             raise UsageError(
-                f"kernel {self.name}: source is {shown(self.source)}",
-                "make it with lp.cuda(file, entry) or lp.triton(function)",
+                f"kernel {self.name}: it has {len(self.sources)} sources",
+                f"give 1 to {MOST_STEPS}, one for each launch: lp.cuda(file, entry) or lp.triton(function)",
             )
+        for source in self.sources:
+            if not isinstance(source, (CudaSource, TritonSource)):
+                raise UsageError(
+                    f"kernel {self.name}: source is {shown(source)}",
+                    "make it with lp.cuda(file, entry) or lp.triton(function)",
+                )
         if not callable(self.launch) or not (self.when is None or callable(self.when)):
             raise UsageError(f"kernel {self.name}: launch and when must be functions", "decorate a function with it")
         object.__setattr__(self, "dtypes", _combinations(self.name, self.dtypes))
         object.__setattr__(self, "parameters", parameter_names(self.launch, f"kernel {self.name}: launch"))
         file = inspect.unwrap(self.launch).__code__.co_filename
         folder = os.path.dirname(os.path.abspath(file)) if not file.startswith("<") else os.getcwd()
-        if isinstance(self.source, TritonSource):
-            package = getattr(inspect.unwrap(self.launch), "__globals__", {}).get("__package__")
-            object.__setattr__(self, "source", self.source.anchored(folder, package))
-        else:
-            object.__setattr__(self, "source", self.source.anchored(folder))
+        package = getattr(inspect.unwrap(self.launch), "__globals__", {}).get("__package__")
+        object.__setattr__(
+            self,
+            "sources",
+            tuple(
+                one.anchored(folder, package) if isinstance(one, TritonSource) else one.anchored(folder)
+                for one in self.sources
+            ),
+        )
+
+    @property
+    def in_cuda(self) -> bool:
+        """Whether all of it is CUDA C++, so that one launch rule serves all sizes; Triton wants numbers."""
+        return all(isinstance(one, CudaSource) for one in self.sources)
 
     def output_aliases(self, outputs: Sequence[str], known: Sequence[str], *, sizes: bool = False) -> dict[str, str]:
         """The author's names for the outputs, each with the layer's own name.
@@ -116,7 +132,7 @@ class Kernel:
         outputs: the layer's names, in order.  known: the names of the layer's arguments.  sizes: whether more
         names may follow, of data-dependent sizes that the kernel writes.  Raises PackError.
         """
-        constexprs = self.source.constexprs if isinstance(self.source, TritonSource) else {}
+        constexprs = {name for one in self.sources if isinstance(one, TritonSource) for name in one.constexprs}
         left = [name for name in self.parameters if name not in known and name not in constexprs]
         if set(left) == set(outputs):
             return {name: name for name in left}
@@ -155,51 +171,59 @@ class Kernel:
             result.append({name: dtype for name in tensors if (dtype := named.get(name, rest)) is not None})
         return tuple(result)
 
+    def open_dims(self, signature: Signature, tensors: Mapping[str, TensorType | None]) -> tuple[str, ...]:
+        """The dims in its entries, such as "x.1", that are no numbers in these tensors: it cannot be compiled."""
+        aliases = self._aliases(signature)
+        cuda = [one for one in self.sources if isinstance(one, CudaSource)]
+        names = [name for one in cuda for _, name in pieces_of(one, self.name) if name and dim_of(name, aliases)]
+        return tuple(name for name in dict.fromkeys(names) if self._size(name, aliases, tensors) is None)
+
     def pinned(
         self,
         signature: Signature,
         tensors: Mapping[str, TensorType | None],
         known: Mapping[str, TensorType | None],
     ) -> dict[str, TensorType | None]:
-        """The tensors with the numbers of `known` for the dims in the entry, so that the kernel can be compiled."""
-        made = dict(tensors)
+        """The tensors with the numbers of `known` for the dims in its entries, so that it can be compiled."""
+        made, aliases = dict(tensors), self._aliases(signature)
         for name in self.open_dims(signature, tensors):
-            alias, _, axis = name.partition(".")
-            arguments = [argument.name for argument in signature.arguments]
-            key = self.output_aliases(signature.output_names, arguments, sizes=True).get(alias, alias)
-            one, number = made[key], known[key]
+            key, axis = dim_of(name, aliases) or ("", 0)
+            one, number = made.get(key), known.get(key)
             if one is not None and number is not None:
-                shape = list(one.shape)
-                shape[int(axis)] = number.shape[int(axis)]
-                made[key] = replace(one, shape=tuple(shape))
+                made[key] = replace(one, shape=(*one.shape[:axis], number.shape[axis], *one.shape[axis + 1 :]))
         return made
 
-    def open_dims(self, signature: Signature, tensors: Mapping[str, TensorType | None]) -> tuple[str, ...]:
-        """The dims in the entry, such as "x.1", that are no numbers in these tensors: the kernel cannot be compiled."""
-        if isinstance(self.source, TritonSource):
-            return ()
-        arguments = [argument.name for argument in signature.arguments]
-        aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
-        names = [name for _, name in self._pieces(self.source) if name and _dim(name, aliases)]
-        return tuple(name for name in names if self._size(name, aliases, tensors) is None)
-
-    def entry(
+    def entries(
         self,
         signature: Signature,
         dtypes: Mapping[str, DType],
         attributes: Mapping[str, Attribute],
         tensors: Mapping[str, TensorType | None] = MappingProxyType({}),
-    ) -> str:
-        """The name expression for these dtypes (by the layer's names), attributes, and the sizes of these tensors.
+    ) -> tuple[str, ...]:
+        """The name expression of each source for these dtypes (by the layer's names), attributes and sizes.
 
-        Raises PackError.
+        Of a Triton function its name.  Raises PackError.
         """
-        if isinstance(self.source, TritonSource):
-            return self.source.name
+        aliases = self._aliases(signature)
+        return tuple(
+            one.name if isinstance(one, TritonSource) else self._entry(one, aliases, dtypes, attributes, tensors)
+            for one in self.sources
+        )
+
+    def _aliases(self, signature: Signature) -> dict[str, str]:
         arguments = [argument.name for argument in signature.arguments]
-        aliases = self.output_aliases(signature.output_names, arguments, sizes=True)
+        return self.output_aliases(signature.output_names, arguments, sizes=True)
+
+    def _entry(
+        self,
+        source: CudaSource,
+        aliases: Mapping[str, str],
+        dtypes: Mapping[str, DType],
+        attributes: Mapping[str, Attribute],
+        tensors: Mapping[str, TensorType | None],
+    ) -> str:
         text = ""
-        for literal, name in self._pieces(self.source):
+        for literal, name in pieces_of(source, self.name):
             text += literal
             if name is None:
                 continue
@@ -208,38 +232,24 @@ class Kernel:
                 text += dtypes[key].cxx
             elif key in attributes:
                 text += self._cxx_value(key, attributes[key])
-            elif (found := _dim(name, aliases)) and found[0] in dtypes:
+            elif (found := dim_of(name, aliases)) and found[0] in dtypes:
                 size = self._size(name, aliases, tensors)
                 if size is None:
                     raise PackError(
-                        f"kernel {self.name}: entry {self.source.entry!r} has {{{name}}}, which is not known here",
+                        f"kernel {self.name}: entry {source.entry!r} has {{{name}}}, which is not known here",
                         "make that size static in the export, or take it as an argument of the kernel",
                     )
                 text += str(size)
             else:
                 raise PackError(
-                    f"kernel {self.name}: entry {self.source.entry!r} has {{{name}}}, "
-                    "which is no tensor, size or attribute",
+                    f"kernel {self.name}: entry {source.entry!r} has {{{name}}}, which is no tensor, size or attribute",
                     f"use one of {', '.join([*dtypes, *attributes])}, or a size such as {next(iter(dtypes), 'x')}.0",
                 )
         return text
 
-    def _pieces(self, source: CudaSource) -> list[tuple[str, str | None]]:
-        """The entry as texts, each with the name in braces after it.  Raises PackError where it is no template."""
-        try:
-            pieces = list(string.Formatter().parse(source.entry))
-        except ValueError as error:
-            raise PackError(
-                f"kernel {self.name}: entry {source.entry!r} is no template: {error}", 'write it as "scale<{x}>"'
-            ) from error
-        return [
-            (literal, name and name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else ""))
-            for literal, name, spec, conversion in pieces
-        ]
-
     def _size(self, name: str, aliases: Mapping[str, str], tensors: Mapping[str, TensorType | None]) -> int | None:
         """The size that a name such as "x.1" stands for; None where it is not known."""
-        found = _dim(name, aliases)
+        found = dim_of(name, aliases)
         tensor = tensors.get(found[0]) if found else None
         if found is None or tensor is None:
             return None
@@ -262,12 +272,6 @@ class Kernel:
             f"kernel {self.name}: attribute {name}, which is {shown(value)}, cannot stand in a C++ template",
             "use ints, bools and C++ names there, and pass other values as arguments of the kernel",
         )
-
-
-def _dim(name: str, aliases: Mapping[str, str]) -> tuple[str, int] | None:
-    """The layer's name of the tensor and the axis that "x.1" stands for; None where it is no such name."""
-    tensor, _, axis = name.partition(".")
-    return (aliases.get(tensor, tensor), int(axis)) if axis.isascii() and axis.isdigit() and len(axis) < 4 else None
 
 
 def _combinations(kernel: str, given: Any) -> tuple[DTypes, ...]:

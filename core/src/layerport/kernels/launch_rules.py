@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from layerport.errors import BuildError, LayerportError, PackError, UsageError
+from layerport.kernels.workspace import SCRATCH, Scratch
 from layerport.sizes.expressions import Const, Expr, parse
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ BLOCK_LIMITS = (1024, 1024, 64)
 THREAD_LIMIT = 1024
 ARGUMENT_LIMIT = 1024
 _TEXT_LIMIT = 20_000
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,127}}|{SCRATCH.pattern}")
 _KIB = 1024
 
 # Shared memory that one block may use, static and dynamic together, in KiB: the arch_traits of CUDA's CCCL
@@ -190,6 +191,23 @@ class LaunchRule:
                 f"a launch rule cannot be read: {reason}",
                 "build again: the file is damaged or from another version",
             ) from error
+
+
+@dataclass(frozen=True)
+class LaunchSequence:
+    """The launches of one kernel, one after the other, and the memory that they share."""
+
+    rules: tuple[LaunchRule, ...]
+    scratch: tuple[Scratch, ...] = ()
+
+    def symbols(self) -> frozenset[str]:
+        """The names of the sizes that `resolve` and the scratch memory need."""
+        sizes = (one.nbytes.symbols() for one in self.scratch)
+        return frozenset().union(*(rule.symbols() for rule in self.rules), *sizes)
+
+    def resolve(self, sizes: Mapping[str, int], *, label: str = "the kernel") -> tuple[Geometry | None, ...]:
+        """Each launch for these sizes, as `LaunchRule.resolve`."""
+        return tuple(rule.resolve(sizes, label=label) for rule in self.rules)
 
 
 def limit_faults(grid: Sequence[int], block: Sequence[int], shared: int) -> list[str]:

@@ -14,6 +14,7 @@ from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.toolchains.cuda_includes import local_headers
 from layerport.kernels.toolchains.triton_functions import find_function
+from layerport.kernels.triton_source import TritonSource
 
 
 def source_digest(kernel: Kernel) -> str | None:
@@ -21,7 +22,13 @@ def source_digest(kernel: Kernel) -> str | None:
 
     Of CUDA C++ the text, its own headers, the entry and the options; of Triton the function with all that it calls.
     """
-    source = kernel.source
+    digests = [_digest(source, kernel.name) for source in kernel.sources]
+    if None in digests or len(digests) == 1:
+        return None if None in digests else digests[0]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _digest(source: CudaSource | TritonSource, kernel: str) -> str | None:
     if isinstance(source, CudaSource):
         base = source.folder or os.getcwd()
         path = source.path
@@ -33,5 +40,5 @@ def source_digest(kernel: Kernel) -> str | None:
             return None
         told: object = [text, headers, source.entry, source.options]
     else:
-        told = [str(find_function(source, f"kernel {kernel.name}").cache_key), source.alignment]
+        told = [str(find_function(source, f"kernel {kernel}").cache_key), source.alignment]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

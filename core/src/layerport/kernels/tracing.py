@@ -10,12 +10,14 @@ import inspect
 import linecache
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from layerport.errors import LayerportError, PackError, UsageError
 from layerport.kernels.declaration import Kernel, Launch, LaunchValue, parameter_names
-from layerport.kernels.launch_rules import Arg, LaunchRule, PointerArg, ScalarArg
+from layerport.kernels.launch_rules import Arg, LaunchRule, LaunchSequence, PointerArg, ScalarArg
 from layerport.kernels.triton_source import Specialisation, TritonSource, is_constexpr, option_fault
+from layerport.kernels.workspace import MOST_SCRATCH, ScratchTensor, scratch_name, scratch_of
 from layerport.parameters.signature import Attribute, Signature
 from layerport.sizes.expressions import Const, Expr, as_expr
 from layerport.sizes.tensors import TensorType
@@ -28,6 +30,18 @@ _STATIC_WAYS = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What a launch rule says.  made: for each source that is in Triton, what it is compiled with.
+
+    scratch: the scratch tensors by the names that the launches have for them.
+    """
+
+    launches: LaunchSequence
+    made: tuple[Specialisation | None, ...]
+    scratch: Mapping[str, TensorType]
+
+
 def trace(
     kernel: Kernel,
     signature: Signature,
@@ -35,8 +49,8 @@ def trace(
     attributes: Mapping[str, Attribute],
     *,
     layer: str = "",
-) -> LaunchRule:
-    """The launch rule of a kernel as data.
+) -> Traced:
+    """The launches of a kernel as data.
 
     tensors: every tensor argument (None for an absent optional), then the outputs and data-dependent sizes in
     order, by the layer's names; their sizes are what the rule's expressions are made of.  attributes: all of
@@ -44,19 +58,21 @@ def trace(
     for, and args are those of the function.  Raises PackError with layer, kernel and the author's file and line.
     """
     tracer = _Tracer(kernel, signature, tensors, attributes, layer)
-    made = tracer.specialise(kernel.source) if isinstance(kernel.source, TritonSource) else None
-    launch = tracer.call(kernel.launch, kernel.parameters, "launch")
-    if not isinstance(launch, Launch):
-        raise tracer.fault(kernel.launch, "launch", f"it returned {type(launch).__name__}", "return lp.Launch(...)")
-    block = tracer.block(launch, made)
-    empty = any(_is_zero(size) for tensor in tracer.tensors for size in tensor.shape)
-    if not empty and any(_is_zero(size) for size in launch.grid):
-        sizes = ", ".join(map(str, launch.grid))
-        raise tracer.fault(kernel.launch, "launch", f"the grid is ({sizes})", "a grid has sizes from 1")
-    args = tuple(tracer.argument(value, index) for index, value in enumerate(launch.args))
-    rule = LaunchRule(launch.grid, block, launch.shared, args)
-    tracer.check_symbols(kernel.launch, "launch", rule.symbols())
-    return rule
+    made = tracer.specialise_all()
+    answer = tracer.call(kernel.launch, kernel.parameters, "launch")
+    wanted = len(kernel.sources)
+    launches = (answer,) if isinstance(answer, Launch) else answer
+    if not isinstance(launches, tuple) or not all(isinstance(one, Launch) for one in launches):
+        repair = "return lp.Launch(...)" + (", in a tuple of one for each source" if wanted > 1 else "")
+        raise tracer.fault(kernel.launch, "launch", f"it returned {type(answer).__name__}", repair)
+    if len(launches) != wanted:
+        repair = "return a tuple of one lp.Launch for each source, in their order; a source may stand there twice"
+        fault = f"it returned {len(launches)} launches for {wanted} sources"
+        raise tracer.fault(kernel.launch, "launch", fault, repair)
+    rules = tuple(tracer.rule(one, each) for one, each in zip(launches, made, strict=True))
+    sequence = LaunchSequence(rules, tuple(map(scratch_of, tracer.scratch)))
+    tracer.check_symbols(kernel.launch, "launch", sequence.symbols())
+    return Traced(sequence, made, {scratch_name(place): one for place, one in enumerate(tracer.scratch)})
 
 
 def specialise(
@@ -66,13 +82,12 @@ def specialise(
     attributes: Mapping[str, Attribute],
     *,
     layer: str = "",
-) -> Specialisation:
-    """What a Triton kernel is compiled with for these sizes.
+) -> tuple[Specialisation | None, ...]:
+    """What each Triton kernel is compiled with for these sizes, None for one in CUDA C++.
 
     Arguments as in `trace`.  Raises PackError also where a value depends on a size that is not known yet.
     """
-    assert isinstance(kernel.source, TritonSource)
-    return _Tracer(kernel, signature, tensors, attributes, layer).specialise(kernel.source)
+    return _Tracer(kernel, signature, tensors, attributes, layer).specialise_all()
 
 
 def trace_predicate(
@@ -122,18 +137,39 @@ class _Tracer:
                 "give every tensor, None for an absent one",
             )
         self.tensors = [tensor for tensor in tensors.values() if tensor is not None]
+        self.scratch: list[ScratchTensor] = []
 
-    def specialise(self, source: TritonSource) -> Specialisation:
-        """The constants of a Triton kernel; from here on, rules may take the constexprs by name."""
-        values = {}
+    def specialise_all(self) -> tuple[Specialisation | None, ...]:
+        """The constants of each Triton kernel; from here on, rules may take by name those of which there is one."""
+        made = tuple(self._specialise(one) if isinstance(one, TritonSource) else None for one in self.kernel.sources)
+        constants = [item for one in made if one is not None for item in one.constexprs.items()]
+        for name, value in constants:
+            if all(other == value for key, other in constants if key == name):
+                self.objects.setdefault(name, value)
+        return made
+
+    def _specialise(self, source: TritonSource) -> Specialisation:
+        values: dict[str, Any] = {}
+        objects, self.objects = self.objects, dict(self.objects)
         for name, given in source.constexprs.items():
             values[name] = self._constant(f"constexpr {name}", given)
             self.objects.setdefault(name, values[name])
         options = {name: self._constant(name, getattr(source, name)) for name in ("num_warps", "num_stages")}
+        self.objects = objects
         for name, value in options.items():
             if fault := option_fault(name, value):
                 raise PackError(f"{self.label}: {fault}", "correct the function that gives it to lp.triton")
         return Specialisation(options["num_warps"], options["num_stages"], values)
+
+    def rule(self, launch: Launch, made: Specialisation | None) -> LaunchRule:
+        """One launch as data."""
+        block = self._block(launch, made)
+        empty = any(_is_zero(size) for tensor in self.tensors for size in tensor.shape)
+        if not empty and any(_is_zero(size) for size in launch.grid):
+            sizes = ", ".join(map(str, launch.grid))
+            raise self.fault(self.kernel.launch, "launch", f"the grid is ({sizes})", "a grid has sizes from 1")
+        args = tuple(self._argument(value, index) for index, value in enumerate(launch.args))
+        return LaunchRule(launch.grid, block, launch.shared, args)
 
     def _constant(self, what: str, given: Any) -> Any:
         """A value that lp.triton was given, or what the function for it says."""
@@ -156,7 +192,7 @@ class _Tracer:
             raise self.fault(given, what, f"it is {type(value).__name__} {value!r:.60}", repair)
         return value
 
-    def block(self, launch: Launch, made: Specialisation | None) -> tuple[Expr, Expr, Expr]:
+    def _block(self, launch: Launch, made: Specialisation | None) -> tuple[Expr, Expr, Expr]:
         """The block of a launch, which a Triton kernel brings along and any other kernel's rule must give."""
         if made is None:
             if launch.block is None:
@@ -179,7 +215,9 @@ class _Tracer:
             repair = "a rule may use .shape, .ndim, .numel(), .dtype and .itemsize of tensors, and the attributes"
             raise self.fault(function, what, f"{type(error).__name__}: {error}", repair, error) from error
 
-    def argument(self, value: LaunchValue, index: int) -> Arg:
+    def _argument(self, value: LaunchValue, index: int) -> Arg:
+        if isinstance(value, ScratchTensor):
+            return PointerArg(scratch_name(self._place(value)))
         if isinstance(value, TensorType):
             if not any(value is tensor for tensor in self.tensors):
                 raise PackError(
@@ -194,6 +232,17 @@ class _Tracer:
         if isinstance(value, float):
             return ScalarArg("float", float(value))
         return ScalarArg("int", as_expr(value))
+
+    def _place(self, tensor: ScratchTensor) -> int:
+        """The number of a scratch tensor, in the order in which the launches first take them."""
+        for place, one in enumerate(self.scratch):
+            if one is tensor:
+                return place
+        if len(self.scratch) == MOST_SCRATCH:
+            repair = "put several into one, at offsets of your own"
+            raise self.fault(self.kernel.launch, "launch", f"it has more than {MOST_SCRATCH} scratch tensors", repair)
+        self.scratch.append(tensor)
+        return len(self.scratch) - 1
 
     def check_symbols(self, function: Callable[..., Any], what: str, used: frozenset[str]) -> None:
         known: frozenset[str] = frozenset().union(*(tensor.symbols() for tensor in self.tensors))

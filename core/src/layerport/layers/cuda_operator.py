@@ -24,8 +24,8 @@ from layerport.kernels.choice import Selection, select
 from layerport.kernels.compilation import BuiltKernel, Compilation, build_kernels
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.launcher import Launcher, require_driver
+from layerport.kernels.steps import Steps
 from layerport.kernels.tracing import trace
-from layerport.kernels.triton_source import TritonSource
 from layerport.layers.binding import Dispatch
 from layerport.layers.launch import Call, LaunchPlan, tensor_arg
 from layerport.parameters.conversion import from_standard, to_standard
@@ -127,7 +127,7 @@ class CudaOperator:
         self._attributes = [(place, one) for place, one in enumerate(arguments) if one.kind is Kind.ATTRIBUTE]
         self._params = [(place, one.name) for place, one in enumerate(arguments) if one.kind is Kind.PARAM]
         self._plans: dict[Any, LaunchPlan | None] = {}  # None: the reference
-        self._launchers: dict[Any, Launcher] = {}
+        self._steps: dict[Any, Steps] = {}
         self._need_numbers: set[Kernel] = set()
         self._converts: bool | None = None if self._params else False
         self._version: Any = None  # looked up once, where parameters are converted: it is in every call then
@@ -201,9 +201,9 @@ class CudaOperator:
         if call is None or chosen is None or chosen.kernel is None:
             return None
         environment = self._environment()
-        launcher = self._launcher(chosen.kernel, chosen.dtypes, call, environment, index)
+        steps = self._loaded(chosen.kernel, chosen.dtypes, call, environment, index)
         names = self.layer.signature.output_names
-        return LaunchPlan(self._tensors, names, launcher, call, environment, index)
+        return LaunchPlan(self._tensors, names, steps, call, environment, index)
 
     def _call(self, given: Sequence[Any], args: Sequence[Any]) -> tuple[Call | None, str]:
         """What rules and predicates see of a call; or None and why the reference does not tell the outputs' sizes.
@@ -236,25 +236,22 @@ class CudaOperator:
     def _select(self, call: Call) -> Selection:
         return select(self.layer, call.tensors, call.attributes, only=self._only)
 
-    def _launcher(
-        self, kernel: Kernel, dtypes: Mapping[str, DType], call: Call, environment: Any, index: int
-    ) -> Launcher:
+    def _loaded(self, kernel: Kernel, dtypes: Mapping[str, DType], call: Call, environment: Any, index: int) -> Steps:
         """The kernel, loaded."""
         architecture = environment.architecture(index)
         tensors = self._traced(kernel, call)
         sizes = tuple(one and (one.dtype, *map(str, one.shape)) for one in tensors.values())
         key = (id(kernel), sizes, tuple(map(_hashable, call.attributes.values())), architecture)
-        found = self._launchers.get(key)
+        found = self._steps.get(key)
         if found is None:
             self._refuse_capture(environment, index, f"kernel {kernel.name} is not compiled and loaded yet")
             built = self._build(kernel, dtypes, call.attributes, architecture, tensors)
-            found = self._launchers[key] = Launcher(
-                built.cubin.image,
-                built.cubin.symbol,
-                built.rule,
-                label=f"layer {self.layer.name}, kernel {kernel.name}",
-                driver=environment.driver,
-            )
+            label = f"layer {self.layer.name}, kernel {kernel.name}"
+            driver = environment.driver
+            launchers = [
+                Launcher(one.cubin.image, one.cubin.symbol, one.rule, label=label, driver=driver) for one in built.steps
+            ]
+            found = self._steps[key] = Steps(launchers, built.scratch)
         return found
 
     def _refuse_capture(self, environment: Any, index: int, why: str) -> None:
@@ -271,7 +268,7 @@ class CudaOperator:
 
         It does for Triton, where sizes decide the constants, and where it takes a root or a quotient of a size.
         """
-        if isinstance(kernel.source, TritonSource) or kernel in self._need_numbers:
+        if not kernel.in_cuda or kernel in self._need_numbers:
             return call.tensors
         fixed = {name for _, name in self._params}
         every = {

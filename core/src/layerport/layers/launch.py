@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layerport.kernels.workspace import WORKSPACE
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.parameters.signature import Attribute
 from layerport.sizes.tensors import TensorType, sizes_of
 
 if TYPE_CHECKING:
-    from layerport.kernels.launcher import Launcher
+    from layerport.kernels.steps import Steps
 
 
 class Call:
@@ -40,14 +41,14 @@ class LaunchPlan:
         self,
         tensors: Sequence[tuple[int, str]],
         output_names: Sequence[str],
-        launcher: Launcher,
+        steps: Steps,
         call: Call,
         environment: Any,
         index: int,
     ) -> None:
-        self._launch = launcher.prepare(call.sizes).launch
+        self._launch, self._workspace = steps.prepare(call.sizes)
         self._environment, self._index = environment, index
-        alignments = launcher.rule.alignments
+        alignments = steps.alignments
         self._inputs = [
             (place, name, alignments.get(name, 1) - 1) for place, name in tensors if call.tensors[name] is not None
         ]
@@ -78,6 +79,9 @@ class LaunchPlan:
             output = empty(shape, strides, dtype)
             pointers[name] = output.data_ptr()
             outputs.append(output)
+        if self._workspace:
+            copies.append(work := empty((self._workspace,), (1,), torch.uint8))
+            pointers[WORKSPACE] = work.data_ptr()
         self._launch(pointers, environment.stream(index))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

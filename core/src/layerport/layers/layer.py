@@ -59,24 +59,24 @@ class Layer(WrittenLayer):
 
     def kernel(
         self,
-        source: CudaSource | TritonSource,
-        *,
+        *sources: CudaSource | TritonSource,
         dtypes: tuple[str | Mapping[str, str], ...],
         when: Callable[..., Any] | None = None,
         name: str | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare GPU code for this layer; decorates the launch rule.
 
-        source: `layerport.cuda(...)` or `layerport.triton(...)`.  dtypes: a tuple; for each combination one dtype
-        for all tensors, or a mapping of tensor name (or "*") to dtype.  when: a predicate over shapes, as `launch`
-        sees them.
+        sources: `layerport.cuda(...)` or `layerport.triton(...)`; several where the kernel is several launches, one
+        after the other: the rule then returns a tuple of as many `layerport.Launch`.  dtypes: a tuple; for each
+        combination one dtype for all tensors, or a mapping of tensor name (or "*") to dtype.  when: a predicate over
+        shapes, as `launch` sees them.
         """
 
         def declare(launch: Callable[..., Any]) -> Callable[..., Any]:
             self._kernels.append(
                 Kernel(
                     name=name or f"{self.short_name}_{len(self._kernels)}",
-                    source=source,
+                    sources=sources,
                     dtypes=dtypes,
                     launch=launch,
                     when=when,
@@ -175,7 +175,10 @@ class Layer(WrittenLayer):
     def _repr_html_(self) -> str:
         rules = {argument.name: " and ".join(map(str, argument.rules)) for _, argument in self.signature.ruled}
         arguments = ((one.name, one.kind, one.schema_type, rules.get(one.name)) for one in self.signature.arguments)
-        kernels = ((one.name, type(one.source).__name__, ", ".join(map(str, one.dtypes))) for one in self.kernels)
+        kernels = (
+            (one.name, ", ".join(type(source).__name__ for source in one.sources), ", ".join(map(str, one.dtypes)))
+            for one in self.kernels
+        )
         doc = inspect.getdoc(self.reference)
         return "".join(
             (

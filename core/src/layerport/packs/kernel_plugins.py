@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layerport.bundle.plugin_spec import KernelCode, PluginSpec
+from layerport.bundle.kernel_code import KernelCode, KernelStep
+from layerport.bundle.plugin_spec import PluginSpec
 from layerport.dtypes import DType
 from layerport.kernels import compilation
 from layerport.kernels.choice import Candidate, candidates
@@ -106,14 +107,21 @@ def plugin_from_kernels(layer: Layer, bound: BoundLayer, target: Target) -> Plug
             ]
         )
     )
-    kernels, images = [], {}
+    kernels: list[KernelCode] = []
+    images: dict[str, bytes] = {}
     for candidate in choice.kernels:
         # A compiler may want another block or more shared memory for one architecture than for another.
-        by_launch: dict[tuple[str, LaunchRule], dict[str, str]] = {}
+        by_launch: dict[tuple[tuple[str, LaunchRule], ...], dict[str, tuple[str, ...]]] = {}
         for architecture in target.architectures:
             one = next(built)
-            images[one.cubin.digest] = one.cubin.image
-            by_launch.setdefault((one.cubin.symbol, one.rule), {})[architecture] = one.cubin.digest
-        for (symbol, rule), digests in by_launch.items():
-            kernels.append(KernelCode(candidate.kernel.name, symbol, rule, digests, candidate.guard))
+            images |= {step.cubin.digest: step.cubin.image for step in one.steps}
+            launches = tuple((step.cubin.symbol, step.rule) for step in one.steps)
+            by_launch.setdefault(launches, {})[architecture] = tuple(step.cubin.digest for step in one.steps)
+            scratch = one.scratch
+        for launches, digests in by_launch.items():
+            steps = tuple(
+                KernelStep(symbol, rule, {architecture: each[place] for architecture, each in digests.items()})
+                for place, (symbol, rule) in enumerate(launches)
+            )
+            kernels.append(KernelCode(candidate.kernel.name, steps, candidate.guard, scratch))
     return PluginSpec.of(bound, kernels=tuple(kernels), images=images)

@@ -75,16 +75,15 @@ def digest_of(layer: Layer) -> str:
         "reference": _file_digest(layer.reference),
         "kernels": [],
     }
-    for kernel in layer.kernels:
-        source = kernel.source
+    for name, source in ((kernel.name, source) for kernel in layer.kernels for source in kernel.sources):
         if not isinstance(source, CudaSource):
-            made["kernels"].append([kernel.name, *_triton_parts(source)])
+            made["kernels"].append([name, *_triton_parts(source)])
             continue
         text = source.read()
         base = source.folder or os.curdir
         folder = os.path.abspath(base if source.path is None else source.path.parent)
         headers = local_headers(text, folder, [os.path.join(base, one) for one in source.include])
-        parts = [kernel.name, source.entry, list(source.options), text, headers]
+        parts = [name, source.entry, list(source.options), text, headers]
         made["kernels"].append(parts)
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 

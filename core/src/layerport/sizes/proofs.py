@@ -134,6 +134,19 @@ class _Search:
             self._try(point)
 
 
+def rises(expr: Expr) -> bool:
+    """Whether the value is seen never to fall where a size grows, sizes being 0 and more."""
+    if not isinstance(expr, Operation):
+        return True
+    if expr.op in ("floordiv", "ceildiv"):
+        value, divisor = expr.args
+        return rises(value) and isinstance(divisor, Const) and divisor.value > 0
+    anything = dict.fromkeys(expr.symbols(), (0, NO_LIMIT))
+    if expr.op == "mul" and any(_interval(arg, anything, [])[0] < 0 for arg in expr.args):
+        return False
+    return expr.op in ("add", "mul", "min", "max") and all(map(rises, expr.args))
+
+
 def _halves(box: tuple[Interval, ...]) -> tuple[tuple[Interval, ...], tuple[Interval, ...]]:
     widest = max(range(len(box)), key=lambda place: box[place][1] - box[place][0])
     low, high = box[widest]

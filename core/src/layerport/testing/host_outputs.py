@@ -11,7 +11,6 @@ import layerport.layers
 import layerport.parameters.frameworks
 from layerport.dtypes import DType
 from layerport.errors import UsageError
-from layerport.kernels.cuda_source import CudaSource
 from layerport.layers.layer import Layer
 from layerport.parameters.conversion import from_standard
 from layerport.sizes.tensors import TensorType
@@ -41,11 +40,7 @@ def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mappin
     """The output rules where a size depends on data, which shows in a kernel that takes more than the outputs."""
     known = {argument.name for argument in layer.signature.arguments}
     outputs = len(layer.signature.output_names)
-    if not any(
-        len(set(kernel.parameters) - known) > outputs
-        for kernel in layer.kernels
-        if isinstance(kernel.source, CudaSource)
-    ):
+    if not any(len(set(kernel.parameters) - known) > outputs for kernel in layer.kernels if kernel.in_cuda):
         return None
     shapes: dict[str, TensorType | None] = {argument.name: None for argument in layer.signature.tensors}
     shapes |= {

@@ -16,7 +16,6 @@ from layerport.dtypes import DType
 from layerport.errors import PackError, UsageError
 from layerport.harness.execution import Outputs, execute, make_job
 from layerport.kernels.choice import Candidate, candidates, select
-from layerport.kernels.cuda_source import CudaSource
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.tracing import trace
 from layerport.layers.layer import Layer
@@ -71,25 +70,24 @@ def run_kernel(
     chosen = _choose(call, kernel)
     label = f"layer {layer.name}, kernel {chosen.name}"
     known = call.known_tensors()
-    traced = call.tensors if isinstance(chosen.source, CudaSource) else known
-    rule = trace(chosen, layer.signature, traced, call.attributes, layer=layer.name)
-    geometry = rule.resolve(call.sizes, label=label)
+    traced = call.tensors if chosen.in_cuda else known
+    launches = trace(chosen, layer.signature, traced, call.attributes, layer=layer.name).launches
     outputs = call.outputs.empty(0)
-    if geometry is not None:
-        job = make_job(
-            layer,
-            chosen,
-            rule,
-            geometry,
-            known,
-            call.attributes,
-            order=order,
-            offset=offset,
-            sanitize=sanitize,
-            strict=strict,
-            once=once,
-            time_limit=time_limit,
-        )
+    job = make_job(
+        layer,
+        chosen,
+        launches,
+        call.sizes,
+        known,
+        call.attributes,
+        order=order,
+        offset=offset,
+        sanitize=sanitize,
+        strict=strict,
+        once=once,
+        time_limit=time_limit,
+    )
+    if job is not None:
         outputs = execute(job, call.arrays, call.outputs, strict=strict)
     elif any(array.size for array in outputs.values()):
         raise PackError(

@@ -79,8 +79,7 @@ def _kernel_files(pack: Pack) -> list[tuple[str, Path]]:
     """The layer and the path of each file that its kernels are compiled from."""
     found: dict[tuple[str, Path], None] = {}
     for layer in pack.layers:
-        for kernel in layer.kernels:
-            source = kernel.source
+        for source in (source for kernel in layer.kernels for source in kernel.sources):
             if not isinstance(source, CudaSource):
                 continue  # a Python module, which was imported
             folder = os.path.abspath(source.folder or os.curdir if source.path is None else source.path.parent)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from layerport.bundle.plugin_spec import PluginSet, from_bytes, to_bytes
 from layerport.errors import LayerportError
 from layerport.kernels.cubin import Cubin
-from layerport.kernels.cuda_source import CudaSource
 from layerport.layers.layer import Place
 from layerport.packs.kernel_plugins import why_no_kernel
 from layerport.targets import RTX_ARCHITECTURES, Target
@@ -54,14 +53,19 @@ def check_compilation(subject: Subject, choice: DTypeChoice) -> list[str]:
     for case in with_kernel(subject, choice, subject.smallest(choice)):
         spec = _spec(subject, case, _EVERYWHERE)
         for kernel in spec.kernels:
-            for architecture, digest in kernel.images.items():
-                found = Cubin.read(spec.images[digest], kernel.symbol).resources
-                text = (
-                    f"kernel {kernel.name}: {found.registers} registers, {found.local_bytes} bytes of local memory, "
-                    f"{found.static_shared} bytes of static shared memory"
-                )
-                used.setdefault(text, []).append(architecture)
+            for step in kernel.steps:
+                name = kernel.name if len(kernel.steps) == 1 else f"{kernel.name}, {step.symbol}"
+                for architecture, digest in step.images.items():
+                    used.setdefault(_resources(name, spec.images[digest], step.symbol), []).append(architecture)
     return [f"{text} on {', '.join(dict.fromkeys(architectures))}" for text, architectures in used.items()]
+
+
+def _resources(name: str, image: bytes, symbol: str) -> str:
+    found = Cubin.read(image, symbol).resources
+    return (
+        f"kernel {name}: {found.registers} registers, {found.local_bytes} bytes of local memory, "
+        f"{found.static_shared} bytes of static shared memory"
+    )
 
 
 def check_plugin(subject: Subject, choice: DTypeChoice) -> None:
@@ -108,7 +112,7 @@ def check_sanitizer(subject: Subject, choice: DTypeChoice) -> None:
     for case in _ends(_on_cpu(subject, choice)):
         tensors = case.tensors()
         for name in kernels_of(subject, case):
-            if all(one.name != name or isinstance(one.source, CudaSource) for one in layer.kernels):
+            if all(one.name != name or one.in_cuda for one in layer.kernels):
                 checked = True
                 _run(subject, case, case.arguments(tensors), case.expected(tensors), name, sanitize=True)
     if not checked:
@@ -124,7 +128,7 @@ def _ends(cases: list[Case]) -> list[Case]:
 def _on_cpu(subject: Subject, choice: DTypeChoice) -> list[Case]:
     """The cases with a kernel that a CPU runs in good time."""
     require_kernels(subject)
-    cuda = all(isinstance(kernel.source, CudaSource) for kernel in subject.layer.kernels)
+    cuda = all(kernel.in_cuda for kernel in subject.layer.kernels)
     small = [one for one in subject.cases(choice) if elements(one) <= _MOST_ON_CPU[cuda]]
     if not small:
         raise NotApplicableError("every shape is too large to run its kernel on the CPU")

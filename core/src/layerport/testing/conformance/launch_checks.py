@@ -11,9 +11,10 @@ from layerport.dtypes import DType
 from layerport.errors import UsageError
 from layerport.kernels.choice import Candidate, candidates
 from layerport.kernels.compilation import Compilation, build_kernels
-from layerport.kernels.cuda_source import CudaSource
+from layerport.kernels.cubin import Cubin
 from layerport.kernels.launch_rules import Geometry, LaunchRule, ScalarArg, fits, resource_faults
 from layerport.kernels.tracing import trace
+from layerport.kernels.workspace import lay_out
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.expressions import Expr
 from layerport.sizes.tensors import TensorType, renamed, sizes_of
@@ -59,41 +60,50 @@ def _faults(subject: Subject, case: Case, one: Candidate, tensors: dict[str, Ten
     layer, kernel = subject.layer, one.kernel
     attributes = subject.attributes(case)
     sizes = sizes_of({name: tensor.resolve({}) for name, tensor in tensors.items() if tensor is not None})
-    cuda = isinstance(kernel.source, CudaSource)
     fixed = {argument.name for argument in layer.signature.params}
     traced = {
         name: tensor
-        if tensor is None or name in fixed or not cuda
+        if tensor is None or name in fixed or not kernel.in_cuda
         else TensorType.symbolic(name, tensor.dtype, tensor.ndim)
         for name, tensor in tensors.items()
     }
     traced = kernel.pinned(layer.signature, traced, tensors)
-    rule = trace(kernel, layer.signature, traced, attributes, layer=layer.name)
+    launches = trace(kernel, layer.signature, traced, attributes, layer=layer.name).launches
     try:
-        geometry = rule.resolve(sizes)
+        geometries = launches.resolve(sizes)
+        lay_out(launches.scratch, sizes)
     except UsageError as error:
-        return list(error.faults)
-    if geometry is None:
+        return list(error.faults or (error.fault,))
+    if not any(geometries):
         outputs = [tensors[name] for name in layer.signature.output_names]
         if any(output is not None and 0 not in output.resolve({}) for output in outputs):
             return ["its grid is empty, but the outputs are not"]
         return []
-    if not cuda and _narrow(rule, geometry):
+    if not kernel.in_cuda and all(map(_narrow, launches.rules, geometries)):
         return []
     compilation = Compilation(kernel, layer.signature, one.dtypes, attributes, _ARCHITECTURE, layer.name, traced)
     (built,) = build_kernels([compilation])
+    faults = []
+    for step, rule, geometry in zip(built.steps, launches.rules, geometries, strict=True):
+        if geometry is not None:
+            faults += _beyond(step.cubin, rule, geometry)
+    return faults
+
+
+def _beyond(cubin: Cubin, rule: LaunchRule, geometry: Geometry) -> list[str]:
+    """What one launch asks beyond its compiled kernel."""
     block = geometry.block
-    faults = resource_faults(built.cubin, block[0] * block[1] * block[2], geometry.shared)
+    faults = resource_faults(cubin, block[0] * block[1] * block[2], geometry.shared)
     for place, (arg, value) in enumerate(zip(rule.args, geometry.values, strict=True)):
-        size = built.cubin.parameter_sizes[place]
+        size = cubin.parameter_sizes[place]
         if isinstance(arg, ScalarArg) and isinstance(arg.value, Expr) and not fits(int(value or 0), size):
             faults.append(f"argument {place} is {arg.value} = {value}, which its parameter of {size} bytes cannot hold")
     return faults
 
 
-def _narrow(rule: LaunchRule, geometry: Geometry) -> bool:
+def _narrow(rule: LaunchRule, geometry: Geometry | None) -> bool:
     """Whether every whole number of a launch fits the least that a kernel declares."""
-    return all(
+    return geometry is None or all(
         not isinstance(arg, ScalarArg) or arg.kind != "int" or fits(int(value or 0), _INT)
         for arg, value in zip(rule.args, geometry.values, strict=True)
     )
