@@ -200,7 +200,7 @@ def test_the_pack_lists_its_layers() -> None:
     names = [layer.short_name for layer in plugin.layerport_layers()]
     assert names == [
         *("rms_norm", "add_rms_norm", "layer_norm", "silu_mul", "gelu_mul", "rope", "circular_pad"),
-        *("ms_deform_attn", "experts_linear"),
+        *("ms_deform_attn", "experts_linear", "selective_scan", "weight_only_linear"),
     ]
     assert all(isinstance(layer, lp.Layer) for layer in plugin.layerport_layers())
 
