@@ -182,7 +182,7 @@ def test_what_only_looks_quantised_is_left_alone() -> None:
         {"scales": torch.ones(3, 8), "qzeros": torch.zeros(3, 1, dtype=torch.int32)},
     ):
         assert answer(**changed) is None, changed
-    assert plugin.layerport_export_parameters(module=nn.Linear(2, 2), name="it") is None
+    assert plugin.layerport_export_parameters(module=nn.Conv1d(2, 2, 1), name="it") is None
 
 
 X, CODES, SCALES = torch.ones(5, 12), torch.ones(4, 12, dtype=torch.uint8), torch.ones(4, 3)
@@ -212,3 +212,49 @@ SHAPES, DTYPES = "weight_only_linear: shapes do not fit: x ", "weight_only_linea
 def test_what_does_not_fit_is_refused(arguments: tuple[Tensor, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         weight_only_linear(*arguments)
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(48, 64), nn.Linear(64, 48, bias=False), nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(x + self.down(torch.relu(self.up(x))))
+        return result
+
+
+@needs_compiler
+def test_linear_layers_are_quantised_where_the_user_names_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = (Mlp().half().eval(), (torch.randn(3, 48).half(),), ({0: Dim("rows", min=1, max=8)},))
+    wishes = {weight_only_linear.name: {"*": 1.0, "down": 0.1, "head": 0}}
+    report = lp.build(source, tmp_path / "a.lp", target=ENGINE, lossy=wishes)
+    assert report.counts == {weight_only_linear.name: {"plugin": 2}}
+    assert {one.module: one.bound for one in report.claims} == {"up": 0.6, "down": 0.04}
+    errors = {one.module: one.max_relative_error or 0.0 for one in report.claims}
+    assert 0.02 < errors["up"] < 0.6 and 1e-3 < errors["down"] < 0.04
+    (loss,) = report.losses.values()
+    assert 0.01 < loss.error < 0.6
+    assert report.verification is not None and report.verification.passed
+    assert {one.answer for one in report.verification.kernels} == {"right"}
+    assert (
+        max(one.max_error or 0.0 for one in report.verification.kernels) < 5e-3
+    )  # of the layer itself nothing is lost
+
+
+def test_a_linear_layer_is_met_at_both_ends_of_each_group_and_at_zero() -> None:
+    torch.manual_seed(0)
+    for size, groups in ((128, 2), (48, 3), (10, 1)):
+        module = nn.Linear(size, 4)
+        with torch.no_grad():
+            module.weight[0] = 0.5  # without 0 between its ends
+            module.weight[1] = 0.0
+        for offer, bits in zip(plugin.layerport_export_parameters(module=module, name="it"), (4, 8), strict=True):
+            bound = offer.make()
+            values = {name: torch.from_numpy(np.array(array)) for name, array in bound.parameters.items()}
+            assert values["scales"].shape == (4, groups) and bound.parameters.attributes["bits"] == bits
+            weight = weight_only_linear(torch.eye(size), **(values | {"bias": None}), bits=bits).T
+            gap = (weight - module.weight).abs().unflatten(1, (groups, -1)).amax(-1)
+            assert (gap <= values["scales"] * 0.51).all()
+            torch.testing.assert_close(weight[:2], module.weight[:2])

@@ -23,7 +23,7 @@ from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.selective_scan.claims import claim_selective_scan
 from layerport_builtin_layers.silu_mul import silu_mul
 from layerport_builtin_layers.weight_only_linear import weight_only_linear
-from layerport_builtin_layers.weight_only_linear.claims import claim_quantised
+from layerport_builtin_layers.weight_only_linear.claims import claim_linear, claim_quantised
 from layerport_builtin_layers.weight_only_linear.convert import packed
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
 
 @lp.hookimpl
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
-    claims = (claim_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan, claim_quantised)
+    claims = (claim_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan, claim_quantised, claim_linear)
     return next((answer for claim in claims if (answer := claim(module)) is not None), None)
 
 
