@@ -13,8 +13,10 @@ from torch import Tensor
 from layerport.testing import Case, LayerCase, kernel_for, run_kernel
 from layerport_builtin_layers.experts_linear.case import CASE as EXPERTS_LINEAR
 from layerport_builtin_layers.ms_deform_attn.case import CASE as MS_DEFORM_ATTN
+from layerport_builtin_layers.selective_scan.case import CASE as SELECTIVE_SCAN
+from layerport_builtin_layers.weight_only_linear.case import CASE as WEIGHT_ONLY_LINEAR
 
-LAYER_CASES = (MS_DEFORM_ATTN, EXPERTS_LINEAR)
+LAYER_CASES = (MS_DEFORM_ATTN, EXPERTS_LINEAR, SELECTIVE_SCAN, WEIGHT_ONLY_LINEAR)
 CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
 # Compiling takes the time: two of the dtypes run here, `layerport check` runs all.
 RUN = [case for case in CASES if case.choice in (case.layer_case.dtypes[0], case.layer_case.dtypes[1])]

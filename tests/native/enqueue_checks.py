@@ -107,9 +107,9 @@ class Checks:
         plugin = self.plugin(spec).attach()
         expected = case.expected(tensors)
         dtypes = [from_dtype(one.dtype) for one in spec.outputs]
-        outputs = [torch.full_like(one, -1, dtype=dtype) for one, dtype in zip(expected, dtypes, strict=True)]
-        inputs = [tensors[one.name] for one in spec.inputs]
-        bridge.run(plugin, inputs, outputs)
+        # Not full_like, which keeps the strides of a reference that permutes.
+        outputs = [torch.full(one.shape, -1, dtype=dtype) for one, dtype in zip(expected, dtypes, strict=True)]
+        bridge.run(plugin, [tensors[one.name] for one in spec.inputs], outputs)
         case.check(tuple(outputs), expected)
         plugin.close()
 

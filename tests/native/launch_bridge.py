@@ -60,6 +60,9 @@ class LaunchBridge:
 
 
 def _address(one: Any) -> tuple[int, int, tuple[int, ...]]:
+    """TensorRT hands over dense tensors only."""
     if isinstance(one, np.ndarray):
+        assert one.flags.c_contiguous
         return one.ctypes.data, one.nbytes, one.shape
+    assert one.is_contiguous()
     return one.data_ptr(), one.numel() * one.element_size(), tuple(one.shape)

@@ -15,7 +15,9 @@ from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 from layerport_builtin_layers.rope import rope
+from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.silu_mul.reference import silu_mul
+from layerport_builtin_layers.weight_only_linear import weight_only_linear
 from small_models import net
 from small_setup import ENGINE, SMALL
 from stepped_layer import Pack, centred
@@ -47,6 +49,7 @@ class Others(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 16))
         self.experts = torch.nn.Parameter(torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16))
         self.register_buffer("chosen", torch.tensor([[0], [2], [1], [0], [1]]))
+        self.register_buffer("codes", torch.arange(16 * 16, dtype=torch.uint8).reshape(16, 16) % 16)
         self.register_buffer("sizes", torch.tensor([[2, 3], [1, 2]]))
         self.register_buffer("table", torch.linspace(-1, 1, 128).reshape(1, 8, 16))
         self.register_buffer("locations", torch.linspace(0, 1, 240).reshape(2, 5, 2, 2, 3, 2))
@@ -65,6 +68,9 @@ class Others(torch.nn.Module):
         sampled: torch.Tensor = ms_deform_attn(value, self.sizes, locations, locations[..., 0])
         rows = sampled.reshape(10, 16)
         sampled = experts_linear(rows, self.chosen.repeat(2, 1), self.experts.to(dtype))
+        rows = sampled.reshape(2, 5, 16)
+        sampled, _ = selective_scan(rows, rows, self.table[0, :5, :4], rows[:, :4], rows[:, 1:], softplus=True)
+        sampled = weight_only_linear(sampled, self.codes, weight[:, None])
         return sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8]
 
 

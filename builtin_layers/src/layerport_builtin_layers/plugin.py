@@ -19,7 +19,12 @@ from layerport_builtin_layers.ms_deform_attn.claims import claim_ms_deform_attn
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
 from layerport_builtin_layers.rope import rope
+from layerport_builtin_layers.selective_scan import selective_scan
+from layerport_builtin_layers.selective_scan.claims import claim_selective_scan
 from layerport_builtin_layers.silu_mul import silu_mul
+from layerport_builtin_layers.weight_only_linear import weight_only_linear
+from layerport_builtin_layers.weight_only_linear.claims import claim_linear, claim_quantised
+from layerport_builtin_layers.weight_only_linear.convert import packed
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +34,16 @@ if TYPE_CHECKING:
 def layerport_layers() -> tuple[lp.Layer, ...]:
     return (
         *(rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad),
-        *(ms_deform_attn, experts_linear),
+        *(ms_deform_attn, experts_linear, selective_scan, weight_only_linear),
     )
 
 
 @lp.hookimpl
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
-    claims = (claim_rms_norm, claim_ms_deform_attn, claim_experts)
+    claims = (claim_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan, claim_quantised, claim_linear)
     return next((answer for claim in claims if (answer := claim(module)) is not None), None)
+
+
+@lp.hookimpl
+def layerport_convert_parameters(layer: lp.Layer, parameters: lp.Parameters) -> lp.Parameters | None:
+    return packed(parameters) if layer is weight_only_linear else None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from layerport.packs.call_rewrites import rewrite_call
     from layerport.packs.hookspecs import hookimpl
     from layerport.packs.process_packs import use_pack
-    from layerport.packs.records import Rewrite, rewrite
+    from layerport.packs.records import Lossy, Rewrite, lossy, rewrite
     from layerport.packs.saved_layers import installed_layer
     from layerport.parameters.origins import Origin
     from layerport.parameters.rules import Rule
@@ -67,6 +67,7 @@ _HOMES = {
     "LayerModule": "layers.module",
     "LayerRecord": "front.layer_records",
     "LayerportError": "errors",
+    "Lossy": "packs.records",
     "Origin": "parameters.origins",
     "PackError": "errors",
     "Param": "parameters.signature",
@@ -95,6 +96,7 @@ _HOMES = {
     "installed_layer": "packs.saved_layers",
     "layer": "authoring",
     "load": "session.session",
+    "lossy": "packs.records",
     "maximum": "sizes.expressions",
     "minimum": "sizes.expressions",
     "next_power_of_2": "sizes.expressions",
@@ -131,6 +133,7 @@ __all__ = [
     "LayerModule",
     "LayerRecord",
     "LayerportError",
+    "Lossy",
     "Origin",
     "PackError",
     "Param",
@@ -160,6 +163,7 @@ __all__ = [
     "installed_layer",
     "layer",
     "load",
+    "lossy",
     "maximum",
     "minimum",
     "next_power_of_2",

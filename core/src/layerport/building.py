@@ -27,6 +27,8 @@ from layerport.engine.progress import ProgressEvent, Tell
 from layerport.errors import LayerportError, VerifyError
 from layerport.packs.clock import reported
 from layerport.packs.discovery import STRICT_VARIABLE, switched_on
+from layerport.packs.lossy import Asked, parse_lossy
+from layerport.parameters.comparison import Loss
 from layerport.session.session import Session
 from layerport.sizes.dims import Ranges, parse_ranges
 from layerport.system import html
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 class BuildReport:
     """What a build did: the bundle's path, its target and why that one, what became of each layer, claims, times.
 
+    losses: how far lossy claims take each output from the model's own, by its name; empty without such claims.
     found: the places at which a layer was found in the graph.  missed: what came near, and where it parted.
     seconds: wall-clock time by stage; never part of the bundle.
     """
@@ -59,6 +62,7 @@ class BuildReport:
     layers: tuple[LayerRecord, ...] = ()
     claims: tuple[ClaimRecord, ...] = ()
     lookalikes: tuple[Lookalike, ...] = ()
+    losses: Mapping[str, Loss] = field(default_factory=dict)
     found: tuple[FoundPlace, ...] = ()
     missed: tuple[Miss, ...] = ()
     plan_bytes: int | None = None
@@ -81,6 +85,7 @@ class BuildReport:
             "counts": self.counts,
             "layers": plain(self.layers),
             "claims": plain(self.claims),
+            "losses": plain(self.losses),
             "lookalikes": plain(self.lookalikes),
             "found": plain(self.found),
             "missed": plain(self.missed),
@@ -122,6 +127,7 @@ def build(
     inputs: Inputs = (),
     claim: Collection[str] = (),
     no_claim: Collection[str] = (),
+    lossy: Asked = (),
     find: Collection[str] = (),
     no_find: Collection[str] = (),
     decompose: Collection[str] = (),
@@ -142,6 +148,9 @@ def build(
     ranges: of dynamic dims, a mapping of name to (least, usual, greatest), or texts "NAME=MIN..USUAL..MAX"; the usual
     size may be left out.  inputs: example inputs for a bare module, a mapping of name to (dtype, dims) such as
     {"x": ("float32", ("rows", 64))}, or texts "NAME=DTYPE:DIMS".  claim, no_claim, decompose: layer names.
+    lossy: the modules that may be claimed with a loss: a mapping of layer to patterns of module paths, or to
+    {pattern: the greatest bound that a claim may declare}, or texts "LAYER=PATTERN:LIMIT"; of several patterns for one
+    module the last one counts.  No such claim is made otherwise; the report's `losses` say what it did to the outputs.
     find: layers that must be found in the model's graph by their references; every other one is searched too, unless
     LAYERPORT_FIND=0.  no_find: layers that are not searched.
     packs: packs to use besides the installed ones (module, object or file path).  prefer: the same, and where several
@@ -162,6 +171,7 @@ def build(
     flavours.require(chosen)
     wanted_options = EngineOptions.of(options, chosen)
     wanted_ranges = parse_ranges(ranges)
+    wanted_losses = parse_lossy(lossy)
     report = BuildReport(out, chosen, reason)
     engine = chosen.flavour != "portable"
     # Started now, TensorRT loads while Torch exports.
@@ -198,6 +208,7 @@ def build(
                     no_claim=tuple(no_claim),
                     find=tuple(find),
                     no_find=tuple(no_find),
+                    lossy=wanted_losses,
                     decompose=tuple(decompose),
                     strict=switched_on(STRICT_VARIABLE, os.environ) if strict is None else strict,
                     samples=verify,
@@ -210,6 +221,7 @@ def build(
             report.found, report.missed = tuple(prepared.findings.places), tuple(prepared.findings.misses)
             report.warnings += prepared.warnings
             manifest = prepared.manifest
+            report.losses = prepared.losses
             for note in _decomposed(report.layers):
                 tell(ProgressEvent("compile", "note", note))
             if engine:

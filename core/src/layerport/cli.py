@@ -139,6 +139,12 @@ class _BuildCommand(click.Command):
 )
 @click.option("--claim", multiple=True, metavar="LAYER", help="Every claim of this layer must hold.")
 @click.option("--no-claim", multiple=True, metavar="LAYER", help="Do not use this layer.")
+@click.option(
+    "--lossy",
+    multiple=True,
+    metavar="LAYER=PATTERN[:LIMIT]",
+    help="Modules that may be claimed with a loss, up to LIMIT.",
+)
 @click.option("--find", multiple=True, metavar="LAYER", help="This layer must be found in the graph.")
 @click.option("--no-find", multiple=True, metavar="LAYER", help="Do not search this layer in the graph.")
 @click.option("--decompose", multiple=True, metavar="LAYER", help="Build this layer from its body, without a plugin.")

@@ -23,6 +23,7 @@ from layerport.bundle.manifest import dim_of, port_of, read_manifest
 from layerport.bundle.names import FORMAT, MANIFEST, MANIFEST_LIMIT, MODEL, MODEL_DATA, PLUGINS, SAMPLES
 from layerport.bundle.replacing import is_whole, put_in_place, recover, require_replaceable, set_aside
 from layerport.errors import BuildError, UsageError
+from layerport.parameters.comparison import Loss
 from layerport.sizes.conditions import Condition
 from layerport.sizes.dims import DimRange
 from layerport.sizes.tensors import TensorType
@@ -328,6 +329,13 @@ class Bundle:
                 self.file(name)
         self.require_unchanged()
         return path
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """What the model's lossy claims change, by the name of the output; empty without such claims."""
+        samples = self.manifest.get("samples")
+        entries = samples.get("losses", {}) if samples else {}
+        return {name: Loss(one["error"], one["cosine"]) for name, one in entries.items()}
 
     def samples(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The example inputs and Torch's outputs for them, by name, as NumPy arrays."""

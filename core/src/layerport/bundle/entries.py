@@ -143,15 +143,24 @@ ClaimEntry = TypedDict(
         "max_relative_error": float | None,
         "evidence": EvidenceEntry,
         "candidates": list[CandidateEntry],
+        "bound": NotRequired[float | None],
     },
 )
 
 
+class LossEntry(TypedDict):
+    """What the lossy claims of a model change in an output; `layerport.parameters.comparison.Loss`."""
+
+    error: float
+    cosine: float
+
+
 class SamplesEntry(TypedDict):
-    """Whose outputs the samples are."""
+    """Whose outputs the samples are; losses: of the outputs that lossy claims change."""
 
     reference: Name
     version: Name | None
+    losses: NotRequired[dict[str, LossEntry]]
 
 
 class TargetEntry(TypedDict):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import layerport.checks
 import layerport.engine
 from layerport.bundle.bundle import PLUGINS, Bundle
-from layerport.bundle.entries import ClaimEntry, LayerEntry, Manifest
+from layerport.bundle.entries import ClaimEntry, LayerEntry, LossEntry, Manifest
 from layerport.bundle.manifest import realised_counts
 from layerport.commands.tables import print_table, say
 from layerport.errors import UsageError
@@ -61,6 +61,7 @@ def print_layers(report: BuildReport, *, file: TextIO | None = None) -> None:
     _print_layers(plain(report.layers), _kernel_answers(report), file=file)
     claims: list[ClaimEntry] = plain(report.claims)
     _print_evidence(claims, file=file)
+    _print_losses(claims, plain(report.losses), file=file)
     _print_refused(claims, file=file)
     print_found(report.found, file=file)
     if report.missed:
@@ -170,6 +171,7 @@ def print_inspection(inspection: Inspection) -> None:
     for (layer, what), count in alone.items():
         say(f"TensorRT alone, for {count} node{'s' if count > 1 else ''} of {layer}: {what}")
     _print_evidence(summary["claims"])
+    _print_losses(summary["claims"], samples.get("losses", {}) if (samples := summary.get("samples")) else {})
     _print_refused(summary["claims"])
     for engine in summary["targets"]:
         say(
@@ -208,13 +210,32 @@ def _print_layers(
 
 
 def _print_evidence(claims: Sequence[ClaimEntry], *, file: TextIO | None = None) -> None:
-    held = [one["evidence"] for one in claims if one["status"] == "claimed"]
+    held = [one["evidence"] for one in claims if one["status"] == "claimed" and one.get("bound") is None]
     if held:
         probed = sum(any(probe["proves_nothing"] is None for probe in one["probes"]) for one in held)
         line = f"claims: {len(held)} modules agree with their layers on the example inputs, {probed} on probes too"
         proven = sum(one["kind"] == "structure" for one in held)
         line += f"; {proven} are proven by structure" if proven else ""
         say(line, file=file)
+
+
+def _print_losses(claims: Sequence[ClaimEntry], losses: Mapping[str, LossEntry], *, file: TextIO | None = None) -> None:
+    """What lossy claims do to their modules, by layer, and to the outputs of the model."""
+    own = [one for one in claims if one["status"] == "claimed" and one.get("bound") is not None]
+    for layers in dict.fromkeys(tuple(one["layers"]) for one in own):
+        errors = [one["max_relative_error"] or 0.0 for one in own if tuple(one["layers"]) == layers]
+        bounds = [one["bound"] or 0.0 for one in own if tuple(one["layers"]) == layers]
+        say(
+            f"lossy: {' + '.join(layers)} in the place of {len(errors)} module{'s'[: len(errors) > 1]}, off by up to "
+            f"{max(errors):.2g} (relative) on the example inputs, {max(bounds):g} is declared",
+            file=file,
+        )
+    for name, loss in losses.items():
+        say(
+            f"lossy: output {name} is off the model's own by up to {loss['error']:.2g} (relative), "
+            f"cosine {loss['cosine']:.6f}",
+            file=file,
+        )
 
 
 def print_found(places: Sequence[FoundPlace], *, file: TextIO | None = None) -> None:

@@ -35,6 +35,11 @@ class Candidate:
             return (self.answer.layer.name,)
         return tuple(layer.name for layer in self.answer.layers)
 
+    @property
+    def loss(self) -> float | None:
+        """The error that it declares, None where it declares none."""
+        return self.answer.loss if isinstance(self.answer, BoundLayer) else None
+
     def __str__(self) -> str:
         return f"{' + '.join(self.layers)} of {self.pack}, candidate {self.number}"
 
@@ -91,6 +96,7 @@ class ClaimRecord(Record):
 
     status: "claimed", "refused", "ambiguous", "conflict", "not reached" or "inside another claim"; reason: why.
     layers, pack, max_relative_error: of the candidate that was chosen; of none where none was.
+    bound: the error that it declares, where it is a lossy one.
     """
 
     module: str
@@ -102,6 +108,7 @@ class ClaimRecord(Record):
     max_relative_error: float | None
     evidence: EvidenceRecord
     candidates: tuple[CandidateRecord, ...]
+    bound: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The claim as a program reads it."""
@@ -181,4 +188,5 @@ class Claim:
                 CandidateRecord(one.layers, one.pack, self._error(one), self.faults.get(one.number))
                 for one in self.candidates
             ),
+            bound=self.chosen.loss if self.chosen else None,
         )

@@ -6,7 +6,7 @@ A wrong claim can never change the numbers: what is not proven stays as it is.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from layerport.front.sources import Source
 from layerport.layers.layer import BoundLayer
 from layerport.packs.discovery import PackInfo
 from layerport.packs.host import DroppedPack, Pack, Packs
+from layerport.packs.lossy import LossyWish
 from layerport.packs.ownership import how_to_choose
 from layerport.packs.records import Candidate as Answer
 from layerport.packs.records import Rewrite
@@ -49,22 +50,25 @@ def claim_layers(
     required: Collection[str] = (),
     refused: Collection[str] = (),
     strict: bool = False,
+    lossy: Sequence[LossyWish] = (),
 ) -> ClaimedModel:
     """Replace what packs claim in a structural copy of the model, each claim proven on the module's real inputs.
 
     required: layers whose every claim must hold (`--claim`).  refused: layers that are not claimed (`--no-claim`).
     strict: whether a claim that does not hold is an error, and a pack whose hook fails.
-    Raises UsageError for a conflict between packs, and for a miss where one is required; PackError for a pack that
-    fails though one of its layers is required.
+    lossy: the modules for which lossy claims are made; one that holds its bound goes before claims that lose nothing.
+    Raises UsageError for a conflict between packs, for a miss where one is required, and for a wish that meets no
+    lossy claim; PackError for a pack that fails though one of its layers is required.
     """
     assert isinstance(source.model, torch.nn.Module)
-    for name in (*required, *refused):
+    for name in (*required, *refused, *(one.layer for one in lossy)):
         packs.layer(name)
     outputs = record_outputs(source)
     model = structural_copy(source.model)
     with torch.no_grad():  # what a pack computes from a weight is a constant here, not a step of training
-        offers = packs.export_model(model, required=required, strict=strict)
+        offers = packs.export_model(model, required=required, strict=strict, lossy=lossy)
     asked = _candidates(model, offers.found, refused, packs.rank)
+    _raise_for_wishes(lossy, [claim for claim, _ in asked])
     if asked:
         # Every pass has a copy of its own: a forward may leave something in its modules.
         prove(structural_copy(source.model), source, [claim for claim, _ in asked])
@@ -110,6 +114,8 @@ def _decide(claim: Claim) -> None:
         return
     everyone = claim.agreeing
     agreeing = [one for one in everyone if one.rank == min(other.rank for other in everyone)]
+    # The user has named this module for what loses something.
+    agreeing = [one for one in agreeing if one.loss is not None] or agreeing
     if claim.module_fault is not None:
         claim.status, claim.reason = "refused", claim.module_fault
     elif not agreeing:
@@ -121,13 +127,15 @@ def _decide(claim: Claim) -> None:
     elif len({candidate.pack for candidate in agreeing}) > 1:
         claim.status = "conflict"
         claim.reason = " and ".join(str(candidate) for candidate in agreeing) + " agree"
-    elif len(agreeing) > 1 and not _equivalent(agreeing):
+    elif len(agreeing) > 1 and agreeing[0].loss is None and not _equivalent(agreeing):
         claim.status = "ambiguous"
         claim.reason = "several candidates agree on the example inputs: " + ", ".join(map(str, agreeing))
     else:
         claim.status, claim.chosen = "claimed", agreeing[0]
         error = claim.errors[agreeing[0].number]
         claim.reason = f"agrees within {error:.2g} (relative) over {claim.calls} call{'s'[: claim.calls > 1]}"
+        if (loss := agreeing[0].loss) is not None:
+            claim.reason = f"lossy: {claim.reason}, {loss:g} is declared"
         if others := sorted({one.pack for one in everyone} - {agreeing[0].pack}):
             claim.reason += f", and goes before {', '.join(others)}"
 
@@ -136,6 +144,20 @@ def _equivalent(candidates: list[Candidate]) -> bool:
     answers = [candidate.answer for candidate in candidates]
     bound = [answer for answer in answers if isinstance(answer, BoundLayer)]
     return len(bound) == len(answers) and len({(one.layer, one.parameters.digest) for one in bound}) == 1
+
+
+def _raise_for_wishes(wishes: Sequence[LossyWish], claims: Sequence[Claim]) -> None:
+    def is_met(wish: LossyWish) -> bool:
+        named = [one for claim in claims if wish.names(wish.layer, claim.path) for one in claim.candidates]
+        return any(one.loss is not None and wish.layer in one.layers for one in named)
+
+    # A wish with a limit of 0 takes modules out.
+    if missed := [one for one in wishes if one.limit > 0 and not is_met(one)]:
+        raise UsageError(
+            "no module is there to be claimed with a loss",
+            "name modules that the layer's pack answers for with lp.lossy, and a limit that its bound keeps to",
+            faults=[str(one) for one in missed],
+        )
 
 
 def _raise_for_conflicts(claims: Iterable[Claim]) -> None:

@@ -27,8 +27,11 @@ class Difference:
     fault: str | None = None
 
 
-def compare(expected: Sequence[Any], got: Sequence[Any]) -> Difference:
-    """Compare a candidate's outputs with the module's: number, types, shapes and values."""
+def compare(expected: Sequence[Any], got: Sequence[Any], loss: float | None = None) -> Difference:
+    """Compare a candidate's outputs with the module's: number, types, shapes and values.
+
+    loss: the error that a lossy candidate declares, which it may have where the dtype allows less.
+    """
     if len(expected) != len(got):
         return Difference(math.inf, f"gives {len(got)} outputs where the module gives {len(expected)}")
     worst, fault = 0.0, None
@@ -40,6 +43,8 @@ def compare(expected: Sequence[Any], got: Sequence[Any]) -> Difference:
         if want.shape != have.shape or want.dtype != have.dtype:
             return Difference(math.inf, f"output {place} is {type_text(have)} where the module gives {type_text(want)}")
         error, allowed = relative_error(want, have)
+        if loss is not None and allowed:  # whole numbers have to be equal all the same
+            allowed = max(allowed, loss)
         worst = max(worst, error)
         if not error <= allowed:
             fault = _miss(place, want, error, allowed)

@@ -68,27 +68,27 @@ def check_outputs(outputs: Any) -> None:
 
 def with_plain_outputs(model: torch.nn.Module, outputs: Any) -> Any:
     """The outputs with records that Torch cannot take apart as dicts; the model, which is ours, gives them so too."""
-    made = _plain(outputs)
+    made = plain_outputs(outputs)
     if made is not outputs:
         forward = model.forward
 
         @functools.wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
-            return _plain(forward(*args, **kwargs))
+            return plain_outputs(forward(*args, **kwargs))
 
         model.forward = run
     return made
 
 
-def _plain(value: Any) -> Any:
+def plain_outputs(value: Any) -> Any:
     """Dicts in place of mappings and dataclasses that pytree does not know; the same object where there are none."""
     if not pytree.tree_is_leaf(value):
         children, spec = pytree.tree_flatten(value, is_leaf=lambda one: one is not value)
-        made = [_plain(child) for child in children]
+        made = [plain_outputs(child) for child in children]
         changed = any(new is not old for new, old in zip(made, children, strict=True))
         return pytree.tree_unflatten(made, spec) if changed else value
     fields = None if isinstance(value, torch.Tensor) or _is_cache(value) else _fields(value)
-    return value if fields is None else {name: _plain(held) for name, held in fields.items()}
+    return value if fields is None else {name: plain_outputs(held) for name, held in fields.items()}
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

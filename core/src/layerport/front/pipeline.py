@@ -26,6 +26,7 @@ from layerport.front.found_layers import FindWishes, find_wishes, require_found
 from layerport.front.layer_records import FOUND, MODULE, WRITTEN, LayerRecord
 from layerport.front.leaves import refuse_caches, with_plain_outputs
 from layerport.front.lookalikes import Lookalike
+from layerport.front.losses import changed_outputs, losses_of
 from layerport.front.nodes import LayerNode, layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
 from layerport.front.realise import Realisation, realise
@@ -35,6 +36,8 @@ from layerport.front.sources import Source
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.sources import source_digest
 from layerport.packs.host import DroppedPack, Packs
+from layerport.packs.lossy import LossyWish
+from layerport.parameters.comparison import Loss
 from layerport.parameters.origins import Origin
 from layerport.parameters.steps import Step
 from layerport.search.searching import Findings
@@ -58,6 +61,7 @@ class Wishes:
     samples: bool
     find: tuple[str, ...] = ()
     no_find: tuple[str, ...] = ()
+    lossy: tuple[LossyWish, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Prepared:
     profile: dict[str, list[list[int]]]
     layers: tuple[LayerRecord, ...]
     claims: tuple[ClaimRecord, ...]
+    losses: Mapping[str, Loss]
     lookalikes: tuple[Lookalike, ...]
     findings: Findings
     warnings: list[str]
@@ -86,12 +91,13 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     lookalikes: tuple[Lookalike, ...] = ()
     warnings: list[str] = []
     outputs: Any = None
+    changed: Any = None
     dropped: tuple[DroppedPack, ...] = ()
     model: Any = source.model
-    if not isinstance(source.model, torch.nn.Module) and (wishes.claim or wishes.no_claim):
+    if not isinstance(source.model, torch.nn.Module) and (wishes.claim or wishes.no_claim or wishes.lossy):
         raise UsageError(
             f"nothing is claimed in {source.name}: it is no nn.Module, its layers are nodes already",
-            "leave --claim and --no-claim away; --decompose takes layers out of the engine",
+            "leave --claim, --no-claim and --lossy away; --decompose takes layers out of the engine",
         )
     if isinstance(source.model, Path):
         start("export")
@@ -107,8 +113,16 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         else:
             if model.training:
                 warnings.append("the model is in training mode; its copy is built in eval mode")
-            claimed = claim_layers(source, packs, required=wishes.claim, refused=wishes.no_claim, strict=wishes.strict)
+            claimed = claim_layers(
+                source,
+                packs,
+                required=wishes.claim,
+                refused=wishes.no_claim,
+                strict=wishes.strict,
+                lossy=wishes.lossy,
+            )
             model = claimed.model
+            changed = changed_outputs(source, claimed)
             outputs = with_plain_outputs(model, claimed.outputs)
             claims = tuple(one.record() for one in claimed.claims)
             lookalikes = claimed.lookalikes
@@ -150,6 +164,9 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     layers = tuple(_layer_record(one, packs, digests, plugins, via) for one in realisations)
     start("write")
     reference, written = _samples(source, exported, dims, outputs, folder, wishes)
+    losses = {} if changed is None else losses_of(source, exported, outputs, changed)
+    if reference is not None and losses:
+        reference["losses"] = plain(losses)
     written |= write_portable(exported.model, folder)
     if plugins.specs:
         written[bundles.PLUGINS] = bundles.write_hashed(folder / bundles.PLUGINS, [to_bytes(plugins)])
@@ -167,7 +184,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
         "tools": {name: version for name in TOOLS if (version := _version(name))},
     }
     return Prepared(
-        manifest, _profile(exported, dims), layers, claims, lookalikes, exported.findings, warnings, written
+        manifest, _profile(exported, dims), layers, claims, losses, lookalikes, exported.findings, warnings, written
     )
 
 

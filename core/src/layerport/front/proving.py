@@ -118,7 +118,7 @@ class _Prover:
                 claim.faults[candidate.number] = difference.fault
         if claim.calls == 1:
             for candidate in claim.agreeing:
-                if isinstance(candidate.answer, BoundLayer) and not claim.keeps_state:
+                if isinstance(candidate.answer, BoundLayer) and candidate.loss is None and not claim.keeps_state:
                     args, kwargs = inputs
                     grade = structure_of(module, args, kwargs, candidate.answer)
                     claim.structure |= {} if grade is None else {candidate.number: grade}
@@ -127,7 +127,8 @@ class _Prover:
 
     def _probe(self, claim: Claim, trial: _Trial) -> None:
         """Compare at other magnitudes: the formula must agree, not only the numbers of the example."""
-        if not trial.is_large:
+        # What is lost depends on the values of a module's own weights.
+        if not trial.is_large or any(one.loss is not None for one in claim.agreeing):
             claim.probes = trial.probes()
             return
         kind = kind_of(trial.module, trial.whole, claim.agreeing)
@@ -264,7 +265,7 @@ def _compare_run(
     kind = "reference" if isinstance(candidate.answer, BoundLayer) else "rewrite"
     if run.changes_inputs:
         return Difference(math.inf, f"its {kind} changes its input; write it without in-place operators")
-    difference = compare(truth.outputs, run.outputs)
+    difference = compare(truth.outputs, run.outputs, candidate.loss)
     if difference.fault:
         again = _run_candidate(candidate, module, inputs, tensors)
         if again.error is not None or compare(run.outputs, again.outputs).fault:
@@ -324,7 +325,7 @@ def _rounding_of(module: torch.nn.Module, candidate: Candidate, inputs: Any, tru
         best = best.to(target)
         error, _ = relative_error(best, want.to(target))
         missed, _ = relative_error(best, have.to(target))
-        if not missed <= TOLERANCES[want.dtype] + 2 * error:
+        if not missed <= max(TOLERANCES[want.dtype], candidate.loss or 0.0) + 2 * error:
             return None
         own = max(own, error)
     return own

@@ -218,6 +218,7 @@ class BoundLayer:
     sources: the values as they were given, by parameter name; no longer held once the model is exported.
     steps: how each came to the standard form.  origins: where each came from, by the names of the model; known once the
     hook that bound them has answered.  place: set when a plugin is asked for; None while parameters are exported.
+    loss: how far it may be from the module in whose place it stands, where that was declared; None where it may not.
     """
 
     layer: Layer
@@ -226,3 +227,4 @@ class BoundLayer:
     steps: tuple[Step, ...] = field(repr=False, default=())
     place: Place | None = field(repr=False, default=None)
     origins: tuple[Origin, ...] = field(repr=False, default=())
+    loss: float | None = None

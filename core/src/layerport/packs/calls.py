@@ -7,11 +7,12 @@ to the original.  Only `loading` and `packs` import this file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -20,9 +21,11 @@ from layerport.packs.clock import running
 from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo
 from layerport.packs.records import (
     Candidate,
+    Lossy,
     Rewrite,
     is_bound_layer,
     is_layer,
+    is_lossy,
     is_parameters,
     is_plugin_spec,
     is_rewrite,
@@ -32,7 +35,7 @@ from layerport.system.foreign_text import describe, reason, type_name
 
 if TYPE_CHECKING:
     from layerport.bundle.plugin_spec import PluginSpec
-    from layerport.layers.layer import Layer
+    from layerport.layers.layer import BoundLayer, Layer
     from layerport.parameters.standard_form import Parameters
 
 _Answer = TypeVar("_Answer")
@@ -149,6 +152,8 @@ def summarise(answer: object) -> str:
         return f"rewrite with {', '.join(layer.name for layer in answer.layers)}"
     if is_layer(answer):
         return f"Layer {answer.name}"
+    if is_lossy(answer):
+        return f"lossy claim of {answer.layer.name}"
     if is_bound_layer(answer):
         return f"BoundLayer {answer.layer.name}"
     return "None" if answer is None else type_name(answer)
@@ -174,18 +179,18 @@ def check_layers(answer: object) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def check_export(answer: object) -> tuple[Candidate, ...]:
-    """The answer of `layerport_export_parameters` as candidates; none where nothing is claimed."""
+def check_export(answer: object) -> tuple[Candidate | Lossy, ...]:
+    """The answer of `layerport_export_parameters` as candidates and offers; none where nothing is claimed."""
     if answer is None:
         return ()
     many = _plain_tuple(answer)
-    checked: list[Candidate] = []
+    checked: list[Candidate | Lossy] = []
     for index, item in enumerate((answer,) if many is None else many):
-        if is_rewrite(item) or is_bound_layer(item):
+        if is_rewrite(item) or is_bound_layer(item) or is_lossy(item):
             checked.append(item)
             continue
         place = "" if many is None else f" at index {index}"
-        repair = "return layer.bind(...), lp.rewrite(...), a tuple of them, or None"
+        repair = "return layer.bind(...), lp.rewrite(...), lp.lossy(...), a tuple of them, or None"
         if is_layer(item):
             raise WrongAnswerError(
                 f"returned the layer {item.name} without parameters{place}",
@@ -230,6 +235,24 @@ def check_plugin(answer: object) -> PluginSpec | None:
     )
 
 
-def layers_of(candidate: Candidate) -> tuple[Layer, ...]:
+def made(info: PackInfo, offer: Lossy, place: str, trace: bool) -> BoundLayer:
+    """What a lossy claim puts there, while somebody looks for what the pack changes."""
+    hook = "layerport_export_parameters"
+    call = HookCall(info, hook, offer.make, offer.layer.name, place, trace, is_watched=True)
+    return call.ask({}, functools.partial(check_made, offer))
+
+
+def check_made(offer: Lossy, answer: object) -> BoundLayer:
+    """What the function of a lossy claim returned, with the bound of the claim."""
+    if not is_bound_layer(answer) or answer.layer is not offer.layer:
+        raise WrongAnswerError(
+            f"answers with a lossy claim whose function returned {_given(answer)}, expected {offer.layer.name} with "
+            "parameters",
+            f"return {offer.layer.short_name}.bind(...)",
+        )
+    return replace(answer, loss=float(offer.bound))
+
+
+def layers_of(candidate: Candidate | Lossy) -> tuple[Layer, ...]:
     """The layers that a candidate uses."""
     return candidate.layers if isinstance(candidate, Rewrite) else (candidate.layer,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from layerport.errors import LayerportError, PackError
 from layerport.packs.discovery import DISABLE_VARIABLE, PackInfo
 from layerport.packs.loading import Pack
 from layerport.packs.metadata import canonical
+from layerport.packs.records import Candidate
 from layerport.system.foreign_text import frames, reason
 
 
@@ -38,6 +39,14 @@ class DroppedPack:
         )
         error.__cause__ = self.error
         return error
+
+
+@dataclass(frozen=True)
+class ModelClaims:
+    """The candidates for a model by module path, in the model's order, and the packs that could not be asked."""
+
+    found: Mapping[str, list[tuple[Pack, tuple[Candidate, ...]]]]
+    dropped: tuple[DroppedPack, ...]
 
 
 def missing_line(pack: Pack) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import layerport.packs
 from layerport.errors import PackError, UsageError
 from layerport.packs import hookspecs
-from layerport.packs.calls import HookCall, check_export, check_layers, check_parameters, check_plugin, layers_of
+from layerport.packs.calls import HookCall, check_export, check_layers, check_parameters, check_plugin, layers_of, made
 from layerport.packs.clock import running
 from layerport.packs.core_plugin import core_pack
 from layerport.packs.discovery import (
@@ -32,11 +31,12 @@ from layerport.packs.discovery import (
     twin_fault,
     without_rivals,
 )
-from layerport.packs.faults import DroppedPack, blamed, may_provide, missing_line
+from layerport.packs.faults import DroppedPack, ModelClaims, blamed, may_provide, missing_line
 from layerport.packs.loading import Pack, load_pack
+from layerport.packs.lossy import LossyWish, allowed
 from layerport.packs.named import load_named, used
 from layerport.packs.ownership import INSTALLED, contested, no_version, ownership, ranks
-from layerport.packs.records import Candidate, is_bound_layer, is_layer
+from layerport.packs.records import Candidate, Lossy, is_bound_layer, is_layer, is_lossy
 from layerport.packs.torch_autoload import importing_torch
 from layerport.packs.watch import LastingChangeError, sample, watching
 from layerport.system import html
@@ -49,17 +49,7 @@ if TYPE_CHECKING:
     from layerport.parameters.standard_form import Parameters
     from layerport.targets import Target, TorchTarget
 
-__all__ = [
-    "DroppedPack",
-    "ModelClaims",
-    "Pack",
-    "PackInfo",
-    "Packs",
-    "blamed",
-    "discover",
-    "importing_torch",
-    "load",
-]
+__all__ = ["DroppedPack", "ModelClaims", "Pack", "PackInfo", "Packs", "blamed", "discover", "importing_torch", "load"]
 
 _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "layerport_layers": check_layers,
@@ -97,14 +87,6 @@ def load(*explicit: object, prefer: Iterable[object] = (), environ: Mapping[str,
     if switched_on(STRICT_VARIABLE, environ):
         loaded.raise_for_faults()
     return loaded
-
-
-@dataclass(frozen=True)
-class ModelClaims:
-    """The candidates for a model by module path, in the model's order, and the packs that could not be asked."""
-
-    found: Mapping[str, list[tuple[Pack, tuple[Candidate, ...]]]]
-    dropped: tuple[DroppedPack, ...]
 
 
 class Packs:
@@ -222,20 +204,27 @@ class Packs:
         return call.ask(arguments, _CHECKS[hook])
 
     def export_model(
-        self, model: torch.nn.Module, *, required: Collection[str] = (), strict: bool = False
+        self,
+        model: torch.nn.Module,
+        *,
+        required: Collection[str] = (),
+        strict: bool = False,
+        lossy: Sequence[LossyWish] = (),
     ) -> ModelClaims:
         """What `export_parameters` says for every module of a model, and the packs whose hook fails.
 
         What a pack changes is looked for once, around all its calls, and not around each.
-        required: layers that the user asks for.  Raises PackError where the hook fails of a pack that has one of them
-        or that the user named, and for any failure where strict or where a change of the model cannot be put back.
+        required: layers that the user asks for.  lossy: the lossy claims that are made.
+        Raises PackError where the hook fails of a pack that has one of the required ones or that the user named, and
+        for any failure where strict or where a change of the model cannot be put back.
         """
         claims: dict[str, list[tuple[Pack, tuple[Candidate, ...]]]] = {}
         dropped: list[DroppedPack] = []
         modules = list(model.named_modules())
         for pack in (*self.packs, self._core):
             try:
-                answers = self._export(pack, [one for one in modules if pack is not self._core or one[0] not in claims])
+                left = [one for one in modules if pack is not self._core or one[0] not in claims]
+                answers = self._export(pack, left, lossy)
             except PackError as error:
                 asked_for = pack.explicit or any(layer.name in required for layer in pack.layers)
                 if strict or asked_for or pack is self._core or isinstance(error, LastingChangeError):
@@ -245,7 +234,9 @@ class Packs:
             self._add(claims, pack, answers)
         return ModelClaims({path: claims[path] for path, _ in modules if path in claims}, tuple(dropped))
 
-    def _export(self, pack: Pack, modules: Sequence[tuple[str, torch.nn.Module]]) -> dict[str, tuple[Candidate, ...]]:
+    def _export(
+        self, pack: Pack, modules: Sequence[tuple[str, torch.nn.Module]], lossy: Sequence[LossyWish]
+    ) -> dict[str, tuple[Candidate, ...]]:
         """The candidates of one pack, by the module's path."""
         hook = "layerport_export_parameters"
         if hook not in pack.hooks or not modules:
@@ -259,7 +250,10 @@ class Packs:
                 place = f"{path or 'the root module'} ({type(module).__name__})"
                 with recorder:
                     answer = self.call(hook, pack, path=place, watched=True, module=module, name=path)
-                if candidates := tuple(one for one in answer if self._is_own(pack, one, place)):
+                    wanted = [one for one in answer if not is_lossy(one) or allowed(lossy, one, path)]
+                    own = [one for one in wanted if self._is_own(pack, one, place)]
+                    candidates = [made(pack.info, one, place, self._trace) if is_lossy(one) else one for one in own]
+                if candidates:
                     found[path] = tuple(recorder.bound(one, path) if is_bound_layer(one) else one for one in candidates)
                 recorder.forget()
         return found
@@ -333,7 +327,7 @@ class Packs:
                     "make a new array at each call",
                 )
 
-    def _is_own(self, pack: Pack, candidate: Candidate, place: str) -> bool:
+    def _is_own(self, pack: Pack, candidate: Candidate | Lossy, place: str) -> bool:
         """Whether a candidate may stand: the pack that lost a layer to an explicit one does not offer it."""
         for layer in layers_of(candidate):
             if layer.name in self.conflicts:

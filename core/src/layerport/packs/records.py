@@ -1,12 +1,14 @@
 """The records that packs answer hooks with, checked when they are made, and how to tell them apart.
 
-Pack authors reach `rewrite` through `layerport`; the host (`packs`, `calls`) uses the rest.  A record is told by
-its very class: a subclass, or an object that names another `__class__`, may answer as it likes.  Imports no framework.
+Pack authors reach `rewrite` and `lossy` through `layerport`; the host (`packs`, `calls`) uses the rest.  A record is
+told by its very class: a subclass, or an object that names another `__class__`, may answer as it likes.  Imports no
+framework.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from layerport.parameters.standard_form import Parameters
 
 Candidate: TypeAlias = "BoundLayer | Rewrite"
-ExportAnswer: TypeAlias = "Candidate | tuple[Candidate, ...] | None"
+ExportAnswer: TypeAlias = "Candidate | Lossy | tuple[Candidate | Lossy, ...] | None"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,48 @@ def rewrite(forward: Callable[..., Any], *, layers: Sequence[Layer]) -> Rewrite:
     if isinstance(layers, (list, tuple)):
         given = tuple(layers)
     return Rewrite(forward, given)
+
+
+@dataclass(frozen=True, eq=False)
+class Lossy:
+    """A layer for a module that does not compute quite the same; see `lossy`."""
+
+    layer: Layer
+    make: Callable[[], BoundLayer]
+    bound: float
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not is_layer(self.layer):
+            faults.append(f"layer: expected a layer, got {describe(self.layer)}")
+        given = suspends(self.make) if callable(self.make) else describe(self.make)
+        if given is not None:
+            faults.append(f"make: expected a function that returns layer.bind(...), got {given}")
+        if type(self.bound) not in (int, float) or not 0 < self.bound < math.inf:
+            faults.append(f"bound: expected a finite number above 0, got {describe(self.bound)}")
+        if faults:
+            raise UsageError(
+                f"a lossy claim has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
+                "write lp.lossy(my_layer, lambda: my_layer.bind(...), bound=0.05)",
+                faults=faults,
+            )
+
+
+def lossy(layer: Layer, make: Callable[[], BoundLayer], *, bound: float) -> Lossy:
+    """Answer `layerport_export_parameters` where a layer computes nearly, and not quite, what the module computes.
+
+    It is used only for modules that the user names (`--lossy`), where nothing else answers or not.
+    make: returns `layer.bind(...)`; it is called for those modules only, and while the hook's answer is taken.
+    bound: how far an element of an output may be from the module's, relative to its own magnitude plus the mean of the
+    tensor; the claim is refused where it is farther on the example inputs or on probes.
+    Several in a tuple are tried in their order.  Raises UsageError with all faults at once.
+    """
+    return Lossy(layer, make, bound)
+
+
+def is_lossy(value: object) -> TypeGuard[Lossy]:
+    """Whether `value` is what `lossy` returns."""
+    return type(value) is Lossy
 
 
 def is_rewrite(value: object) -> TypeGuard[Rewrite]:

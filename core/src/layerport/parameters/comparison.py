@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from layerport.system.records import Record
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -39,10 +41,23 @@ _REMAINS = {"float64": 1e-15, "float32": 1e-7, "float16": 1e-7, "bfloat16": 1e-7
 
 
 @dataclass(frozen=True)
+class Loss(Record):
+    """What lossy claims change in an output, measured in Torch on the example inputs.
+
+    error: the largest |changed - own| / (|own| + the magnitude); of whole numbers and bools, the share that differs.
+    cosine: of the two.
+    """
+
+    error: float
+    cosine: float
+
+
+@dataclass(frozen=True)
 class OutputCheck:
     """How far one output is from Torch's: largest absolute and relative error, cosine, and whether it passes.
 
     nan, infinite: how many elements are that in both and were met by the same; nothing is shown by them.
+    loss: the error of the model's lossy claims, which is allowed beside what the dtype allows.
     fault: why it does not pass, where that is no matter of size.
     """
 
@@ -56,6 +71,7 @@ class OutputCheck:
     fault: str | None = None
     nan: int = 0
     infinite: int = 0
+    loss: float | None = None
 
     @property
     def answer(self) -> str:
@@ -63,7 +79,8 @@ class OutputCheck:
         if not self.passed:
             return f"FAIL{': ' + self.fault if self.fault else ''}"
         counts = [f"{count} {what}" for count, what in ((self.nan, "NaN"), (self.infinite, "infinite")) if count]
-        return f"pass where finite; {' and '.join(counts)} in both" if counts else "pass"
+        answer = f"pass where finite; {' and '.join(counts)} in both" if counts else "pass"
+        return answer if self.loss is None else f"{answer}, with the {self.loss:.2g} that its lossy claims lose"
 
     def to_json(self) -> dict[str, Any]:
         """The check as a program reads it; a figure that is infinite is null."""
@@ -80,22 +97,26 @@ def compare(
     atol: float | None = None,
     rtol: float | None = None,
     tolerances: Mapping[str, tuple[float, float]] = TOLERANCES,
+    loss: Loss | None = None,
 ) -> OutputCheck:
     """Compare one output with the wanted one, whole numbers and bools exactly, others in float64.
 
     atol: an absolute tolerance instead of the share of the tensor's magnitude.  rtol: instead of the share of the
     element.  NaN and infinities must be met by the same, and are counted; a tensor of nothing else does not pass, nor
-    one with a cosine below LEAST_COSINE.
+    one with a cosine below LEAST_COSINE.  loss: what the model's lossy claims change, which is allowed beside the
+    tolerance of the dtype.
     """
     import numpy as np
 
     dtype = want.dtype.name
+    if loss is not None:
+        tolerances = _with_loss(tolerances, dtype, loss)
     shape = tuple(want.shape)
     if got is None or got.shape != want.shape or got.dtype != want.dtype:
         found = "nothing" if got is None else f"{got.dtype.name}{list(got.shape)}"
         return refused(name, want, f"expected {dtype}{list(shape)}, got {found}")
     if want.dtype.kind in "biu":
-        return _compare_exactly(name, got, want)
+        return _compare_exactly(name, got, want, loss)
     with np.errstate(invalid="ignore"):  # a signalling NaN
         left, right = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
     nan, infinite = np.isnan(right), np.isinf(right)
@@ -111,8 +132,8 @@ def compare(
     fault = None
     if passed and right.size and not finite.any():
         passed, fault = False, "every value is NaN or infinite, so nothing was compared"
-    elif passed and cosine < LEAST_COSINE and right[finite].any():
-        passed, fault = False, f"the cosine is {cosine:.4f}, at least {LEAST_COSINE} is wanted"
+    elif passed and cosine < (least := LEAST_COSINE * (1.0 if loss is None else loss.cosine)) and right[finite].any():
+        passed, fault = False, f"the cosine is {cosine:.4f}, at least {least:.4g} is wanted"
     return OutputCheck(
         name,
         dtype,
@@ -124,7 +145,22 @@ def compare(
         fault,
         int(nan.sum()) if passed else 0,
         int(infinite.sum()) if passed else 0,
+        None if loss is None else loss.error,
     )
+
+
+def loss_between(changed: np.ndarray[Any, Any], own: np.ndarray[Any, Any]) -> Loss:
+    """What lossy claims change in an output of one shape and dtype; infinite where one alone is infinite or NaN."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):
+        left, right = changed.astype(np.float64).ravel(), own.astype(np.float64).ravel()
+    finite = np.isfinite(left) & np.isfinite(right)
+    cosine = _cosine(left[finite], right[finite])
+    if own.dtype.kind in "biu":
+        return Loss(float((changed != own).mean()) if own.size else 0.0, cosine)
+    _, far = errors_within(left, right, own.dtype.name, TOLERANCES)
+    return Loss(float(far.max(initial=0.0)), cosine)
 
 
 def refused(name: str, want: np.ndarray[Any, Any], fault: str) -> OutputCheck:
@@ -149,12 +185,14 @@ def errors_within(
     return near, np.where(np.isnan(far), np.inf, far)
 
 
-def tolerance(want: np.ndarray[Any, Any]) -> tuple[float, float]:
+def tolerance(want: np.ndarray[Any, Any], loss: Loss | None = None) -> tuple[float, float]:
     """How far an element may be from the wanted one: absolute, and as a share of that; for those who compare later."""
     import numpy as np
 
+    dtype = want.dtype.name
+    tolerances = TOLERANCES if loss is None else _with_loss(TOLERANCES, dtype, loss)
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        return _tolerance(want.astype(np.float64).ravel(), want.dtype.name, TOLERANCES)
+        return _tolerance(want.astype(np.float64).ravel(), dtype, tolerances)
 
 
 def magnitude(values: np.ndarray[Any, Any]) -> float:
@@ -183,6 +221,13 @@ def _allowed(
     return allowed
 
 
+def _with_loss(
+    tolerances: Mapping[str, tuple[float, float]], dtype: str, loss: Loss
+) -> Mapping[str, tuple[float, float]]:
+    share, relative = tolerances.get(dtype, (0.0, 0.0))
+    return {**tolerances, dtype: (share + loss.error, relative + loss.error)}
+
+
 def _tolerance(
     want: np.ndarray[Any, Any], dtype: str, tolerances: Mapping[str, tuple[float, float]]
 ) -> tuple[float, float]:
@@ -200,7 +245,9 @@ def _least(dtype: str) -> float:
     return float(ml_dtypes.finfo(dtype).smallest_subnormal)
 
 
-def _compare_exactly(name: str, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> OutputCheck:
+def _compare_exactly(
+    name: str, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], loss: Loss | None
+) -> OutputCheck:
     import numpy as np
 
     different = (got != want).ravel()
@@ -210,6 +257,7 @@ def _compare_exactly(name: str, got: np.ndarray[Any, Any], want: np.ndarray[Any,
     difference = np.where(different, np.maximum(np.abs(left - right), 1.0), 0.0)
     ratio = difference / np.maximum(np.abs(right), 1.0)
     count = int(different.sum())
+    passed = count <= (0.0 if loss is None else loss.error) * want.size
     return OutputCheck(
         name,
         want.dtype.name,
@@ -217,8 +265,9 @@ def _compare_exactly(name: str, got: np.ndarray[Any, Any], want: np.ndarray[Any,
         float(difference.max(initial=0.0)),
         float(ratio.max(initial=0.0)),
         _cosine(left, right),
-        count == 0,
-        f"{count} of {want.size} values differ" if count else None,
+        passed,
+        None if passed else f"{count} of {want.size} values differ",
+        loss=None if loss is None else loss.error,
     )
 
 
