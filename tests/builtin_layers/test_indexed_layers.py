@@ -1,7 +1,8 @@
-"""Every case of the layers whose inputs are not all of one dtype: the operator and the kernel against float64."""
+"""Every case of the layers that read by index or place: the operator and the kernel against float64."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,19 @@ import torch
 from torch import Tensor
 
 from layerport.testing import Case, LayerCase, kernel_for, run_kernel
+from layerport_builtin_layers.deform_conv2d.case import CASE as DEFORM_CONV2D
 from layerport_builtin_layers.experts_linear.case import CASE as EXPERTS_LINEAR
 from layerport_builtin_layers.ms_deform_attn.case import CASE as MS_DEFORM_ATTN
+from layerport_builtin_layers.roi_align.case import CASE as ROI_ALIGN
 from layerport_builtin_layers.selective_scan.case import CASE as SELECTIVE_SCAN
 from layerport_builtin_layers.weight_only_linear.case import CASE as WEIGHT_ONLY_LINEAR
 
-LAYER_CASES = (MS_DEFORM_ATTN, EXPERTS_LINEAR, SELECTIVE_SCAN, WEIGHT_ONLY_LINEAR)
+LAYER_CASES = (
+    *(MS_DEFORM_ATTN, EXPERTS_LINEAR, SELECTIVE_SCAN, WEIGHT_ONLY_LINEAR),
+    *(DEFORM_CONV2D, ROI_ALIGN),
+)
 CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
+EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))
 # Compiling takes the time: two of the dtypes run here, `layerport check` runs all.
 RUN = [case for case in CASES if case.choice in (case.layer_case.dtypes[0], case.layer_case.dtypes[1])]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
@@ -70,12 +77,12 @@ def test_cases_reach_every_kernel_in_every_dtype(layer_case: LayerCase) -> None:
 
 
 def of_float64(layer_case: LayerCase) -> list[Any]:
-    """The arguments of the second case, in float64 and with gradients."""
+    """The arguments of the second case, in float64 and, but for boxes, with gradients."""
     case = next(one for one in layer_case.cases() if one.shape.reason == layer_case.shapes[1].reason)
-    arguments = case.arguments(case.tensors())
+    arguments = zip((one.name for one in case.layer.signature.arguments), case.arguments(case.tensors()), strict=True)
     return [
-        one.double().requires_grad_() if isinstance(one, Tensor) and one.is_floating_point() else one
-        for one in arguments
+        one.double().requires_grad_(name != "boxes") if isinstance(one, Tensor) and one.is_floating_point() else one
+        for name, one in arguments
     ]
 
 
@@ -83,7 +90,11 @@ def of_float64(layer_case: LayerCase) -> list[Any]:
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @each_layer
 def test_operator_passes_opcheck(layer_case: LayerCase) -> None:
-    torch.library.opcheck(layer_case.layer.operator, tuple(of_float64(layer_case)))
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    # A trace with every size free takes half a minute there, nearly all of it Torch's algebra of sizes.
+    if EVERY or layer_case is not DEFORM_CONV2D:
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(layer_case.layer.operator, tuple(of_float64(layer_case)), test_utils=checks)
 
 
 @each_layer

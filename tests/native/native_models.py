@@ -9,11 +9,13 @@ import torch
 from layerport import building
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
+from layerport_builtin_layers.deform_conv2d import deform_conv2d
 from layerport_builtin_layers.experts_linear import experts_linear
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
 from layerport_builtin_layers.rms_norm.reference import rms_norm
+from layerport_builtin_layers.roi_align import roi_align
 from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.silu_mul.reference import silu_mul
@@ -48,6 +50,8 @@ class Others(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 16))
         self.experts = torch.nn.Parameter(torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16))
+        self.filters = torch.nn.Parameter(torch.linspace(-1, 1, 16).reshape(4, 4, 1, 1))
+        self.register_buffer("boxes", torch.tensor([[0.0, 1, 2, 12, 7], [1.0, 0, 0, 15, 8]]))
         self.register_buffer("chosen", torch.tensor([[0], [2], [1], [0], [1]]))
         self.register_buffer("codes", torch.arange(16 * 16, dtype=torch.uint8).reshape(16, 16) % 16)
         self.register_buffer("sizes", torch.tensor([[2, 3], [1, 2]]))
@@ -71,7 +75,12 @@ class Others(torch.nn.Module):
         rows = sampled.reshape(2, 5, 16)
         sampled, _ = selective_scan(rows, rows, self.table[0, :5, :4], rows[:, :4], rows[:, 1:], softplus=True)
         sampled = weight_only_linear(sampled, self.codes, weight[:, None])
-        return sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8]
+        return self.of_images(sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8])
+
+    def of_images(self, x: torch.Tensor) -> torch.Tensor:
+        deformed = deform_conv2d(x, x[:, :2], self.filters.to(x.dtype), mask=x[:, 2:3])
+        pooled: torch.Tensor = roi_align(deformed, self.boxes.to(x.dtype), [8, 16], sampling_ratio=1)
+        return pooled
 
 
 def build_all(folder: Path) -> list[Path]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+import layerport as lp
 
 
 def held(module: torch.nn.Module, name: str) -> Any:
@@ -35,3 +39,18 @@ def takes_one_tensor(module: torch.nn.Module) -> bool:
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     )
+
+
+def replace_calls(
+    module: torch.nn.Module, functions: Mapping[str, Callable[..., Any]], layer: lp.Layer, *, probe: bool = True
+) -> Any:
+    """A forward with a function of the layer where the module's own calls one of these globals; None where it does not.
+
+    A layer that has such a name is not replaced.  probe: as `lp.rewrite` takes it.
+    """
+    names = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+    for name, call in functions.items():
+        if callable(found := names.get(name)) and not isinstance(found, lp.Layer):
+            with contextlib.suppress(lp.UsageError):  # the file has the function, and this class does not call it
+                return lp.rewrite_call(module, name, call, layers=(layer,), probe=probe)
+    return None

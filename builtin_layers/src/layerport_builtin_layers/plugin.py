@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import layerport as lp
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
+from layerport_builtin_layers.deform_conv2d import deform_conv2d
+from layerport_builtin_layers.deform_conv2d.claims import claim_deform_conv2d
 from layerport_builtin_layers.experts_linear import experts_linear
 from layerport_builtin_layers.experts_linear.claims import claim_experts
 from layerport_builtin_layers.gelu_mul import gelu_mul
@@ -18,6 +20,8 @@ from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
 from layerport_builtin_layers.ms_deform_attn.claims import claim_ms_deform_attn
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
+from layerport_builtin_layers.roi_align import roi_align
+from layerport_builtin_layers.roi_align.claims import claim_roi_align
 from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.selective_scan.claims import claim_selective_scan
@@ -35,12 +39,16 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
     return (
         *(rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad),
         *(ms_deform_attn, experts_linear, selective_scan, weight_only_linear),
+        *(deform_conv2d, roi_align),
     )
 
 
 @lp.hookimpl
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
-    claims = (claim_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan, claim_quantised, claim_linear)
+    claims = (
+        *(claim_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan, claim_quantised, claim_linear),
+        *(claim_deform_conv2d, claim_roi_align),
+    )
     return next((answer for claim in claims if (answer := claim(module)) is not None), None)
 
 

@@ -283,6 +283,24 @@ def test_indices_and_masks_stay_what_they_are() -> None:
     assert only.evidence == "1 of 1 example call, no probe"
 
 
+def test_a_module_that_must_not_see_other_numbers_is_not_probed() -> None:
+    seen: list[Tensor] = []
+
+    def compute(self: Any, x: Tensor, index: Tensor) -> Tensor:
+        if type(index) is Tensor:  # a trace has others
+            seen.append(index.clone())
+        return x[index.to(torch.int64)]  # of a larger one it raises, and a library's own might read any memory
+
+    def take(module: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        result: Tensor = rows(index.to(torch.int64), x)
+        return result
+
+    index = torch.tensor([3.0, 0.0])
+    only = claim(Part(compute), lambda m: lp.rewrite(take, layers=(rows,), probe=False), (positive(4, 8), index))
+    assert (only.status, only.evidence) == ("claimed", "1 of 1 example call, no probe")
+    assert seen and all(torch.equal(one, index) for one in seen)
+
+
 def test_large_inputs_are_cut_where_the_module_takes_that() -> None:
     sizes: list[tuple[int, ...]] = []
 

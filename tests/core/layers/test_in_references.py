@@ -43,6 +43,12 @@ def test_a_scan_gives_what_the_loop_gives_with_its_gradients() -> None:
         assert torch.equal(got, wanted) and got.requires_grad
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_scan_over_nothing_gives_the_carry_and_nothing(gradient: bool) -> None:
+    state, sums = lp.scan(decay, [X[0]], [torch.zeros(0, 3, dtype=torch.float64, requires_grad=gradient)], (RATE,))
+    assert torch.equal(state, X[0]) and (sums.shape, sums.dtype) == ((0,), torch.float64)
+
+
 class Scanned(torch.nn.Module):
     def forward(self, x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         return scanned(x, rate)

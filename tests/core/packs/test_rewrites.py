@@ -51,7 +51,7 @@ def nothing() -> None:
 
 def test_a_rewrite_is_a_frozen_record() -> None:
     rewrite = lp.rewrite(plain, layers=[twice])
-    assert rewrite.layers == (twice,)
+    assert (rewrite.layers, rewrite.probe) == ((twice,), True)
     assert rewrite.forward(Gate(), torch.ones(1)).item() == 2.0
     with pytest.raises(dataclasses.FrozenInstanceError):
         rewrite.layers = ()  # type: ignore[misc]
@@ -105,3 +105,9 @@ def test_all_faults_come_at_once_with_the_repair() -> None:
         "  - layers: expected at least one layer, got none\n"
         "  to repair: write lp.rewrite(forward, layers=(my_layer,)) with a function forward(module, *inputs)"
     )
+
+
+def test_whether_to_probe_is_a_bool() -> None:
+    with pytest.raises(UsageError) as info:
+        lp.rewrite(plain, layers=(twice,), probe=0)  # type: ignore[arg-type]
+    assert info.value.faults == ("probe: expected a bool, got int 0",)

@@ -26,6 +26,7 @@ from layerport.front.probes import LARGEST_MODULE, MAGNITUDES, can_vary, cut_inp
 from layerport.front.samples import own_memory, run_model
 from layerport.front.sources import Source
 from layerport.layers.layer import BoundLayer
+from layerport.packs.records import is_rewrite
 from layerport.packs.torch_state import RandomStates, preserved
 from layerport.packs.torch_writes import ReadOnly, named_tensors, same_bits, unwatched
 from layerport.search.modules import structure_of
@@ -122,7 +123,8 @@ class _Prover:
                     args, kwargs = inputs
                     grade = structure_of(module, args, kwargs, candidate.answer)
                     claim.structure |= {} if grade is None else {candidate.number: grade}
-        if claim.telling == 1 and not claim.probes and claim.agreeing and can_vary(inputs):
+        may_vary = all(not is_rewrite(one.answer) or one.answer.probe for one in claim.agreeing)
+        if claim.telling == 1 and not claim.probes and claim.agreeing and may_vary and can_vary(inputs):
             self._probe(claim, trial)
 
     def _probe(self, claim: Claim, trial: _Trial) -> None:

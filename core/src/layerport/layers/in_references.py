@@ -38,6 +38,10 @@ def scan(
         return list(step(*tensors))
 
     length = xs[0].shape[0]
+    if isinstance(length, int) and length == 0:
+        # Torch's own loop takes a first slice to see what a step makes.
+        made = flat(*carry, *(one.new_zeros(one.shape[1:]) for one in xs), *others)[len(carry) :]
+        return (*carry, *(one.new_zeros((0, *one.shape)) for one in made))
     wants_gradients = torch.is_grad_enabled() and any(one.requires_grad for one in (*carry, *xs, *others))
     if wants_gradients and isinstance(length, int) and length > 0:
         # Torch's own loop would load its compiler to differentiate the step, and has first derivatives only.

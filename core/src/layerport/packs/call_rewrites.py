@@ -18,7 +18,7 @@ _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
 def rewrite_call(
-    module: Any, function: str, call: Layer | Callable[..., Any], *, layers: Sequence[Layer] = ()
+    module: Any, function: str, call: Layer | Callable[..., Any], *, layers: Sequence[Layer] = (), probe: bool = True
 ) -> Rewrite:
     """Answer `layerport_export_parameters` where a module's forward calls a function that is a layer.
 
@@ -26,6 +26,7 @@ def rewrite_call(
     of the file that they are written in.  A model that the function keeps from being exported can be, with a layer.
 
     call: a layer whose arguments are the function's, or a function with the same arguments that calls `layers`.
+    probe: as `rewrite` takes it.
     A decorator around a method that calls the function is left away; the claim is proven as any other.
     Raises UsageError with all faults at once: no method of the module's class calls a global of this name, or
     nothing says which layers `call` calls.
@@ -57,7 +58,7 @@ def rewrite_call(
         with _bound(copy, replaced):
             return own_forward(copy, *args, **kwargs)
 
-    return Rewrite(forward, chosen)
+    return Rewrite(forward, chosen, probe)
 
 
 def _methods(kind: type) -> Iterator[tuple[str, types.FunctionType]]:

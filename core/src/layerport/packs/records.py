@@ -33,14 +33,17 @@ class Rewrite:
     """A forward for the structural copy of a module, written with layers and the module's own children.
 
     forward: called as `forward(module, *args, **kwargs)` with the copy of the module, never the original.
-    layers: every layer that it calls.
+    layers: every layer that it calls.  probe: whether the module may be run on other numbers than the model's.
     """
 
     forward: Callable[..., Any]
     layers: tuple[Layer, ...]
+    probe: bool = True
 
     def __post_init__(self) -> None:
         faults = [*_forward_faults(self.forward), *_layers_faults(self.layers)]
+        if type(self.probe) is not bool:
+            faults.append(f"probe: expected a bool, got {describe(self.probe)}")
         if faults:
             raise UsageError(
                 f"rewrite {_name_of(self.forward)} has {len(faults)} fault{'s' if len(faults) > 1 else ''}",
@@ -49,17 +52,20 @@ class Rewrite:
             )
 
 
-def rewrite(forward: Callable[..., Any], *, layers: Sequence[Layer]) -> Rewrite:
+def rewrite(forward: Callable[..., Any], *, layers: Sequence[Layer], probe: bool = True) -> Rewrite:
     """Answer `layerport_export_parameters` where a layer is one step inside a module's forward.
 
     forward: takes the copy of the module and then what the module's own forward takes.
-    layers: the layers that it calls, at least one.  Raises UsageError with all faults at once.
+    layers: the layers that it calls, at least one.
+    probe: False where the module must not be run on random numbers, because it takes floating-point inputs as indices
+    or sizes without a check; the claim is proven on the model's own inputs only.
+    Raises UsageError with all faults at once.
     """
     # Anything else goes on as it is, so that the record's own check names it.
     given: Any = layers
     if isinstance(layers, (list, tuple)):
         given = tuple(layers)
-    return Rewrite(forward, given)
+    return Rewrite(forward, given, probe)
 
 
 @dataclass(frozen=True, eq=False)

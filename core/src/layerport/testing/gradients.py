@@ -18,8 +18,9 @@ def check_backward(layer: Layer, *args: Any, tolerance: float = 1e-6) -> None:
 
     args: those of a call; floating-point tensors are taken in float64, and each gets a gradient.  First and second
     derivatives are compared with those of the reference, and the first ones with finite differences
-    (`torch.autograd.gradcheck`), so take small tensors.  tolerance: the largest difference that is allowed, beside the
-    largest value of the gradient.  Raises UsageError for a layer without a written backward.
+    (`torch.autograd.gradcheck`), but for inputs that the reference detaches; so take small tensors.
+    tolerance: the largest difference that is allowed, beside the largest value of the gradient.
+    Raises UsageError for a layer without a written backward.
     """
     import torch
 
@@ -41,8 +42,10 @@ def check_backward(layer: Layer, *args: Any, tolerance: float = 1e-6) -> None:
     for order, (ours, theirs) in enumerate(zip(got, wanted, strict=True), start=1):
         for name, one, expected in zip(names, ours, theirs, strict=True):
             _compare(f"layer {layer.name}: derivative {order} by {name}", one, expected, tolerance)
-    if not torch.autograd.gradcheck(layer, wide, raise_exception=False):
-        torch.autograd.gradcheck(layer.reference, wide)  # where this fails, it is not the backward that is wrong
+    # What the reference detaches stands still, by definition.
+    moved = tuple(one if _reaches(layer.reference, wide, one) else _detached(one) for one in wide)
+    if any(map(_differentiable, moved)) and not torch.autograd.gradcheck(layer, moved, raise_exception=False):
+        torch.autograd.gradcheck(layer.reference, moved)  # where this fails, it is not the backward that is wrong
         raise AssertionError(f"layer {layer.name}: gradcheck: its backward is not the gradient of what it computes")
 
 
@@ -55,6 +58,22 @@ def _differentiable(value: object) -> bool:
     import torch
 
     return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def _reaches(function: Any, args: Sequence[Any], one: Any) -> bool:
+    """Whether an output has a gradient by this argument."""
+    import torch
+
+    if not _differentiable(one):
+        return False
+    answer = function(*args)
+    outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
+    total = [output.sum() for output in outputs if output.requires_grad]
+    return bool(total) and torch.autograd.grad(sum(total), [one], allow_unused=True)[0] is not None
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if _differentiable(value) else value
 
 
 def _derivatives(function: Any, args: Sequence[Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -1,0 +1,5 @@
+"""Boxes of a map, averaged to one size: `layerport_builtin::roi_align`."""
+
+from layerport_builtin_layers.roi_align.reference import roi_align
+
+__all__ = ["roi_align"]

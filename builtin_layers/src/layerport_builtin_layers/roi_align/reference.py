@@ -1,0 +1,184 @@
+"""The layer `layerport_builtin::roi_align`: what it computes, and how its kernel is launched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import layerport as lp
+
+_THREADS, _CHANNELS = 256, 4  # as in kernel.cu
+
+
+@lp.layer("layerport_builtin::roi_align", version=1, find=False)
+def roi_align(
+    x: Tensor,
+    boxes: Tensor,
+    output_size: list[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Boxes of a map, averaged to one size: the RoIAlign of He et al. (2017), "Mask R-CNN", section 3.
+
+    x: (batch, channels, height, width), floating point.  boxes: (boxes, 5), of x's dtype or float32: the image, then
+    left, top, right and bottom, which spatial_scale brings to pixels of x.
+    output_size: the rows and columns of bins into which each box is cut.  sampling_ratio: along each axis of a bin so
+    many points are read between their four pixels and averaged; below 1 as many as the bin has pixels, rounded up.
+    A point more than a pixel outside of x reads zero.
+    aligned: whether coordinates are moved by half a pixel, so that they mean the centres of pixels; without it boxes
+    are at least one pixel large.
+    Computed in float32 (float64 for float64) and rounded once, at the end, as torchvision's `roi_align` does in
+    float32; boxes that are not finite give zeros, and boxes have no gradient.
+    Returns (boxes, channels, rows, columns) of x's dtype.  Raises ValueError for shapes, dtypes and attributes that do
+    not fit; on the CPU also RuntimeError for an image that there is not, for which a kernel writes zeros.
+    """
+    _refuse(x, boxes, output_size)
+    image, starts, bins, points, index = _cut(x, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+    lp.check_values(
+        ((image >= 0) & (image < x.shape[0])).all(),
+        "roi_align: boxes name images that x does not have; give numbers from 0 to its batch - 1",
+    )
+
+    def step(
+        number: Tensor, image: Tensor, start: Tensor, bin: Tensor, points: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        x, index = rest
+        result = x.index_select(0, image.reshape(1)).squeeze(0).to(bin.dtype)
+        for axis in (0, 1):
+            size = result.shape[axis + 1]
+            number_of = output_size[axis]
+            low, part, inside = _places(
+                start[axis], bin[axis], points[axis], number_of, size, index, sampling_ratio > 0
+            )
+            high = (low + 1).clamp(max=size - 1)
+            part, inside = (one.unsqueeze(1) if axis == 0 else one for one in (part, inside))
+            below, above = result.index_select(axis + 1, low), result.index_select(axis + 1, high)
+            read = torch.where(inside, below * (1 - part) + above * part, 0.0)
+            result = read.unflatten(axis + 1, (output_size[axis], -1)).sum(axis + 2)
+        return number + 1, result / points.prod().clamp(min=1.0)
+
+    _, result = lp.scan(step, [bins.new_zeros(())], [image, starts, bins, points], (x, index))
+    return result.to(x.dtype)
+
+
+def _cut(
+    x: Tensor, boxes: Tensor, output_size: list[int], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> tuple[Tensor, ...]:
+    """Of each box its image, and along y and x where it starts, how large a bin is and how many points it has.
+
+    Then the numbers of a bin's points, as many as may lie in the map: they are at least half a pixel apart.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    image, values = boxes[:, 0].to(torch.int64), boxes[:, 1:].detach().to(wide)
+    shift = 0.5 if aligned else 0.0
+    starts, ends = values[:, [1, 0]] * spatial_scale - shift, values[:, [3, 2]] * spatial_scale - shift
+    sizes = ends - starts
+    if not aligned:
+        sizes = torch.where(sizes.isfinite(), sizes.clamp(min=1.0), sizes)
+    bins = sizes / torch.tensor(output_size, dtype=wide, device=x.device)
+    if sampling_ratio > 0:
+        index = torch.arange(sampling_ratio, dtype=wide, device=x.device)
+        return image, starts, bins, torch.full_like(bins, sampling_ratio), index
+    points = torch.where(bins.isfinite(), bins.ceil(), 0.0).clamp(min=0.0)
+    most = 2 * torch.sym_max(x.shape[2], x.shape[3]) + 3
+    if type(values) is Tensor and not torch.compiler.is_compiling():
+        # With the boxes at hand it is seldom so many; a trace has none, and keeps no size that depends on data.
+        most = int(torch.cat([points.flatten(), points.new_ones(1)]).max().clamp(max=most))
+    return image, starts, bins, points, torch.arange(most, dtype=wide, device=x.device)
+
+
+def _places(
+    start: Tensor, bin: Tensor, points: Tensor, bins: int, size: int, index: Tensor, fixed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each point of all bins along one axis the pixel before it, the share of the next, whether it is in the map."""
+    start = start + torch.arange(bins, device=index.device).unsqueeze(1) * bin
+    # A bin may begin far outside of the map: its points before the map are passed over.
+    number = index if fixed else ((-1 - start) * points / bin - 0.5).ceil().clamp(min=0.0) + index
+    place = start + (number + 0.5) * bin / points
+    inside = (number < points) & (place >= -1) & (place <= size)
+    place = torch.where(inside, place, 0.0).clamp(0, size - 1).flatten()
+    low = place.floor()
+    return low.to(torch.int64), place - low, inside.flatten()
+
+
+@roi_align.backward
+def backward(
+    x: Tensor,
+    boxes: Tensor,
+    output_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    grad_output: Tensor,
+) -> tuple[Tensor, None]:
+    """Box by box, where the recomputed reference would keep what all points of all boxes read."""
+    image, starts, bins, points, index = _cut(x, boxes, output_size, spatial_scale, sampling_ratio, aligned)
+
+    def step(
+        total: Tensor, image: Tensor, start: Tensor, bin: Tensor, points: Tensor, gradient: Tensor, index: Tensor
+    ) -> tuple[Tensor, ...]:
+        gradient = gradient / points.prod().clamp(min=1.0)
+        for axis in (1, 0):
+            size = total.shape[axis + 2]
+            number_of = output_size[axis]
+            low, part, inside = _places(
+                start[axis], bin[axis], points[axis], number_of, size, index, sampling_ratio > 0
+            )
+            high = (low + 1).clamp(max=size - 1)
+            part, inside = (one.unsqueeze(1) if axis == 0 else one for one in (part, inside))
+            of_points = gradient.repeat_interleave(index.shape[0], axis + 1)
+            below, above = (torch.where(inside, of_points * share, 0.0) for share in (1 - part, part))
+            shape = [size if one == axis + 1 else length for one, length in enumerate(gradient.shape)]
+            gradient = gradient.new_zeros(shape).index_add(axis + 1, low, below).index_add(axis + 1, high, above)
+        return (total.index_add(0, image.reshape(1), gradient.unsqueeze(0)),)
+
+    start = torch.zeros_like(x, dtype=bins.dtype)
+    (total,) = lp.scan(step, [start], [image, starts, bins, points, grad_output.to(bins.dtype)], (index,))
+    return total.to(x.dtype), None
+
+
+def _refuse(x: Tensor, boxes: Tensor, output_size: list[int]) -> None:
+    # A symbolic size is not asked whether it is 0: the answer would hold for some sizes only.
+    is_empty = x.ndim == 4 and any(isinstance(size, int) and size == 0 for size in x.shape[2:])
+    if (x.ndim, boxes.ndim) != (4, 2) or boxes.shape[1] != 5 or is_empty:
+        raise ValueError(
+            f"roi_align: shapes do not fit: x {list(x.shape)}, boxes {list(boxes.shape)}; "
+            "give x: (batch, channels, height, width) with at least one pixel, "
+            "boxes: (boxes, 5), image, left, top, right, bottom"
+        )
+    if len(output_size) != 2 or min(output_size) < 1:
+        raise ValueError(f"roi_align: output_size is {list(output_size)}; give rows and columns, each from 1")
+    if not x.is_floating_point() or boxes.dtype not in (x.dtype, torch.float32):
+        raise ValueError(
+            f"roi_align: dtypes do not fit: x {x.dtype}, boxes {boxes.dtype}; "
+            "give x in a floating-point dtype, boxes in the same or in float32"
+        )
+
+
+@roi_align.kernel(
+    lp.cuda("kernel.cu", "roi_align<{x}, {boxes}>"),
+    dtypes=(
+        "float32",
+        "float16",
+        "bfloat16",
+        {"boxes": "float32", "*": "float16"},
+        {"boxes": "float32", "*": "bfloat16"},
+    ),
+    name="roi_align",
+)
+def launch(
+    x: lp.TensorType,
+    boxes: lp.TensorType,
+    y: lp.TensorType,
+    output_size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> lp.Launch:
+    count = lp.cdiv(x.shape[1], _CHANNELS) * output_size[0] * output_size[1]
+    return lp.Launch(
+        grid=(boxes.shape[0], lp.cdiv(count, _THREADS)),
+        block=_THREADS,
+        args=(x, boxes, y, *x.shape, *output_size, spatial_scale, sampling_ratio, aligned),
+    )
