@@ -81,6 +81,7 @@ class Expr:
 
     @cached_property
     def text(self) -> str:
+        """The expression as Python would read it."""
         return Expr.render(self)
 
     @cached_property
