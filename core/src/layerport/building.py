@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from layerport.front.pipeline import Prepared
     from layerport.front.sources import Inputs
     from layerport.packs.host import Packs
-    from layerport.search.places import Miss
+    from layerport.search.misses import Miss
     from layerport.search.searching import FoundPlace
 
 
