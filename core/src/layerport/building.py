@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from layerport.front.lookalikes import Lookalike
     from layerport.front.pipeline import Prepared
     from layerport.front.sources import Inputs
+    from layerport.front.ways import Realise
     from layerport.packs.host import Packs
     from layerport.search.misses import Miss
     from layerport.search.searching import FoundPlace
@@ -125,6 +126,7 @@ def build(
     find: Collection[str] = (),
     no_find: Collection[str] = (),
     decompose: Collection[str] = (),
+    realise: Realise = "auto",
     packs: Iterable[object] = (),
     prefer: Iterable[object] = (),
     locked: bool | str | Path = False,
@@ -142,6 +144,8 @@ def build(
     ranges: of dynamic dims, a mapping of name to (least, usual, greatest), or texts "NAME=MIN..USUAL..MAX"; the usual
     size may be left out.  inputs: example inputs for a bare module, a mapping of name to (dtype, dims) such as
     {"x": ("float32", ("rows", 64))}, or texts "NAME=DTYPE:DIMS".  claim, no_claim, decompose: layer names.
+    realise: "plugin" (an error where a layer cannot be one), "decompose" or "auto", for all layers, or a mapping of
+    layer to one of these; `decompose` is short for the second.
     find: layers that must be found in the model's graph by their references; every other one is searched too, unless
     LAYERPORT_FIND=0.  no_find: layers that are not searched.
     packs: packs to use besides the installed ones (module, object or file path).  prefer: the same, and where several
@@ -162,6 +166,7 @@ def build(
     flavours.require(chosen)
     wanted_options = EngineOptions.of(options, chosen)
     wanted_ranges = parse_ranges(ranges)
+    ways = layerport.front.ways.Ways.of(realise, decompose)
     report = BuildReport(out, chosen, reason)
     engine = chosen.flavour != "portable"
     # Started now, TensorRT loads while Torch exports.
@@ -198,7 +203,7 @@ def build(
                     no_claim=tuple(no_claim),
                     find=tuple(find),
                     no_find=tuple(no_find),
-                    decompose=tuple(decompose),
+                    ways=ways,
                     strict=switched_on(STRICT_VARIABLE, os.environ) if strict is None else strict,
                     samples=verify,
                 ),
