@@ -15,6 +15,7 @@ from typing import Any
 import layerport
 
 sys.path.insert(0, str(Path(__file__).parent))
+import list_api
 import list_errors
 
 project = "layerport"
@@ -44,6 +45,11 @@ def read(app: Any, name: str, source: list[str]) -> None:
         source[0] += navigation(source[0])
     if name == "errors":
         source[0] += list_errors.page()
+    if name == "api":
+        source[0] += list_api.page()
+    if name == "reference":
+        for heading, anchor in list_api.anchors():
+            source[0] = source[0].replace(f"| `{heading}` |", f"| [`{heading}`](api.md#{anchor}) |")
 
 
 def setup(app: Any) -> None:

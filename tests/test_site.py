@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import runpy
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import layerport as lp
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -45,11 +48,21 @@ def test_every_error_is_listed(site: Path) -> None:
     assert {one.room for one in listed} <= rooms
 
 
+def test_every_public_name_is_written_out_and_linked_to(site: Path) -> None:
+    shown = (site / "api.html").read_text()
+    text = html.unescape(re.sub(r"<[^>]*>", "", shown))
+    assert "Bundle.open(folder: str | Path) -> Bundle" in text  # a method, with its types
+    assert "source: an nn.Module (with args, and dynamic_shapes" in text  # an argument
+    links = re.findall(r'href="api\.html#([^"]+)"', (site / "reference.html").read_text())
+    headings = [re.search(rf'<section id="{re.escape(one)}">.*?<h3>([\w.]+)<', shown, re.DOTALL) for one in links]
+    assert [one and one[1] for one in headings] == [f"lp.{name}" for name in lp.__all__]
+
+
 def test_a_page_that_nobody_links_to_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("furo")
     pages = tmp_path / "docs"
     pages.mkdir()
-    for name in ("conf.py", "list_errors.py"):
+    for name in ("conf.py", "list_api.py", "list_errors.py"):
         (pages / name).write_text((DOCS / name).read_text())
     (pages / "index.md").write_text("# Index\n\n## Part\n\n[one](one.md)\n")
     (pages / "one.md").write_text("# One\n")

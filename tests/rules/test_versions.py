@@ -58,3 +58,23 @@ def test_the_oldest_constraints_are_the_floors() -> None:
         assert requirement.specifier.contains(oldest[name]), name
         if name != "torch":  # no older one can be had without its CUDA packages
             assert oldest[name].release[: len(floor.release)] == floor.release, name
+
+
+def test_the_page_on_versions_says_what_the_packages_ask_for() -> None:
+    page = (ROOT / "docs" / "versions.md").read_text()
+    rows = re.findall(r"^\| (?:`(\w[\w-]*)`|Python) \| ([\d.]+) \| ([\d.]*) ?\| (.*?) \|$", page, re.M)
+    project = tomllib.loads((ROOT / "core" / "pyproject.toml").read_text())["project"]
+    listed = {"all": project["dependencies"], **project["optional-dependencies"]}
+    asked: dict[str, tuple[str, str, list[str]]] = {"": (project["requires-python"].removeprefix(">="), "", [])}
+    for extra, lines in listed.items():
+        for one in map(Requirement, lines):
+            bound = {kind.operator: kind.version for kind in one.specifier}
+            known = asked.setdefault(one.name, (bound[">="], bound.get("<", ""), []))
+            assert known[:2] == (bound[">="], bound.get("<", "")), one
+            known[2].append(extra)
+    assert len(rows) > 10
+    for name, floor, below, extras in rows:
+        wanted = asked[name]
+        assert (floor, below) == wanted[:2], name
+        assert not name or re.findall(r"\w+", extras) == wanted[2], name
+    assert {"torch", "triton", "tensorrt_rtx", "tensorrt", "cuda-bindings"} <= {row[0] for row in rows}

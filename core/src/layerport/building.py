@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from layerport.front.lookalikes import Lookalike
     from layerport.front.pipeline import Prepared
     from layerport.front.sources import Inputs
+    from layerport.front.ways import Realise
     from layerport.packs.host import Packs
-    from layerport.search.places import Miss
+    from layerport.search.misses import Miss
     from layerport.search.searching import FoundPlace
 
 
@@ -131,6 +132,7 @@ def build(
     find: Collection[str] = (),
     no_find: Collection[str] = (),
     decompose: Collection[str] = (),
+    realise: Realise = "auto",
     packs: Iterable[object] = (),
     prefer: Iterable[object] = (),
     locked: bool | str | Path = False,
@@ -151,6 +153,8 @@ def build(
     lossy: the modules that may be claimed with a loss: a mapping of layer to patterns of module paths, or to
     {pattern: the greatest bound that a claim may declare}, or texts "LAYER=PATTERN:LIMIT"; of several patterns for one
     module the last one counts.  No such claim is made otherwise; the report's `losses` say what it did to the outputs.
+    realise: "plugin" (an error where a layer cannot be one), "decompose" or "auto", for all layers, or a mapping of
+    layer to one of these; `decompose` is short for the second.
     find: layers that must be found in the model's graph by their references; every other one is searched too, unless
     LAYERPORT_FIND=0.  no_find: layers that are not searched.
     packs: packs to use besides the installed ones (module, object or file path).  prefer: the same, and where several
@@ -172,6 +176,7 @@ def build(
     wanted_options = EngineOptions.of(options, chosen)
     wanted_ranges = parse_ranges(ranges)
     wanted_losses = parse_lossy(lossy)
+    ways = layerport.front.ways.Ways.of(realise, decompose)
     report = BuildReport(out, chosen, reason)
     engine = chosen.flavour != "portable"
     # Started now, TensorRT loads while Torch exports.
@@ -209,7 +214,7 @@ def build(
                     find=tuple(find),
                     no_find=tuple(no_find),
                     lossy=wanted_losses,
-                    decompose=tuple(decompose),
+                    ways=ways,
                     strict=switched_on(STRICT_VARIABLE, os.environ) if strict is None else strict,
                     samples=verify,
                 ),

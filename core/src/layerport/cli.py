@@ -148,6 +148,9 @@ class _BuildCommand(click.Command):
 @click.option("--find", multiple=True, metavar="LAYER", help="This layer must be found in the graph.")
 @click.option("--no-find", multiple=True, metavar="LAYER", help="Do not search this layer in the graph.")
 @click.option("--decompose", multiple=True, metavar="LAYER", help="Build this layer from its body, without a plugin.")
+@click.option(
+    "--realise", multiple=True, metavar="[LAYER=]HOW", help="auto, plugin or decompose: this layer, or all of them."
+)
 @pack_option
 @prefer_option
 @click.option("--locked", is_flag=True, help="Refuse packs that differ from layerport.lock in this folder.")

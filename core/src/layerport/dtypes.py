@@ -62,10 +62,12 @@ class DType(StrEnum):
 
     @property
     def is_floating(self) -> bool:
+        """Whether it holds fractions: float, bfloat16 or fp8."""
         return self.value.startswith(("float", "bfloat"))
 
     @property
     def is_signed(self) -> bool:
+        """Whether it holds negative numbers."""
         return not self.value.startswith(("uint", "bool"))
 
     @property

@@ -17,7 +17,7 @@ from layerport.engine.plan_fields import MAGIC, Search, read_plan
 
 TESTS = Path(__file__).parents[2]
 BUNDLES = sorted((TESTS / "formats").glob("bundle_*"))
-PAGE = TESTS.parent / "docs" / "formats.md"
+PAGE = TESTS.parent / "docs" / "versions.md"
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

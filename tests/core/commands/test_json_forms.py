@@ -29,6 +29,7 @@ BY_NAME = {
     "profile",
     "rules",
     "unsearched",
+    "absent",
 }
 
 

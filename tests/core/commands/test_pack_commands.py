@@ -69,6 +69,7 @@ def test_the_layers_of_every_pack(site: Site, capsys: pytest.CaptureFixture[str]
         "rules": {},
         "dtypes": ["float32", "scale:float32 *:float16"],
         "toolchains": ["cuda"],
+        "purpose": None,
         "pack": {"name": "fake", "distribution": "fake-layers", "version": "1.0"},
     }
     json.dumps(report.to_json())

@@ -15,6 +15,7 @@ from layerport.bundle.plugin_spec import PluginSet, PluginSpec
 from layerport.dtypes import DType
 from layerport.front.nodes import LayerNode
 from layerport.front.realise import Realisation, realise
+from layerport.front.ways import Ways
 from layerport.layers.derivation import Derivation, derive
 from layerport.layers.layer import BoundLayer
 from layerport.parameters.standard_form import Parameters
@@ -89,12 +90,13 @@ def realised(
     sizes: tuple[SizeSymbol, ...] = (),
     wrong: dict[str, str] | None = None,
     decompose: tuple[str, ...] = (),
+    realise_as: Any = "auto",
 ) -> tuple[list[Realisation], PluginSet]:
     rule: Derivation = derive(scaled.reference, nodes[0].tensors, {}, layer=scaled.name)
     object.__setattr__(rule, "size_symbols", sizes)
     bodies: Any = SimpleNamespace(derivation=lambda node: rule)
     given: Any = packs or Packs()
-    return realise(nodes, bodies, given, target, wrong or {}, decompose)
+    return realise(nodes, bodies, given, target, wrong or {}, Ways.of(realise_as, decompose))
 
 
 def test_a_plugin_for_each_node_with_its_spec() -> None:
@@ -126,6 +128,55 @@ def test_a_portable_bundle_and_layers_that_the_user_wants_decomposed() -> None:
     assert not plugins.nodes and not plugins.specs
     with pytest.raises(lp.errors.UsageError, match="no pack has the layer other::layer"):
         realised(node("a"), target=PORTABLE, decompose=("other::layer",))
+
+
+def test_how_the_user_wants_layers() -> None:
+    made, _ = realised(node("a"), realise_as={scaled.name: "decompose"})
+    assert [(one.realised, one.reason) for one in made] == [("decomposed", f"--realise {scaled.name}=decompose")]
+    made, _ = realised(node("a"), realise_as="decompose")
+    assert [(one.realised, one.reason) for one in made] == [("decomposed", "--realise decompose")]
+    made, _ = realised(node("a"), realise_as=["decompose", f"{scaled.name}=auto"])
+    assert [one.realised for one in made] == ["plugin"]
+    made, _ = realised(node("a"), realise_as="plugin")
+    assert [one.realised for one in made] == ["plugin"]
+
+
+def test_a_plugin_that_has_to_be_and_cannot() -> None:
+    with pytest.raises(lp.UsageError, match="2 nodes cannot be a plugin, and --realise asks for one") as caught:
+        realised(node("a", "model.norm"), node("b"), wrong={"a": "too wide", "b": "too long"}, realise_as="plugin")
+    assert caught.value.faults == (f"{scaled.name}, model.norm: too wide", f"{scaled.name}, b: too long")
+    with pytest.raises(lp.UsageError) as caught:
+        realised(node("a"), target=PORTABLE, realise_as=[f"{scaled.name}=plugin"])
+    assert caught.value.faults == (f"{scaled.name}, a: target portable holds no engine",)
+
+
+@pytest.mark.parametrize(
+    ("given", "decompose", "faults"),
+    [
+        ("fast", (), ["all layers: 'fast' is no way to realise a layer"]),
+        (["plugin", "decompose"], (), ["all layers: asked for as plugin and as decompose"]),
+        (
+            ["a::b=plugin", "a::b"],
+            ("a::b",),
+            ["all layers: 'a::b' is no", "a::b: asked for as plugin and as decompose"],
+        ),
+        ([3], (), ["int 3: '' is no way"]),
+    ],
+)
+def test_wishes_that_cannot_be(given: Any, decompose: tuple[str, ...], faults: list[str]) -> None:
+    with pytest.raises(lp.UsageError, match="the layers cannot be realised as asked for") as caught:
+        Ways.of(given, decompose)
+    assert len(caught.value.faults) == len(faults)
+    assert all(said.startswith(fault) for said, fault in zip(caught.value.faults, faults, strict=True))
+
+
+def test_what_a_plugin_is_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaled, "purpose", "wrong in TensorRT")
+    made, _ = realised(node("a"))
+    assert made[0].reason == "its kernel is built for sm_89, sm_120; wrong in TensorRT"
+    with pytest.raises(lp.UsageError, match="layer a::b: its purpose is str 'speed'") as caught:
+        lp.layer("a::b", purpose="speed")(lambda x: x)
+    assert "fusion that TensorRT lacks; not expressible" in str(caught.value.repair)
 
 
 def test_a_rule_that_is_wrong_within_the_ranges_is_no_plugin() -> None:

@@ -147,6 +147,7 @@ def test_a_call_in_the_model_is_written_and_dims_keep_their_names(source: str, t
 def test_explain_shows_places_and_near_misses(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open(source, "a") as file:
         file.write(
+            "\ndef far():\n    return torch.nn.Tanh().eval(), (torch.randn(3, 8),)\n"
             "\ndef near():\n    return torch.nn.Sequential(Near()).eval(), (torch.randn(3, 8),)\n"
             "\nclass Near(Block):\n    def forward(self, x):\n"
             "        y = torch.sigmoid(x) * x\n        return y * self.up(x) + y\n"
@@ -162,3 +163,7 @@ def test_explain_shows_places_and_near_misses(source: str, tmp_path: Path, capsy
     assert any("is needed elsewhere" in one.reason for one in result.missed), result.missed
     print_explanation(result)
     assert "near found_tests::gate, 100% of it: 0 " in capsys.readouterr().out
+    result = explain(f"{source}:far", "found_tests::gate", packs=[source])
+    assert result.absent == {"found_tests::gate": "its reference computes exp, which the model does nowhere"}
+    print_explanation(result)
+    assert "not found: found_tests::gate: its reference computes exp" in " ".join(capsys.readouterr().out.split())

@@ -13,7 +13,7 @@ _WARPS = 8
 _COLUMNS = 2  # of a warp, as in kernel.cu
 
 
-@lp.layer("layerport_builtin::experts_linear", version=1, find=False)
+@lp.layer("layerport_builtin::experts_linear", version=1, find=False, purpose="not expressible")
 def experts_linear(x: Tensor, index: Tensor, weight: lp.Param, bias: lp.Param | None = None) -> Tensor:
     """Each token's linear layers of the experts that a router chose for it (Shazeer et al., 2017, mixture of experts).
 

@@ -12,7 +12,7 @@ import layerport as lp
 _THREADS = 256
 
 
-@lp.layer("layerport_builtin::ms_deform_attn", version=1, find=False)
+@lp.layer("layerport_builtin::ms_deform_attn", version=1, find=False, purpose="wrong in TensorRT")
 def ms_deform_attn(value: Tensor, sizes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """The sampling of multi-scale deformable attention: Zhu et al. (2021), "Deformable DETR", equation 3.
 

@@ -182,7 +182,10 @@ class Runs:
         if not any(geometries):
             written = outputs.empty(0)
             if any(array.size for array in written.values()):
-                raise PackError("its launch rule gives an empty grid, but the outputs are not empty")
+                raise PackError(
+                    "its launch rule gives an empty grid, but the outputs are not empty",
+                    "round the grid up, with lp.cdiv, so that a block covers the last elements too",
+                )
             return tuple(written.values())
         if gpu is not None:
             return tuple(execute(GpuJob(gpu, spec, code.name), arrays, outputs).values())

@@ -181,7 +181,7 @@ def _resized(array: Array, shape: Sequence[int]) -> Array:
     for axis, size in enumerate(shape):
         if size != array.shape[axis]:
             if array.shape[axis] == 0:
-                raise UsageError("an empty sample has no values to repeat")
+                raise UsageError("an empty sample has no values to repeat", "give an example input with no size of 0")
             array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
     return array
 

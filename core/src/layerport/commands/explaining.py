@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from layerport.packs.records import Rewrite
     from layerport.parameters.signature import Attribute
     from layerport.parameters.steps import Step
-    from layerport.search.places import Miss
+    from layerport.search.misses import Miss
     from layerport.search.searching import FoundPlace
     from layerport.sizes.dims import Ranges
 
@@ -60,6 +60,7 @@ class Explanation(Record):
     """The claims on a model, the layers found in its graph, what is neither though it looks so, and packs that failed.
 
     missed: what came near in the graph, and where it parted.  unsearched: why a layer cannot be searched for.
+    absent: why a layer is nowhere in the graph.
     notes: each layer that is used instead of another pack's.
     """
 
@@ -69,6 +70,7 @@ class Explanation(Record):
     found: tuple[FoundPlace, ...]
     missed: tuple[Miss, ...]
     unsearched: Mapping[str, str]
+    absent: Mapping[str, str]
     failed_packs: Mapping[str, str]
     dropped_packs: tuple[str, ...]
     notes: tuple[str, ...]
@@ -126,6 +128,7 @@ def explain(
         found=tuple(one for one in findings.places if layer in (None, one.layer)),
         missed=tuple(one for one in findings.misses if layer in (None, one.layer)),
         unsearched={name: why for name, why in findings.unsearched.items() if layer in (None, name)},
+        absent={name: why for name, why in findings.absent.items() if layer in (None, name)},
         failed_packs={one.info.name: str(one.failure) for one in loaded.failed},
         dropped_packs=tuple(one.warning for one in dropped),
         notes=loaded.notes,
@@ -203,6 +206,8 @@ def print_explanation(result: Explanation) -> None:
         say(f"near {miss.layer}, {miss.share:.0%} of it: {where}: {miss.reason}")
     for name, why in result.unsearched.items():
         say(f"not searched in the graph: {name}: {why}")
+    for name, why in result.absent.items():
+        say(f"not found: {name}: {why}")
     print_lookalikes(result.lookalikes)
     for name, failure in result.failed_packs.items():
         say(f"pack {name} failed to load: {failure}")

@@ -101,6 +101,7 @@ class ListedLayer(Record):
     """A layer of a pack.
 
     rules: what attributes have to keep to beyond their types.  dtypes: the combinations that its kernels take, as text.
+    purpose: what its plugin is for, None where its author has not said.
     """
 
     name: str
@@ -112,6 +113,7 @@ class ListedLayer(Record):
     rules: Mapping[str, tuple[str, ...]]
     dtypes: tuple[str, ...]
     toolchains: tuple[str, ...]
+    purpose: str | None
     pack: PackReference
 
 
@@ -267,7 +269,7 @@ def render_layers(report: LayersReport) -> None:
     """Print a `layers_report`: a table, then the packs whose layers are not in it."""
     if report.layers:
         print_table(
-            ["layer", "version", "signature", "dtypes", "toolchain", "pack"],
+            ["layer", "version", "signature", "dtypes", "toolchain", "for", "pack"],
             [
                 [
                     layer.name,
@@ -275,6 +277,7 @@ def render_layers(report: LayersReport) -> None:
                     layer.signature,
                     ", ".join(layer.dtypes) or "none",
                     ", ".join(layer.toolchains) or "reference only",
+                    layer.purpose or "",
                     f"{layer.pack.name} {layer.pack.version or ''}".rstrip(),
                 ]
                 for layer in report.layers
@@ -327,6 +330,7 @@ def _listed_layer(layer: Layer, info: PackInfo) -> ListedLayer:
         rules={argument.name: tuple(map(str, argument.rules)) for _, argument in layer.signature.ruled},
         dtypes=tuple(dict.fromkeys(dtypes)),
         toolchains=tuple(dict.fromkeys(_toolchain(source) for kernel in layer.kernels for source in kernel.sources)),
+        purpose=layer.purpose,
         pack=PackReference.of(info),
     )
 

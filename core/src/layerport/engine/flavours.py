@@ -129,7 +129,7 @@ def load(name: str) -> Any:
     """The Python module of a flavour, ready to parse models with plugins.  Raises BuildError."""
     flavour = FLAVOURS[name]
     if util.find_spec(flavour.module) is None:
-        raise BuildError(f"{flavour.distribution} is not installed", flavour.install)
+        raise BuildError(f"{flavour.distribution} is not installed", f"install it: {flavour.install}")
     if name == "rtx":
         _load_rtx_libraries()
     try:

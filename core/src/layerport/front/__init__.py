@@ -13,5 +13,6 @@ if TYPE_CHECKING:
     from layerport.front import onnx_files as onnx_files
     from layerport.front import pipeline as pipeline
     from layerport.front import sources as sources
+    from layerport.front import ways as ways
 
 __getattr__ = parts(__name__)

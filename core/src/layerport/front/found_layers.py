@@ -103,6 +103,7 @@ def require_found(findings: Findings, wishes: FindWishes) -> None:
     if lacking := [name for name in wishes.required if name not in found]:
         near = [f"{one.layer}, {one.module or 'the root'}: {one.reason}" for one in findings.misses]
         near += [f"{name} cannot be searched for: {why}" for name, why in findings.unsearched.items()]
+        near += [f"{name} is nowhere: {why}" for name, why in findings.absent.items()]
         raise UsageError(
             f"not found in the model: {', '.join(lacking)}",
             "leave --find away, or mend the reference, or add a @layer.spelling",

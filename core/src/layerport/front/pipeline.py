@@ -33,6 +33,7 @@ from layerport.front.realise import Realisation, realise
 from layerport.front.samples import record_outputs, torch_samples, write_samples
 from layerport.front.size_checks import check_layers, check_model, leave_out_size_one
 from layerport.front.sources import Source
+from layerport.front.ways import Ways
 from layerport.kernels.declaration import Kernel
 from layerport.kernels.sources import source_digest
 from layerport.packs.host import DroppedPack, Packs
@@ -56,7 +57,7 @@ class Wishes:
     ranges: Mapping[str, tuple[int, int | None, int]]
     claim: tuple[str, ...]
     no_claim: tuple[str, ...]
-    decompose: tuple[str, ...]
+    ways: Ways
     strict: bool
     samples: bool
     find: tuple[str, ...] = ()
@@ -158,7 +159,7 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     checked.conditions += [one for one in exported.conditions if one not in checked.conditions]
     warnings += checked.warnings
     start("compile")
-    realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.decompose)
+    realisations, plugins = realise(nodes, bodies, packs, wishes.target, checked.unfit, wishes.ways)
     digests = _source_digests(realisations)
     via = _Via(claims, exported.findings, in_file=isinstance(source.model, Path))
     layers = tuple(_layer_record(one, packs, digests, plugins, via) for one in realisations)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerport.bundle.plugin_spec import PluginSet, PluginSpec
+from layerport.errors import UsageError
 from layerport.front.bodies import Bodies
 from layerport.front.nodes import LayerNode
+from layerport.front.ways import AS_PLUGIN, DECOMPOSE, Ways
 from layerport.layers.layer import Place
 from layerport.packs.host import Packs
 from layerport.packs.kernel_plugins import why_no_kernel, why_not_chosen
@@ -44,14 +46,15 @@ def realise(
     packs: Packs,
     target: Target,
     wrong_rules: Mapping[str, str],
-    decompose: Collection[str] = (),
+    ways: Ways,
 ) -> tuple[list[Realisation], PluginSet]:
     """The realisation of every node, and the plugin specs that the engine half needs.
 
     wrong_rules: why the derived output rule of a node does not fit a plugin.
-    decompose: layers that the user wants without a plugin.  Raises PackError where a pack's hook fails.
+    ways: what the user wants.  Raises PackError where a pack's hook fails, UsageError where a layer has to be a plugin
+    and cannot be one.
     """
-    for name in decompose:
+    for name in ways.named:
         packs.layer(name)
     results: list[Realisation] = []
     specs: dict[str, PluginSpec] = {}
@@ -61,8 +64,8 @@ def realise(
         if target.flavour == "portable":
             results.append(Realisation(node, FUNCTION, "target portable holds no engine"))
             continue
-        if node.layer.name in decompose:
-            results.append(Realisation(node, DECOMPOSED, f"--decompose {node.layer.name}"))
+        if ways[node.layer.name] == DECOMPOSE:
+            results.append(Realisation(node, DECOMPOSED, ways.said(node.layer.name)))
             continue
         place = node.module or node.name
         parameters = packs.convert_parameters(node.layer, node.bound.parameters, target, path=place)
@@ -86,8 +89,26 @@ def realise(
         if differing:
             changed[node.name] = differing
         reason = "its kernel is built for " + ", ".join(target.architectures)
+        if node.layer.purpose is not None:
+            reason += f"; {node.layer.purpose}"
         results.append(Realisation(node, PLUGIN, reason, spec, why_not_chosen(bound, spec, target)))
+    _require_plugins(results, ways)
     return results, PluginSet(specs, keys, changed)
+
+
+def _require_plugins(results: Sequence[Realisation], ways: Ways) -> None:
+    """Raise UsageError with each node that has to be a plugin and is none."""
+    faults = [
+        f"{one.node.layer.name}, {one.node.module or one.node.name}: {one.reason}"
+        for one in results
+        if one.realised != PLUGIN and ways[one.node.layer.name] == AS_PLUGIN
+    ]
+    if faults:
+        raise UsageError(
+            f"{len(faults)} node{'s' if len(faults) > 1 else ''} cannot be a plugin, and --realise asks for one",
+            "leave --realise away for these layers, or mend what the lines say",
+            faults=faults,
+        )
 
 
 def _types_that_tensorrt_lacks(spec: PluginSpec, constants: Collection[str]) -> str | None:

@@ -50,7 +50,7 @@ class CudaSource:
                 raise UsageError(f"lp.cuda: option {option!r} does not start with '-'", "write it as '--name=value'")
             for pattern, reason in _REFUSED_OPTIONS.items():
                 if re.match(pattern, option):
-                    raise UsageError(f"lp.cuda: option {option!r} cannot be used here", reason)
+                    raise UsageError(f"lp.cuda: option {option!r} cannot be used here", f"leave it out: {reason}")
         if not isinstance(self.time_limit, (int, float)) or not 0 < self.time_limit <= 86400:
             raise UsageError(
                 f"lp.cuda: time_limit is {shown(self.time_limit)}", "give seconds, more than 0, at most a day (86400)"

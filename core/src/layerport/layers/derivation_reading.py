@@ -207,7 +207,10 @@ class Reading:
             return from_sympy(size, self._names)
         bound = self._bound(size) if isinstance(size, sympy.Symbol) else None
         if bound is None:
-            raise UsageError(f"no bound is known for {size}")
+            raise UsageError(
+                f"no bound is known for {size}",
+                "bound it with torch._check in the reference, or with @layer.shape_rule",
+            )
         return bound
 
     def _readable(self, expr: Any) -> str:

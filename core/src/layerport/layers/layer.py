@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import layerport.layers
 import layerport.parameters
-from layerport.errors import UsageError
+from layerport.errors import UsageError, shown
 from layerport.kernels.declaration import Kernel
 from layerport.layers.written import Converter, WrittenLayer
 from layerport.system import html
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from layerport.sizes.tensors import TensorType
 
 
+# What a plugin is worth its place in an engine for.
+PURPOSES = ("fusion that TensorRT lacks", "not expressible", "wrong in TensorRT", "other precision or layout")
 _Upgrade = TypeVar("_Upgrade", bound=Callable[[dict[str, Any]], Mapping[str, Any]])
 
 
@@ -50,9 +52,13 @@ class Layer(WrittenLayer):
         *,
         converter: Converter | None = None,
         find: bool | None = None,
+        purpose: str | None = None,
     ) -> None:
+        if purpose is not None and purpose not in PURPOSES:
+            raise UsageError(f"layer {name}: its purpose is {shown(purpose)}", f"give one of: {'; '.join(PURPOSES)}")
         super().__init__(name, version, reference, converter=converter)
         self.find = find
+        self.purpose = purpose
         self.spellings: tuple[Callable[..., Any], ...] = ()
         self._upgrades: dict[int, Callable[[dict[str, Any]], Mapping[str, Any]]] = {}
         self._torch = layerport.layers.operator.register_operator(self)

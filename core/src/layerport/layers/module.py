@@ -41,6 +41,7 @@ class LayerModule(torch.nn.Module):
                 self.register_parameter(argument.name, None)
 
     def forward(self, *inputs: Any) -> Any:
+        """The layer's outputs for its inputs, optional ones left out at the end or None.  Raises UsageError."""
         if len(inputs) > self._most_inputs:
             raise UsageError(
                 f"layer {self.layer.name} takes {self._most_inputs} inputs, got {len(inputs)}",
@@ -59,6 +60,7 @@ class LayerModule(torch.nn.Module):
         return self.layer(*values)
 
     def extra_repr(self) -> str:
+        """The layer and its attributes, as Torch prints modules."""
         attributes = ", ".join(f"{name}={value}" for name, value in self.attributes.items())
         return f"{self.layer.name}{', ' if attributes else ''}{attributes}"
 

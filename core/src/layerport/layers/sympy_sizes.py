@@ -63,7 +63,9 @@ class _Conversion:
             return Const(int(expr))
         if isinstance(expr, sympy.Symbol):
             if expr.name not in self._names:
-                raise UsageError(f"the size {expr.name} is the size of no argument")
+                raise UsageError(
+                    f"the size {expr.name} is the size of no argument", "say the outputs with @layer.shape_rule"
+                )
             return self._names[expr.name]
         if name in self._rules:
             return as_expr(self._rules[name](*(self.of(arg) for arg in expr.args)))
@@ -146,4 +148,4 @@ def _never_negative(expr: Expr) -> bool:
 
 
 def _inexpressible(part: object) -> UsageError:
-    return UsageError(f"{part} is no arithmetic on whole numbers")
+    return UsageError(f"{part} is no arithmetic on whole numbers", "say the outputs with @layer.shape_rule")

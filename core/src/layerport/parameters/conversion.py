@@ -77,6 +77,7 @@ class ConversionTable:
         return rule
 
     def for_name(self, name: str) -> _Rule | None:
+        """The rule for the type of this full name, registered by it or by the type; None where there is none."""
         rule = self._rules.get(name)
         if rule is None:
             named = (rule for key, rule in self._rules.items() if isinstance(key, type) and full_name(key) == name)

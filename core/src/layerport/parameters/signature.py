@@ -51,18 +51,22 @@ class Signature:
 
     @property
     def inputs(self) -> tuple[Argument, ...]:
+        """The run-time inputs, in order."""
         return tuple(a for a in self.arguments if a.kind is Kind.INPUT)
 
     @property
     def params(self) -> tuple[Argument, ...]:
+        """The tensor parameters, in order."""
         return tuple(a for a in self.arguments if a.kind is Kind.PARAM)
 
     @property
     def tensors(self) -> tuple[Argument, ...]:
+        """Inputs and tensor parameters, in order."""
         return tuple(a for a in self.arguments if a.kind is not Kind.ATTRIBUTE)
 
     @property
     def attributes(self) -> tuple[Argument, ...]:
+        """The attributes, in order."""
         return tuple(a for a in self.arguments if a.kind is Kind.ATTRIBUTE)
 
     def __getitem__(self, name: str) -> Argument:

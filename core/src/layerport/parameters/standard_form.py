@@ -62,10 +62,12 @@ class Parameters(Mapping[str, Array]):
 
     @property
     def attributes(self) -> Mapping[str, Attribute]:
+        """The attributes by name, read-only."""
         return self._attributes
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays in the standard form."""
         return sum(array.nbytes for array in self._arrays.values())
 
     @cached_property

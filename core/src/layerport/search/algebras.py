@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from layerport.search.values import LITERAL, Shape, Table, Value, as_product, as_sum, merged
+from layerport.search.values import LITERAL, Shape, Table, Value, added, as_product, as_sum, merged
 
 Number: TypeAlias = float | int
 Operand: TypeAlias = Value | float | int
@@ -108,24 +108,39 @@ class Real:
         return self._sum(one, other, -1.0, shape, dtype)
 
     def mul(self, one: Operand, other: Operand, shape: Shape, dtype: torch.dtype) -> Value:
-        coefficient, factors = as_product(self.number(one))
-        more, others = as_product(self.number(other))
+        coefficient, factors = as_product(self._operand(one))
+        more, others = as_product(self._operand(other))
         return self._of_shape(self.table.product(coefficient * more, merged(factors, others)), shape, dtype)
 
     def div(self, one: Operand, other: Operand, shape: Shape, dtype: torch.dtype) -> Value:
-        divisor = self.number(other)
+        divisor = self._operand(other)
         if divisor.op == LITERAL and divisor.number == 0:
             return self.operator("div", (self.number(one), divisor), (), shape, dtype)
         return self.mul(one, self.table.power(divisor, -1.0), shape, dtype)
 
     def power(self, value: Value, exponent: Number, shape: Shape, dtype: torch.dtype) -> Value:
-        return self._of_shape(self.table.power(value, float(exponent)), shape, dtype)
+        return self._of_shape(self.table.power(self._operand(value), float(exponent)), shape, dtype)
 
     def _sum(self, one: Operand, other: Operand, factor: float, shape: Shape, dtype: torch.dtype) -> Value:
-        constant, terms = as_sum(self.table, self.number(one))
-        more, others = as_sum(self.table, self.number(other))
-        made = self.table.sum(constant + factor * more, merged(terms, others, factor))
+        constant, terms = as_sum(self.table, self._operand(one))
+        more, others = as_sum(self.table, self._operand(other))
+        made = self.table.sum(added(constant, factor * more), merged(terms, others, factor))
         return self._of_shape(made, shape, dtype)
+
+    def _operand(self, value: Operand) -> Value:
+        """A term or a factor without what broadcasting does anyway: an expansion, first axes of 1 of a constant."""
+        made = self.number(value)
+        made = made.args[0] if made.op == "expand" else made
+        if made.op == "view" and made.is_constant and made.shape[:1] == (1,):
+            ones = next((place for place, size in enumerate(made.shape) if size != 1), len(made.shape))
+            sizes = made.shape[ones:]
+            source = made.args[0]
+            return (
+                source
+                if source.shape == sizes
+                else self.operator("view", (source,), (("sizes", sizes),), sizes, torch.float32)
+            )
+        return made
 
     def _of_shape(self, value: Value, shape: Shape, dtype: torch.dtype) -> Value:
         """The value with the shape that Torch says: a term that fell away may have widened it."""

@@ -20,6 +20,7 @@ Binding: TypeAlias = "dict[Any, Any]"
 """Model values by the pattern's leaves, numbers by attribute."""
 
 _VIEWS = ("view", "permute", "part")
+_COMMUTATIVE = ("maximum", "minimum")
 _MOST_STEPS = 3000
 _MOST_BINDINGS = 24
 
@@ -98,6 +99,8 @@ class Matcher:
             if made is None:
                 return
             yield from self._all(own.args, other.args, made)
+            if own.op in _COMMUTATIVE:
+                yield from self._all(own.args, other.args[::-1], made)
             if own.op in _VIEWS:
                 # A chain of views is one value, which may hide the one that is an argument of the layer.
                 for inner in self._model.viewed(other):

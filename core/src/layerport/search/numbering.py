@@ -12,11 +12,16 @@ from torch.fx import Node
 
 from layerport.foreign import torch_private
 from layerport.search.algebras import Algebra, Exact, Real, category
-from layerport.search.rules import ELEMENTWISE, RULES, SAME, Call
+from layerport.search.formulas import RULES as FORMULAS
+from layerport.search.norms import RULES as NORMS
+from layerport.search.rules import RULES, SAME, TAKE_NUMBERS, Call
 from layerport.search.values import HOLE, LITERAL, Shape, Value
 
 # What says where and how a tensor lies, not what is in it.
 _NO_MEANING = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "implicit"})
+_RULES = {**RULES, **FORMULAS, **NORMS}
+# They take a number, of no shape, for a tensor that is that number everywhere.
+_ELEMENTWISE = TAKE_NUMBERS | FORMULAS.keys()
 _DIMS = frozenset({"dim", "dims", "dim0", "dim1", "axis"})
 
 
@@ -111,7 +116,7 @@ def _numbered(
             known = numbers.get(value)
             if known is not None:
                 found = getattr(known, which)
-                if isinstance(found, Value) and found.op == LITERAL and op not in ELEMENTWISE:
+                if isinstance(found, Value) and found.op == LITERAL and op not in _ELEMENTWISE:
                     meta = value.meta["val"]
                     sizes = (("sizes", shape_of(meta)),)
                     return algebra.operator("expand", (found,), sizes, shape_of(meta), meta.dtype)
@@ -127,7 +132,7 @@ def _numbered(
         tensors[0].meta["val"].dtype if tensors and isinstance(tensors[0].meta["val"], torch.Tensor) else metas[0].dtype
     )
     shapes, dtypes = tuple(map(shape_of, metas)), tuple(one.dtype for one in metas)
-    if is_known and (rule := RULES.get(op)) is not None:
+    if is_known and (rule := _RULES.get(op)) is not None:
         result = rule(algebra, Call(op, arguments, source, shapes, dtypes))
         if result is not None:
             return result

@@ -132,7 +132,8 @@ def _attribute_choices(
         elif listed := argument.choices:
             choices.append([(argument.name, value) for value in listed])
         elif argument.type == "float":
-            varied[argument.name] = tuple(value * (1 + place / 7) for value in _SENTINELS)
+            # No attribute's values follow from another's.
+            varied[argument.name] = tuple(value ** (1 + place / 7.3) for value in _SENTINELS)
             if argument.optional:
                 choices.append([(argument.name, None), (argument.name, MISSING)])
         elif argument.default is not MISSING:
@@ -265,7 +266,8 @@ class _Maker:
         Most attributes show in a second trace, which has other sizes too; the others in a third.
         """
         inputs = {one.name for one in self._present if one.kind is Kind.INPUT}
-        larger = {name: tuple(2 * size for size in shape) for name, shape in shapes.items()}
+        # Not twice as large, as attributes that are whole numbers are.
+        larger = {name: tuple(3 * size for size in shape) for name, shape in shapes.items()}
         more_axes = {name: (*shape[:1], *shape) if name in inputs else shape for name, shape in larger.items()}
         sized: dict[Spot, Slot] = {}
         any_rank = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,18 +20,17 @@ from layerport.layers.derivation import any_size
 from layerport.layers.layer import Layer
 from layerport.parameters.signature import Kind
 from layerport.search.matching import Binding, Matcher
-from layerport.search.model_values import ONNX_NODE, ModelValues
+from layerport.search.misses import Miss, line_of, module_of, where_parted
+from layerport.search.model_values import ModelValues
 from layerport.search.numbering import Numbers, shape_of
 from layerport.search.patterns import Pattern
 from layerport.search.tracing import Trace, is_view_or_cast, trace
-from layerport.search.values import LITERAL, PRODUCT, Value
-from layerport.system.records import Record
+from layerport.search.values import PRODUCT, Value
 
 EXACT, FORMULA = "exact", "formula"
 _MOST_CHOICES = 12
 _NEAR = 0.6
 _TENSORS = (torch.Tensor, tuple, list)
-_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 @dataclass(eq=False)
@@ -78,24 +76,17 @@ class Owner:
     preferred: bool = False
 
 
-@dataclass(frozen=True)
-class Miss(Record):
-    """A place that nearly is a layer: where in the model, how much of the reference it met, and why it is none."""
-
-    layer: str
-    module: str
-    line: str
-    share: float
-    reason: str
-
-
 @dataclass
 class Finder:
-    """Looks for patterns in one model."""
+    """Looks for patterns in one model.
+
+    misses: what came near.  farther: of each layer the nearest of the places that did not.
+    """
 
     model: ModelValues
     places: list[Match] = field(default_factory=list)
     misses: list[tuple[Node, Miss]] = field(default_factory=list)
+    farther: dict[str, Miss] = field(default_factory=dict)
     _traces: dict[Any, Trace | str] = field(default_factory=dict)
 
     def find(self, pattern: Pattern) -> None:
@@ -103,8 +94,11 @@ class Finder:
         matcher = Matcher(pattern, self.model)
         root = pattern.outputs[pattern.root]
         ops = {part.op for part in root.parts if part not in pattern.leaves} - {PRODUCT}
+        # With a coefficient of 1, which an attribute may be, a product of one factor is that factor.
+        alone = ops if root.op == PRODUCT and len(root.parts) == 1 and (root, "number") in pattern.slots else ()
         for value, nodes in self.model.nodes.items():
-            if value.op != root.op or value.is_constant or not ops <= {part.op for part in value.parts}:
+            fits = value.op == root.op and ops <= {part.op for part in value.parts}
+            if value.is_constant or not (fits or value.op in alone):
                 continue
             bindings = matcher.at(value)
             reason = None
@@ -118,16 +112,21 @@ class Finder:
                 self._note(pattern, nodes, matcher, reason)
 
     def _note(self, pattern: Pattern, nodes: list[Node], matcher: Matcher, reason: str | None) -> None:
-        share = 1.0
+        share, name, node = 1.0, pattern.layer.name, nodes[-1]
         if reason is None:
-            if matcher.parted is None or matcher.parted[0] < _NEAR:
+            if matcher.parted is None:
                 return
             share, own, other = matcher.parted
+            if share < _NEAR and name in self.farther and self.farther[name].share >= share:
+                return
             there = self.model.nodes.get(other)
             where = f" ({there[0].name})" if there else ""
-            reason = f"the reference has {describe(own)} where the model has {describe(other)}{where}"
-        node = nodes[-1]
-        self.misses.append((node, Miss(pattern.layer.name, module_of(node), line_of(node), share, reason)))
+            reason = f"{where_parted(own, other)}{where}"
+        miss = Miss(name, module_of(node), line_of(node), share, reason)
+        if share < _NEAR:
+            self.farther[name] = miss
+        else:
+            self.misses.append((node, miss))
 
     def _proven(self, pattern: Pattern, binding: Binding, nodes: list[Node]) -> Match | str:
         """A place, or why it is none.  nodes: those of the value that the pattern's root would be."""
@@ -338,41 +337,6 @@ def _kind(tensor: torch.Tensor) -> tuple[torch.dtype, Any]:
 
 def _kind_text(kind: tuple[torch.dtype, Any]) -> str:
     return f"{str(kind[0]).removeprefix('torch.')}{list(kind[1])}"
-
-
-def describe(value: Value) -> str:
-    """A value in a few words."""
-    if value.op == LITERAL:
-        return f"{value.number:g}"
-    if value.parts:
-        shown = [
-            f"{part.op}{f'^{number:g}' if value.op == PRODUCT and number != 1 else ''}"
-            if value.op == PRODUCT or number == 1
-            else f"{number:g} {part.op}"
-            for part, number in value.parts.items()
-        ]
-        first = [f"{value.number:g}"] if value.number != (1 if value.op == PRODUCT else 0) else []
-        return f"{value.op} of {', '.join([*first, *shown])}"
-    dims = [f" over axes {list(entry[1])}" for entry in value.literals if entry and entry[0] == "dims"]
-    return f"{value.op}{''.join(dims)}"
-
-
-def module_of(node: Node) -> str:
-    """The path of the module that a node comes from."""
-    stack = node.meta.get("nn_module_stack") or {}
-    entries = list(stack.values())
-    return str(entries[-1][0]) if entries else ""
-
-
-def line_of(node: Node) -> str:
-    """The line of the model's code that a node comes from, as file:line; empty where Torch does not know it.
-
-    Of a node of an ONNX graph its name there.
-    """
-    if ONNX_NODE in node.meta:
-        return f"node {node.meta[ONNX_NODE]}"
-    lines = _LINE.findall(node.meta.get("stack_trace") or "")
-    return f"{lines[-1][0]}:{lines[-1][1]}" if lines else ""
 
 
 def is_input(place: Match, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +42,12 @@ class Call:
 
 
 Rule = Callable[[Algebra, Call], Any]
-# They take a number, of no shape, for a tensor that is that number everywhere.
-ELEMENTWISE = frozenset(
+# They take a number, of no shape, for a tensor that is that number everywhere; so do those of `formulas`.
+TAKE_NUMBERS = frozenset(
     {
         *("add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "neg", "negative"),
-        *("pow", "square", "sqrt", "rsqrt", "reciprocal", "addcmul", "addcdiv", "sigmoid", "silu", "gelu"),
-        *("exp", "tanh", "erf", "where", "masked_fill", "alias", "detach", "clone", "contiguous", "lift_fresh_copy"),
+        *("pow", "square", "sqrt", "rsqrt", "reciprocal", "addcmul", "addcdiv"),
+        *("exp", "tanh", "erf", "alias", "detach", "clone", "contiguous", "lift_fresh_copy"),
         *("_to_copy", "to", "convert_element_type", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze"),
         *("expand", "permute", "transpose", "t", "slice", "select"),
     }
@@ -59,36 +58,44 @@ SAME = {"softmax": "softmax", "_softmax": "softmax", "special_softmax": "softmax
 SAME |= {"mm": "matmul", "bmm": "matmul", "concat": "cat", "concatenate": "cat", "special_expit": "sigmoid"}
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, rule))
-        return rule
+def into(table: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+    """A decorator that puts rules into a table, by names of operators.  A rule gives None where it knows nothing."""
 
-    return register
+    def rule(*names: str) -> Callable[[Rule], Rule]:
+        def register(function: Rule) -> Rule:
+            table.update(dict.fromkeys(names, function))
+            return function
+
+        return register
+
+    return rule
 
 
-@_rule("alias", "detach", "detach_", "clone", "contiguous", "lift_fresh_copy", "lift_fresh", "lift", "positive")
+rule = into(RULES)
+
+
+@rule("alias", "detach", "detach_", "clone", "contiguous", "lift_fresh_copy", "lift_fresh", "lift", "positive")
 def _same(algebra: Algebra, call: Call) -> Any:
     return call["self"]
 
 
-@_rule("dropout", "feature_dropout", "alpha_dropout")
+@rule("dropout", "feature_dropout", "alpha_dropout")
 def _dropout(algebra: Algebra, call: Call) -> Any:
     return call["input"] if not call["train"] else None
 
 
-@_rule("_to_copy", "to", "convert_element_type", "type_as")
+@rule("_to_copy", "to", "convert_element_type", "type_as")
 def _cast(algebra: Algebra, call: Call) -> Any:
     value = call.get("self") or call["a"]
     return value if value.op == LITERAL else algebra.cast(value, call.source, call.dtype)
 
 
-@_rule("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as")
+@rule("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as")
 def _view(algebra: Algebra, call: Call) -> Any:
     return view(algebra, call["self"], call.shape, call.dtype) if call.source == call.dtype else None
 
 
-@_rule("permute", "transpose", "t", "swapaxes", "numpy_T", "mT")
+@rule("permute", "transpose", "t", "swapaxes", "numpy_T", "mT")
 def _permute(algebra: Algebra, call: Call) -> Any:
     value = call["self"]
     rank = len(call.shape)
@@ -106,7 +113,7 @@ def _permute(algebra: Algebra, call: Call) -> Any:
     return permute(algebra, value, order, call.dtype)
 
 
-@_rule("slice", "narrow", "select")
+@rule("slice", "narrow", "select")
 def _part(algebra: Algebra, call: Call) -> Any:
     value, dim = call["self"], call["dim"] % len(call["self"].shape)
     length = value.shape[dim]
@@ -124,7 +131,7 @@ def _part(algebra: Algebra, call: Call) -> Any:
     return view(algebra, part(algebra, value, dim, start, 1, 1, call.dtype), call.shape, call.dtype)
 
 
-@_rule("split", "split_with_sizes", "chunk", "unbind")
+@rule("split", "split_with_sizes", "chunk", "unbind")
 def _parts(algebra: Algebra, call: Call) -> Any:
     value = call["self"]
     dim = call["dim"] % len(value.shape)
@@ -137,7 +144,7 @@ def _parts(algebra: Algebra, call: Call) -> Any:
     return tuple(results)
 
 
-@_rule("cat")
+@rule("cat")
 def _cat(algebra: Algebra, call: Call) -> Any:
     dim = call["dim"] - (len(call.shape) if call["dim"] >= 0 else 0)
     values = [one for one in call["tensors"] if one.op == LITERAL or one.shape[dim] != 0]
@@ -146,7 +153,7 @@ def _cat(algebra: Algebra, call: Call) -> Any:
     return algebra.operator("cat", values, (("dim", dim),), call.shape, call.dtype)
 
 
-@_rule("expand", "expand_as", "broadcast_to")
+@rule("expand", "expand_as", "broadcast_to")
 def _expand(algebra: Algebra, call: Call) -> Any:
     value = call["self"]
     if value.op == LITERAL or value.shape == call.shape:
@@ -154,7 +161,7 @@ def _expand(algebra: Algebra, call: Call) -> Any:
     return algebra.operator("expand", (value,), (("sizes", call.shape),), call.shape, call.dtype)
 
 
-@_rule("add", "sub", "subtract", "rsub")
+@rule("add", "sub", "subtract", "rsub")
 def _add(algebra: Algebra, call: Call) -> Any:
     if call.dtype == torch.bool:
         return None  # it is an "or"
@@ -169,26 +176,26 @@ def _add(algebra: Algebra, call: Call) -> Any:
     return function(one, other, call.shape, call.dtype)
 
 
-@_rule("mul", "multiply")
+@rule("mul", "multiply")
 def _mul(algebra: Algebra, call: Call) -> Any:
     if call.dtype == torch.bool:
         return None
     return algebra.mul(call["self"], call["other"], call.shape, call.dtype)
 
 
-@_rule("div", "divide", "true_divide")
+@rule("div", "divide", "true_divide")
 def _div(algebra: Algebra, call: Call) -> Any:
     if call.get("rounding_mode") is not None:
         return None
     return algebra.div(call["self"], call["other"], call.shape, call.dtype)
 
 
-@_rule("neg", "negative")
+@rule("neg", "negative")
 def _neg(algebra: Algebra, call: Call) -> Any:
     return algebra.mul(call["self"], -1, call.shape, call.dtype)
 
 
-@_rule("pow")
+@rule("pow")
 def _pow(algebra: Algebra, call: Call) -> Any:
     base, exponent = call["self"], call["exponent"]
     if isinstance(exponent, Value) and exponent.op == LITERAL:
@@ -198,13 +205,13 @@ def _pow(algebra: Algebra, call: Call) -> Any:
     return None
 
 
-@_rule("square", "sqrt", "rsqrt", "reciprocal")
+@rule("square", "sqrt", "rsqrt", "reciprocal")
 def _root(algebra: Algebra, call: Call) -> Any:
     exponent = {"square": 2, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1}[call.op]
     return algebra.power(call["self"], exponent, call.shape, call.dtype)
 
 
-@_rule("mean", "sum", "amax", "amin", "var")
+@rule("mean", "sum", "amax", "amin", "var")
 def _reduce(algebra: Algebra, call: Call) -> Any:
     value = call["self"]
     rank = len(value.shape)
@@ -218,15 +225,15 @@ def _reduce(algebra: Algebra, call: Call) -> Any:
         correction = call.get("correction", 1 if call.get("unbiased", True) else 0)
         correction = 1 if correction is None else correction
         if algebra.is_real and correction == 0:
-            centred = algebra.sub(value, _mean(algebra, value, axes, call), value.shape, call.dtype)
+            centred = algebra.sub(value, mean(algebra, value, axes, call), value.shape, call.dtype)
             value, op = algebra.power(centred, 2, value.shape, call.dtype), "mean"
         else:
             more = (("correction", float(correction)),)
-    kept = _reduced(algebra, op, value, axes, more, call.dtype)
+    kept = reduced(algebra, op, value, axes, more, call.dtype)
     return view(algebra, kept, call.shape, call.dtype)
 
 
-def _reduced(
+def reduced(
     algebra: Algebra, op: str, value: Value, axes: list[int], more: tuple[Any, ...], dtype: torch.dtype
 ) -> Value:
     rank = len(value.shape)
@@ -235,11 +242,11 @@ def _reduced(
     return algebra.operator(op, (value,), (("dims", dims), *more), shape, dtype)
 
 
-def _mean(algebra: Algebra, value: Value, axes: list[int], call: Call) -> Value:
-    return _reduced(algebra, "mean", value, axes, (), call.dtype)
+def mean(algebra: Algebra, value: Value, axes: list[int], call: Call) -> Value:
+    return reduced(algebra, "mean", value, axes, (), call.dtype)
 
 
-@_rule("addcmul", "addcdiv")
+@rule("addcmul", "addcdiv")
 def _addc(algebra: Algebra, call: Call) -> Any:
     if not algebra.is_real:
         return None
@@ -248,72 +255,18 @@ def _addc(algebra: Algebra, call: Call) -> Any:
     return algebra.add(call["self"], algebra.mul(inner, call["value"], call.shape, call.dtype), call.shape, call.dtype)
 
 
-@_rule("sigmoid", "silu")
-def _sigmoid(algebra: Algebra, call: Call) -> Any:
-    if not algebra.is_real:
-        return None
-    value = call["self"]
-    negative = algebra.mul(value, -1, call.shape, call.dtype)
-    bottom = algebra.add(1, algebra.operator("exp", (negative,), (), call.shape, call.dtype), call.shape, call.dtype)
-    top = 1 if call.op == "sigmoid" else value
-    return algebra.div(top, bottom, call.shape, call.dtype)
-
-
-@_rule("gelu")
-def _gelu(algebra: Algebra, call: Call) -> Any:
-    if not algebra.is_real:
-        return None
-    x, shape, dtype = call["self"], call.shape, call.dtype
-
-    def times(one: Any, other: Any) -> Value:
-        return algebra.mul(one, other, shape, dtype)
-
-    if call["approximate"] == "none":
-        inner = algebra.operator("erf", (times(x, math.sqrt(0.5)),), (), shape, dtype)
-    else:
-        cubed = algebra.power(x, 3, shape, dtype)
-        inner = algebra.add(x, times(cubed, 0.044715), shape, dtype)
-        inner = algebra.operator("tanh", (times(inner, math.sqrt(2 / math.pi)),), (), shape, dtype)
-    return times(times(x, 0.5), algebra.add(1, inner, shape, dtype))
-
-
-@_rule("rms_norm", "layer_norm", "native_layer_norm")
-def _norm(algebra: Algebra, call: Call) -> Any:
-    if not algebra.is_real:
-        return None
-    x, shape, dtype = call["input"], call.shapes[0], call.dtypes[0]
-    rank = len(shape)
-    axes = list(range(rank - len(call["normalized_shape"]), rank))
-    eps = call["eps"]
-    if eps is None:
-        eps = torch.finfo(torch.float64 if call.source == torch.float64 else torch.float32).eps
-    value = x
-    if call.op != "rms_norm":
-        value = algebra.sub(x, _mean(algebra, x, axes, call), shape, dtype)
-    variance = _mean(algebra, algebra.power(value, 2, shape, dtype), axes, call)
-    scale = algebra.power(algebra.add(variance, eps, variance.shape, dtype), -0.5, variance.shape, dtype)
-    result = algebra.mul(value, scale, shape, dtype)
-    if (weight := call["weight"]) is not None:
-        result = algebra.mul(result, weight, shape, dtype)
-    if (bias := call.get("bias")) is not None:
-        result = algebra.add(result, bias, shape, dtype)
-    if call.op != "native_layer_norm":
-        return result
-    return (result, _mean(algebra, x, axes, call), scale)
-
-
-@_rule("exp", "tanh", "erf")
+@rule("exp", "tanh", "erf")
 def _function(algebra: Algebra, call: Call) -> Any:
     return algebra.operator(call.op, (call["self"],), (), call.shape, call.dtype)
 
 
-@_rule("matmul")
+@rule("matmul")
 def _matmul(algebra: Algebra, call: Call) -> Any:
     first, second = call["self"], call.get("other", call.get("mat2"))
     return algebra.operator("matmul", (first, second), (), call.shape, call.dtype)
 
 
-@_rule("linear")
+@rule("linear")
 def _linear(algebra: Algebra, call: Call) -> Any:
     weight = call["weight"]
     if not algebra.is_real or len(weight.shape) != 2:
@@ -324,7 +277,7 @@ def _linear(algebra: Algebra, call: Call) -> Any:
     return made if bias is None else algebra.add(made, bias, call.shape, call.dtype)
 
 
-@_rule("addmm", "baddbmm")
+@rule("addmm", "baddbmm")
 def _addmm(algebra: Algebra, call: Call) -> Any:
     if not algebra.is_real:
         return None
@@ -335,7 +288,7 @@ def _addmm(algebra: Algebra, call: Call) -> Any:
     return algebra.add(made, more, call.shape, call.dtype)
 
 
-@_rule("full", "full_like", "scalar_tensor", "ones", "zeros", "ones_like", "zeros_like")
+@rule("full", "full_like", "scalar_tensor", "ones", "zeros", "ones_like", "zeros_like")
 def _filled(algebra: Algebra, call: Call) -> Any:
     number = {"ones": 1, "ones_like": 1, "zeros": 0, "zeros_like": 0}.get(call.op)
     if number is None:
@@ -343,17 +296,3 @@ def _filled(algebra: Algebra, call: Call) -> Any:
     if algebra.is_real and category(call.dtype) == "float" and isinstance(number, (int, float)):
         return algebra.table.literal(float(number))
     return None
-
-
-@_rule("masked_fill")
-def _masked_fill(algebra: Algebra, call: Call) -> Any:
-    value = algebra.number(call["value"])
-    return algebra.operator("where", (call["mask"], value, call["self"]), (), call.shape, call.dtype)
-
-
-@_rule("where")
-def _where(algebra: Algebra, call: Call) -> Any:
-    if call.get("self") is None or call.get("other") is None:
-        return None
-    chosen = (call["condition"], algebra.number(call["self"]), algebra.number(call["other"]))
-    return algebra.operator("where", chosen, (), call.shape, call.dtype)

@@ -11,10 +11,11 @@ import torch
 from torch.fx import Node
 
 from layerport.layers.layer import Layer
+from layerport.search.misses import Miss, line_of, module_of, operators_of, why_absent
 from layerport.search.model_values import ModelValues, values_of
 from layerport.search.ordering import placeable
 from layerport.search.patterns import patterns_of
-from layerport.search.places import Finder, Match, Miss, Owner, line_of, module_of, settled
+from layerport.search.places import Finder, Match, Owner, settled
 from layerport.search.replacing import replace
 from layerport.search.running import Compare, Run, check_numbers, run_program
 from layerport.system.records import Record
@@ -46,12 +47,14 @@ class Findings:
     """What a search gave.
 
     places: those that were taken.  misses: what came near.  unsearched: why a layer could not be searched for.
+    absent: why a layer that was searched for is at none of these places.
     contested: the places that layers of two packs take, with the packs' names.
     """
 
     places: list[FoundPlace] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     unsearched: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
     contested: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, node: str, place: Match) -> None:
@@ -121,6 +124,13 @@ def find(
     findings.contested = _contested(lost, places, owners)
     inside = {node for place in places for node in place.inner}
     findings.misses = _shown(finder.misses, misses, inside)
+    told = {place.layer.name for place in places} | {miss.layer for miss in findings.misses} | {*findings.unsearched}
+    within = {miss.layer for _, miss in finder.misses}
+    operators = operators_of(model.nodes) if len(told) < len(layers) else set()
+    for layer in (one for one in layers if one.name not in told):
+        farther = finder.farther.get(layer.name)
+        patterns = patterns_of(layer, asked=layer.name in asked).patterns
+        findings.absent[layer.name] = why_absent(patterns, operators, farther, layer.name in within)
     return findings, places
 
 

@@ -74,8 +74,8 @@ class Table:
 
     def literal(self, number: float) -> Value:
         """A number."""
-        number = tidy(number)
-        key = (LITERAL, "nan") if math.isnan(number) else (LITERAL, number)
+        number = kept(number)
+        key = (LITERAL, "nan") if math.isnan(number) else (LITERAL, tidy(number))
         return self._once(key, lambda: Value(LITERAL, (), (), (), True, number))
 
     def operator(self, op: str, args: Iterable[Value], literals: tuple[Any, ...], shape: Shape, kind: Any) -> Value:
@@ -89,8 +89,8 @@ class Table:
 
     def sum(self, constant: float, terms: Mapping[Value, float]) -> Value:
         """constant + the terms times their coefficients; a term is neither a sum nor has a coefficient of its own."""
-        constant = tidy(constant)
-        terms = {term: tidied for term, factor in terms.items() if (tidied := tidy(factor)) != 0}
+        constant = kept(constant)
+        terms = {term: number for term, factor in terms.items() if (number := kept(factor)) != 0}
         if not terms:
             return self.literal(constant)
         if constant == 0 and len(terms) == 1:
@@ -100,13 +100,13 @@ class Table:
 
     def product(self, coefficient: float, factors: Mapping[Value, float]) -> Value:
         """coefficient * the factors to the power of their exponents; a factor is no product."""
-        coefficient = tidy(coefficient)
-        factors = {factor: tidied for factor, exponent in factors.items() if (tidied := tidy(exponent)) != 0}
+        coefficient = kept(coefficient)
+        factors = {factor: number for factor, exponent in factors.items() if (number := kept(exponent)) != 0}
         if not factors or coefficient == 0:
             return self.literal(coefficient)
-        if coefficient == 1 and len(factors) == 1:
+        if tidy(coefficient) == 1 and len(factors) == 1:
             ((factor, exponent),) = factors.items()
-            if exponent == 1:
+            if tidy(exponent) == 1:
                 return factor
         return self._combined(PRODUCT, coefficient, factors)
 
@@ -129,26 +129,26 @@ class Table:
 
     def known_sums(self, constant: float, terms: Mapping[Value, float]) -> list[Value]:
         """The sums made so far of these parts, with any shape."""
-        terms = {term: tidied for term, factor in terms.items() if (tidied := tidy(factor)) != 0}
         constant = tidy(constant)
         if constant == 0 and len(terms) == 1:
             ((term, factor),) = terms.items()
             return self.known_products(factor, as_product(term)[1])
-        return [one for one in self._by_parts.get((SUM, frozenset(terms.items())), ()) if one.number == constant]
+        return [one for one in self._by_parts.get((SUM, _members(terms)), ()) if tidy(one.number) == constant]
 
     def known_products(self, coefficient: float | None, factors: Mapping[Value, float]) -> list[Value]:
         """The products made so far of these factors, with any shape; with any coefficient where None is given."""
-        factors = {factor: tidied for factor, exponent in factors.items() if (tidied := tidy(exponent)) != 0}
-        found = list(self._by_parts.get((PRODUCT, frozenset(factors.items())), ()))
-        if len(factors) == 1 and next(iter(factors.values())) == 1:
-            found.insert(0, next(iter(factors)))
+        members = _members(factors)
+        found = list(self._by_parts.get((PRODUCT, members), ()))
+        if len(members) == 1:
+            ((factor, exponent),) = members
+            if exponent == 1:
+                found.insert(0, factor)
         if coefficient is None:
             return found
-        coefficient = tidy(coefficient)
-        return [one for one in found if as_product(one)[0] == coefficient]
+        return [one for one in found if tidy(as_product(one)[0]) == tidy(coefficient)]
 
     def _combined(self, op: str, number: float, parts: Parts) -> Value:
-        members = frozenset(parts.items())
+        members = _members(parts)
 
         def make() -> Value:
             shape: Shape = ()
@@ -158,7 +158,7 @@ class Table:
             self._by_parts.setdefault((op, members), []).append(value)
             return value
 
-        return self._once((op, number, members), make)
+        return self._once((op, tidy(number), members), make)
 
     def _once(self, key: Any, make: Callable[[], Value]) -> Value:
         value = self._made.get(key)
@@ -192,8 +192,14 @@ def merged(one: Mapping[Value, float], other: Mapping[Value, float], factor: flo
     """Parts added up, those of `other` times a factor."""
     result = dict(one)
     for part, number in other.items():
-        result[part] = result.get(part, 0.0) + factor * number
+        result[part] = added(result.get(part, 0.0), factor * number)
     return result
+
+
+def added(one: float, other: float) -> float:
+    """The sum of two numbers; 0 where it is nothing but their rounding."""
+    total = one + other
+    return total if abs(total) > 1e-12 * abs(one) else 0.0
 
 
 def broadcast(one: Shape, other: Shape) -> Shape:
@@ -205,9 +211,17 @@ def broadcast(one: Shape, other: Shape) -> Shape:
 
 def tidy(number: float) -> float:
     """A number to twelve digits: what is computed in another order is the same number."""
-    if not math.isfinite(number):
-        return float(number)
     return float(f"{number:.12g}") + 0.0
+
+
+def kept(number: float) -> float:
+    """A number as a value keeps it: to three digits more, so that what is computed with it has twelve."""
+    return float(f"{number:.15g}") + 0.0
+
+
+def _members(parts: Mapping[Value, float]) -> frozenset[tuple[Value, float]]:
+    """What tells sums and products apart."""
+    return frozenset((part, tidied) for part, number in parts.items() if (tidied := tidy(number)) != 0)
 
 
 def _is_even(exponent: float) -> bool:

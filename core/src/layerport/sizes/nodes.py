@@ -81,6 +81,7 @@ class Expr:
 
     @cached_property
     def text(self) -> str:
+        """The expression as Python would read it."""
         return Expr.render(self)
 
     @cached_property
@@ -215,7 +216,7 @@ class Const(Expr):
     def __init__(self, value: int) -> None:
         number = operator.index(value)
         if abs(number) > _LARGEST:
-            raise UsageError(f"a size of {_shorten(number)} does not fit 64 bits")
+            raise UsageError(f"a size of {_shorten(number)} does not fit 64 bits", "give smaller sizes")
         object.__setattr__(self, "value", number)
 
     def evaluate(self, sizes: Mapping[str, int]) -> int:
@@ -301,7 +302,10 @@ def as_expr(value: ExprLike) -> Expr:
     """The expression of an int, or the expression itself; UsageError for anything else."""
     made = _operand(value)
     if made is None:
-        raise UsageError(f"a size is a whole number or an expression, got {type(value).__name__} {value!r}")
+        raise UsageError(
+            f"a size is a whole number or an expression, got {type(value).__name__} {value!r}",
+            "compute sizes with //, lp.cdiv, lp.minimum and the like, which keep them whole",
+        )
     return made
 
 

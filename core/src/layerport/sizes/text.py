@@ -53,7 +53,10 @@ _FUNCTIONS: dict[str, tuple[range, Callable[..., Expr]]] = {
 def parse(text: str) -> Expr:
     """The expression of a text, the inverse of `str`; UsageError says where the text is wrong."""
     if len(text) > MAX_LENGTH:
-        raise UsageError(f"a size expression of {len(text)} characters (limit {MAX_LENGTH}): {text[:60]!r}...")
+        raise UsageError(
+            f"a size expression of {len(text)} characters (limit {MAX_LENGTH}): {text[:60]!r}...",
+            "make the rule that gives it shorter, or the layer several, each with a rule of its own",
+        )
     return _Parser(text).whole()
 
 
@@ -143,7 +146,10 @@ class _Parser:
 
     def _fault(self, what: str, at: int) -> UsageError:
         around = self._text[max(0, at - 30) : at + 30]
-        return UsageError(f"size expression, character {at + 1}: {what}, near {around!r}")
+        return UsageError(
+            f"size expression, character {at + 1}: {what}, near {around!r}",
+            "write names and whole numbers with + - * // %, comparisons, min, max, ceildiv, where, and, or, not",
+        )
 
 
 def _render(value: Expr) -> tuple[int, str]:

@@ -117,6 +117,7 @@ class Case:
 
     @property
     def layer(self) -> Layer:
+        """The layer that it is a case of."""
         return self.layer_case.layer
 
     @property

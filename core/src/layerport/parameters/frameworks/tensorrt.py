@@ -81,7 +81,9 @@ def field_to_plain(field: Any, type_name: str) -> Attribute:
         try:
             return text.removesuffix(b"\0").decode()
         except UnicodeDecodeError:
-            raise UsageError(f"plugin field {field.name!r} whose text is not UTF-8") from None
+            raise UsageError(
+                f"plugin field {field.name!r} whose text is not UTF-8", "write the field's text as UTF-8"
+            ) from None
     values = from_field(field).value.tolist()
     if len(values) == 1 and not type_name.endswith("[]"):
         return values[0]  # type: ignore[no-any-return]
