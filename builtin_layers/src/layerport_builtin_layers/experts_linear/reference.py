@@ -11,6 +11,8 @@ import layerport as lp
 
 _WARPS = 8
 _COLUMNS = 2  # of a warp, as in kernel.cu
+_TILE = 64  # as in grouped.cu
+_TOKENS_FOR_TILES = 8  # of each expert on average, from which on sorting is worth it; not measured on a GPU
 
 
 @lp.layer("layerport_builtin::experts_linear", version=1, find=False, purpose="not expressible")
@@ -84,15 +86,41 @@ def backward(x: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None, grad
     return by_x.to(x.dtype), None, by_weight.to(weight.dtype), None if bias is None else by_bias.to(bias.dtype)
 
 
-@experts_linear.kernel(
-    lp.cuda("kernel.cu", "experts_linear<{x}>"),
-    dtypes=(
-        {"index": "int64", "*": "float32"},
-        {"index": "int64", "*": "float16"},
-        {"index": "int64", "*": "bfloat16"},
-    ),
-    name="experts_linear",
+_DTYPES = (
+    {"index": "int64", "*": "float32"},
+    {"index": "int64", "*": "float16"},
+    {"index": "int64", "*": "bfloat16"},
 )
+
+
+@experts_linear.kernel(
+    lp.cuda("grouped.cu", "experts_count"),
+    lp.cuda("grouped.cu", "experts_sort"),
+    lp.cuda("grouped.cu", "experts_grouped<{x}>"),
+    dtypes=_DTYPES,
+    when=lambda index, weight: index.numel() >= _TOKENS_FOR_TILES * weight.shape[0],
+    name="experts_grouped",
+)
+def launch_grouped(
+    x: lp.TensorType, index: lp.TensorType, weight: lp.TensorType, bias: lp.TensorType | None, y: lp.TensorType
+) -> tuple[lp.Launch, ...]:
+    experts, width, channels = weight.shape
+    pairs, chosen = index.numel(), index.shape[1]
+    tiles = pairs // _TILE + experts + 1  # each expert, and none of them, may have one that is not full
+    counts, order = lp.scratch(experts + 1, "int32"), lp.scratch(pairs, "int32")
+    cut, total = lp.scratch((tiles, 3), "int32"), lp.scratch((), "int32")
+    return (
+        lp.Launch(grid=experts + 1, block=256, args=(index, counts, pairs, experts)),
+        lp.Launch(grid=experts + 1, block=256, args=(index, counts, order, cut, total, pairs, experts)),
+        lp.Launch(
+            grid=(tiles, lp.cdiv(width, _TILE)),
+            block=256,
+            args=(x, order, cut, total, weight, bias, y, chosen, x.ndim == 2, width, channels),
+        ),
+    )
+
+
+@experts_linear.kernel(lp.cuda("kernel.cu", "experts_linear<{x}>"), dtypes=_DTYPES, name="experts_linear")
 def launch(
     x: lp.TensorType, index: lp.TensorType, weight: lp.TensorType, bias: lp.TensorType | None, y: lp.TensorType
 ) -> lp.Launch:
