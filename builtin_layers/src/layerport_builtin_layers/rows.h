@@ -109,11 +109,15 @@ __device__ __forceinline__ void normalise_row(const Row<T, W>& row, bool inside,
         }
     }
 
-    const auto sum_over_row = [&](auto term) {
+    // No generic lambda: NVRTC 13.0 takes one for a function of the host.
+    const auto mean_of = [&](float shift, bool squares) {
         float result = 0.0f;
         const auto add = [&](const Values& pack) {
 #pragma unroll
-            for (int k = 0; k < WIDTH; ++k) result += term(to_float(pack.items[k]));
+            for (int k = 0; k < WIDTH; ++k) {
+                const float value = to_float(pack.items[k]) - shift;
+                result += squares ? value * value : value;
+            }
         };
 #pragma unroll
         for (int i = 0; i < VECTORS; ++i) {
@@ -129,11 +133,8 @@ __device__ __forceinline__ void normalise_row(const Row<T, W>& row, bool inside,
         return sum(result) / static_cast<float>(row.cols);
     };
     float mean = 0.0f;
-    if constexpr (CENTRED) mean = sum_over_row([](float value) { return value; });
-    const float scale = rsqrtf(sum_over_row([mean](float value) {
-        const float off = CENTRED ? value - mean : value;
-        return off * off;
-    }) + row.eps);
+    if constexpr (CENTRED) mean = mean_of(0.0f, false);
+    const float scale = rsqrtf(mean_of(mean, true) + row.eps);
 
     const auto normal = [&](T item) { return (CENTRED ? to_float(item) - mean : to_float(item)) * scale; };
     const auto finish = [&](int index, const Values& pack, const Piece* weights) {

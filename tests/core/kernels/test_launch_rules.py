@@ -106,7 +106,10 @@ def test_shared_memory_of_an_architecture(architecture: str, kib: int) -> None:
 def test_shared_memory_is_as_cuda_s_own_headers_say() -> None:
     folders = importlib.import_module("nvidia.cu13").__path__
     files = [Path(folder, "include/cccl/cuda/__device/arch_traits.h") for folder in folders]
-    text = next(file for file in files if file.exists()).read_text()
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        pytest.skip("these headers of CUDA do not state it; those of a newer one do")
+    text = file.read_text()
     bodies = dict(re.findall(r"arch_traits<arch_id::sm_(\d+)>\(\) noexcept\n{(.*?)\n}", text, re.DOTALL))
 
     def per_multiprocessor(number: str) -> int:
