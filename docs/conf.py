@@ -47,6 +47,10 @@ def read(app: Any, name: str, source: list[str]) -> None:
         source[0] += list_errors.page()
     if name == "api":
         source[0] += list_api.page()
+    if name == "layer_tables":
+        import list_layers  # it needs the built-in layers, and runs beside benchmarks/ only
+
+        source[0] += list_layers.page()
     if name == "reference":
         for heading, anchor in list_api.anchors():
             source[0] = source[0].replace(f"| `{heading}` |", f"| [`{heading}`](api.md#{anchor}) |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -101,3 +102,21 @@ def test_damage_gives_a_build_error_or_a_cubin(data: st.DataObject) -> None:
         assert Cubin.read(cut, "mixed").symbol == "mixed"
     except BuildError as error:
         assert "cannot be read" in str(error)
+
+
+@pytest.mark.parametrize(("attribute", "registers_stay"), [(0x11, True), (0x2F, False)])
+def test_what_a_compiler_does_not_say_of_a_kernel_is_0(attribute: int, registers_stay: bool) -> None:
+    """Every compiler here states the stack frame and the registers; one that does not uses none."""
+    sound = compiled("stacked", "sm_89")
+    symbol, image = sound.symbol, sound.image
+    entry = struct.pack("<BBH", 4, attribute, 8)
+    begins = [at for at in range(len(image)) if image.startswith(entry, at)]
+    assert begins
+    damaged = bytearray(image)
+    for at in begins:
+        damaged[at + 1] = 0xEE  # an attribute that nobody knows
+    read = Cubin.read(bytes(damaged), symbol).resources
+    assert sound.resources.registers > 0 and sound.resources.local_bytes > 0
+    assert (read.registers, read.local_bytes) == (
+        (sound.resources.registers, 0) if registers_stay else (0, sound.resources.local_bytes)
+    )

@@ -10,7 +10,7 @@ import layerport as lp
 _PIXELS, _OUTPUTS = 32, 128  # of a block, as in kernel.cu
 
 
-@lp.layer("layerport_builtin::deform_conv2d", version=1, find=False)
+@lp.layer("layerport_builtin::deform_conv2d", version=1, find=False, purpose="not expressible")
 def deform_conv2d(
     x: Tensor,
     offset: Tensor,

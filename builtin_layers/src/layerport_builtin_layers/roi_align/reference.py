@@ -10,7 +10,7 @@ import layerport as lp
 _THREADS, _CHANNELS = 256, 4  # as in kernel.cu
 
 
-@lp.layer("layerport_builtin::roi_align", version=1, find=False)
+@lp.layer("layerport_builtin::roi_align", version=1, find=False, purpose="not expressible")
 def roi_align(
     x: Tensor,
     boxes: Tensor,
