@@ -30,6 +30,7 @@ from layerport.targets import Target
 from layerport.testing import run_kernel
 from layerport.testing.specs import plugin_spec
 from stepped_layer import CODE, Pack, centred
+from triton_setup import FUNCTIONS
 
 TARGET = Target("rtx", ("sm_89", "sm_120"))
 
@@ -157,6 +158,45 @@ def test_what_is_said_to_rise_does(first: int, second: int) -> None:
     for one in stepped().kernels[0].scratch:
         assert rises(one.nbytes)
         assert one.nbytes.evaluate({"x.0": small}) <= one.nbytes.evaluate({"x.0": large})
+
+
+def test_launches_in_triton_and_cuda_follow_each_other() -> None:
+    """In Triton, with a constexpr that the rule takes, through a scratch tensor of another dtype, then in CUDA C++."""
+    pytest.importorskip("triton")
+
+    @lp.layer("stepped::narrowed", version=1, find=False)
+    def narrowed(x: Tensor) -> Tensor:
+        """x, rounded to float16."""
+        return x.half().float()
+
+    code = """
+#include <cuda_fp16.h>
+__global__ void widen(__half const* from, float* y, long long n) {
+    long long i = blockIdx.x * 64ll + threadIdx.x;
+    if (i < n) y[i] = __half2float(from[i]);
+}
+"""
+
+    @narrowed.kernel(
+        lp.triton(f"{FUNCTIONS}:copy", constexprs={"BLOCK": 64}),
+        lp.cuda(code, "widen"),
+        dtypes=("float32",),
+        name="both",
+    )
+    def both(x: Any, y: Any, BLOCK: int) -> Any:
+        blocks, kept = lp.cdiv(x.numel(), BLOCK), lp.scratch(x.numel(), "float16")
+        return (
+            lp.Launch(grid=blocks, args=(x, kept, x.numel())),
+            lp.Launch(grid=blocks, block=64, args=(kept, y, x.numel())),
+        )
+
+    x = np.random.default_rng(0).standard_normal((7, 33)).astype(np.float32)
+    np.testing.assert_array_equal(run_kernel(narrowed, x), x.astype(np.float16).astype(np.float32))
+    spec = plugin_spec(narrowed, TARGET, torch.empty(3, 33))
+    assert spec is not None
+    (first, second) = spec.kernels[0].steps
+    assert (first.symbol, "widen" in second.symbol) == ("copy", True)
+    assert first.launch.alignments == {"x": 16, "scratch.0": 16} and not second.launch.alignments
 
 
 def test_the_operator_gives_it_memory(cuda: HostCuda) -> None:
