@@ -21,7 +21,7 @@ class Scanned(NamedTuple):
     state: Tensor
 
 
-@lp.layer("layerport_builtin::selective_scan", version=1, find=False)
+@lp.layer("layerport_builtin::selective_scan", version=1, find=False, purpose="not expressible")
 def selective_scan(
     x: Tensor,
     dt: Tensor,

@@ -14,7 +14,7 @@ _WARPS = 8  # of a block, one for each column
 _ROWS = 8  # that a warp takes at once, as in the entry below
 
 
-@lp.layer("layerport_builtin::weight_only_linear", version=1, find=False)
+@lp.layer("layerport_builtin::weight_only_linear", version=1, find=False, purpose="other precision or layout")
 def weight_only_linear(
     x: Tensor,
     codes: lp.Param,
