@@ -7,13 +7,17 @@ from pathlib import Path
 import torch
 
 from layerport import building
+from layerport_builtin_layers.add_layer_norm import add_layer_norm
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
 from layerport_builtin_layers.deform_conv2d import deform_conv2d
 from layerport_builtin_layers.experts_linear import experts_linear
+from layerport_builtin_layers.gated_rms_norm import gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
+from layerport_builtin_layers.group_norm_silu import group_norm_silu
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
+from layerport_builtin_layers.packed_gate_mul import packed_gate_mul
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 from layerport_builtin_layers.roi_align import roi_align
 from layerport_builtin_layers.rope import rope
@@ -75,6 +79,9 @@ class Others(torch.nn.Module):
         rows = sampled.reshape(2, 5, 16)
         sampled, _ = selective_scan(rows, rows, self.table[0, :5, :4], rows[:, :4], rows[:, 1:], softplus=True)
         sampled = weight_only_linear(sampled, self.codes, weight[:, None])
+        sampled, _ = add_layer_norm(sampled, gated_rms_norm(sampled, sampled, weight), weight, weight)
+        sampled = group_norm_silu(sampled.mT, 4, weight, weight)
+        sampled = packed_gate_mul(torch.cat((sampled.mT, sampled.mT), -1))
         return self.of_images(sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8])
 
     def of_images(self, x: torch.Tensor) -> torch.Tensor:

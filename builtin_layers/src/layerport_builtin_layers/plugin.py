@@ -8,16 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import layerport as lp
+from layerport_builtin_layers.add_layer_norm import add_layer_norm
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
 from layerport_builtin_layers.deform_conv2d import deform_conv2d
 from layerport_builtin_layers.deform_conv2d.claims import claim_deform_conv2d
 from layerport_builtin_layers.experts_linear import experts_linear
 from layerport_builtin_layers.experts_linear.claims import claim_experts
+from layerport_builtin_layers.gated_rms_norm import gated_rms_norm
+from layerport_builtin_layers.gated_rms_norm.claims import claim_gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
+from layerport_builtin_layers.group_norm_silu import group_norm_silu
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
 from layerport_builtin_layers.ms_deform_attn.claims import claim_ms_deform_attn
+from layerport_builtin_layers.packed_gate_mul import packed_gate_mul
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
 from layerport_builtin_layers.roi_align import roi_align
@@ -40,14 +45,15 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
         *(rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad),
         *(ms_deform_attn, experts_linear, selective_scan, weight_only_linear),
         *(deform_conv2d, roi_align),
+        *(add_layer_norm, gated_rms_norm, packed_gate_mul, group_norm_silu),
     )
 
 
 @lp.hookimpl
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
     claims = (
-        *(claim_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan, claim_quantised, claim_linear),
-        *(claim_deform_conv2d, claim_roi_align),
+        *(claim_rms_norm, claim_gated_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan),
+        *(claim_quantised, claim_linear, claim_deform_conv2d, claim_roi_align),
     )
     return next((answer for claim in claims if (answer := claim(module)) is not None), None)
 

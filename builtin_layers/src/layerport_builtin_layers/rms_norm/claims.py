@@ -21,7 +21,7 @@ def claim_rms_norm(module: torch.nn.Module) -> tuple[lp.BoundLayer, ...] | None:
         return _claim_torch(module)
     if not _looks_like_one(module) or not takes_one_tensor(module):
         return None
-    eps = _epsilon(module)
+    eps = epsilon(module)
     if eps is None:
         return None
     weights = [weight for weight in module.parameters() if weight is not None]
@@ -52,7 +52,8 @@ def _looks_like_one(module: torch.nn.Module) -> bool:
     return name.endswith("RMSNorm") or (name.endswith("LayerNorm") and held(module, "variance_epsilon") is not None)
 
 
-def _epsilon(module: torch.nn.Module) -> float | None:
+def epsilon(module: torch.nn.Module) -> float | None:
+    """The epsilon that a normalisation holds, by any of the names that libraries give it; None where it holds none."""
     for name in _EPSILONS:
         value = held(module, name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):

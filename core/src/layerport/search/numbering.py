@@ -18,7 +18,9 @@ from layerport.search.rules import RULES, SAME, TAKE_NUMBERS, Call
 from layerport.search.values import HOLE, LITERAL, Shape, Value
 
 # What says where and how a tensor lies, not what is in it.
-_NO_MEANING = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "implicit"})
+_NO_MEANING = frozenset(
+    {"cudnn_enabled", "device", "layout", "pin_memory", "memory_format", "non_blocking", "copy", "implicit"}
+)
 _RULES = {**RULES, **FORMULAS, **NORMS}
 # They take a number, of no shape, for a tensor that is that number everywhere.
 _ELEMENTWISE = TAKE_NUMBERS | FORMULAS.keys()

@@ -287,14 +287,14 @@ def settled(
     """The places that are taken, and those that lost with the place that they lost to.
 
     Of two that overlap the one of the preferred pack is taken, then the one with more nodes, then that of the pack that
-    goes first, of the layer declared first, then the exact one.
+    goes first, the one with more views, of the layer declared first, then the exact one.
     """
 
     def standing(place: Match) -> tuple[Any, ...]:
         owner = owners.get(place.layer, Owner())
         early = owner.rank if owner.preferred else math.inf
         grade = place.grade != EXACT, place.pattern.is_spelling
-        return early, -place.size, owner.rank, rank[place.layer], *grade, order[place.root]
+        return early, -place.size, owner.rank, -len(place.inner), rank[place.layer], *grade, order[place.root]
 
     rank = {layer: place for place, layer in enumerate(layers)}
     taken: list[Match] = []

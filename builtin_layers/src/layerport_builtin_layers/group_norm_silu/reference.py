@@ -1,0 +1,52 @@
+"""The layer `layerport_builtin::group_norm_silu`: what it computes, and how its kernel is launched."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+import layerport as lp
+
+_THREADS = 512
+_DTYPES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    {"weight": "float32", "bias": "float32", "*": "float16"},
+    {"weight": "float32", "bias": "float32", "*": "bfloat16"},
+)
+
+
+@lp.layer("layerport_builtin::group_norm_silu", version=1, find=False)
+def group_norm_silu(x: Tensor, groups: int, weight: lp.Param, bias: lp.Param, eps: float = 1e-5) -> Tensor:
+    """silu(v) of the group normalisation v = (x - mean) * rsqrt(var + eps) * weight + bias (Wu and He, 2018).
+
+    x: (batch, C, ...), floating point, an image or a video with its channels first.  mean and var are those of one
+    image and one of `groups` equal parts of the channels.  weight, bias: (C,), of x's dtype or float32.
+    Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
+    Raises ValueError for shapes or groups that do not fit.
+    """
+    if x.ndim < 2 or weight.shape != x.shape[1:2] or bias.shape != x.shape[1:2]:
+        raise ValueError(
+            f"group_norm_silu: shapes do not fit: x {list(x.shape)}, weight {list(weight.shape)}, bias "
+            f"{list(bias.shape)}; give x: (batch, C, ...), weight: (C,) and bias: (C,)"
+        )
+    if groups < 1 or x.shape[1] % groups != 0:
+        raise ValueError(f"group_norm_silu: {groups} groups of {x.shape[1]} channels; give a divisor of the channels")
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    result = torch.group_norm(x.to(wide), groups, weight.to(wide), bias.to(wide), eps)
+    return torch.nn.functional.silu(result).to(x.dtype)
+
+
+@group_norm_silu.kernel(lp.cuda("kernel.cu", "group_norm_silu<{x}, {weight}>"), dtypes=_DTYPES, name="group_norm_silu")
+def launch(
+    x: lp.TensorType, groups: int, weight: lp.TensorType, bias: lp.TensorType, eps: float, y: lp.TensorType
+) -> lp.Launch:
+    channels, pixels = x.shape[1] // groups, math.prod(x.shape[2:])
+    return lp.Launch(
+        grid=x.shape[0] * groups,
+        block=_THREADS,
+        args=(x, weight, bias, y, groups, channels, pixels, channels * pixels, eps),
+    )
