@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,14 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
     given = {name: value for name, value in values.items() if name not in inputs and value is not None}
     bound = layer.bind(**given)
     attributes = bound.parameters.attributes
-    try:
-        derivation = derive(layer.reference, shapes, attributes, layer=layer.name)
-    except BuildError:  # its inputs fit together in more ways than their axes tell
-        shapes = _by_size({name: values[name] for name in shapes}, inputs)
+    tensors = {name: values[name] for name in shapes}
+    # Its inputs may fit together in more ways than their axes tell, or by arithmetic: then its sizes are as they are.
+    for made in (shapes, _by_size(tensors, inputs)):
+        with contextlib.suppress(BuildError):
+            shapes, derivation = made, derive(layer.reference, made, attributes, layer=layer.name)
+            break
+    else:
+        shapes = _by_size(tensors, set())
         derivation = derive(layer.reference, shapes, attributes, layer=layer.name)
     return plugin_from_kernels(layer, dataclasses.replace(bound, place=Place(shapes, derivation, "")), target)
 
