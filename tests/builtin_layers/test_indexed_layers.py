@@ -17,16 +17,19 @@ from layerport_builtin_layers.deform_conv2d.case import CASE as DEFORM_CONV2D
 from layerport_builtin_layers.experts_linear.case import CASE as EXPERTS_LINEAR
 from layerport_builtin_layers.gated_rms_norm.case import CASE as GATED_RMS_NORM
 from layerport_builtin_layers.group_norm_silu.case import CASE as GROUP_NORM_SILU
+from layerport_builtin_layers.local_correlation.case import CASE as LOCAL_CORRELATION
 from layerport_builtin_layers.ms_deform_attn.case import CASE as MS_DEFORM_ATTN
+from layerport_builtin_layers.nms.case import CASE as NMS
 from layerport_builtin_layers.packed_gate_mul.case import CASE as PACKED_GATE_MUL
 from layerport_builtin_layers.roi_align.case import CASE as ROI_ALIGN
+from layerport_builtin_layers.scatter_pillars.case import CASE as SCATTER_PILLARS
 from layerport_builtin_layers.selective_scan.case import CASE as SELECTIVE_SCAN
 from layerport_builtin_layers.weight_only_linear.case import CASE as WEIGHT_ONLY_LINEAR
 
 ROWS = (ADD_LAYER_NORM, GATED_RMS_NORM, PACKED_GATE_MUL, GROUP_NORM_SILU)
 LAYER_CASES = (
     *(MS_DEFORM_ATTN, EXPERTS_LINEAR, SELECTIVE_SCAN, WEIGHT_ONLY_LINEAR),
-    *(DEFORM_CONV2D, ROI_ALIGN),
+    *(DEFORM_CONV2D, ROI_ALIGN, NMS, LOCAL_CORRELATION, SCATTER_PILLARS),
     *ROWS,
 )
 CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
@@ -34,7 +37,13 @@ EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))
 # Compiling takes the time: two of the dtypes run here, `layerport check` runs all.
 RUN = [case for case in CASES if case.choice in (case.layer_case.dtypes[0], case.layer_case.dtypes[1])]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
-each_layer = pytest.mark.parametrize("layer_case", LAYER_CASES, ids=lambda layer_case: layer_case.layer.short_name)
+
+
+def name_of(layer_case: LayerCase) -> str:
+    return layer_case.layer.short_name
+
+
+each_layer = pytest.mark.parametrize("layer_case", LAYER_CASES, ids=name_of)
 
 
 def each(cases: list[Case]) -> Any:
@@ -103,7 +112,7 @@ def test_operator_passes_opcheck(layer_case: LayerCase) -> None:
     torch.library.opcheck(layer_case.layer.operator, tuple(of_float64(layer_case)), test_utils=checks)
 
 
-@each_layer
+@pytest.mark.parametrize("layer_case", [one for one in LAYER_CASES if one is not NMS], ids=name_of)
 def test_gradients_of_first_and_second_order(layer_case: LayerCase) -> None:
     given = of_float64(layer_case)
     assert torch.autograd.gradcheck(layer_case.layer, given, fast_mode=True)

@@ -17,6 +17,7 @@ import layerport as lp
 from layerport.packs.records import is_rewrite
 from layerport.testing import check_backward, run_kernel
 from layerport_builtin_layers import plugin
+from layerport_builtin_layers.roi_align import reference
 from layerport_builtin_layers.roi_align import roi_align as layer
 from layerport_builtin_layers.roi_align.case import CASE
 from layerport_builtin_layers.roi_align.claims import roi_align_of_any
@@ -208,7 +209,9 @@ def unchecked(
     return x.new_zeros(boxes.shape[0], x.shape[1], *output_size)
 
 
-unchecked.kernel(layer.kernels[0].source, dtypes=("float32",))(layer.kernels[0].launch)
+unchecked.kernel(
+    lp.cuda(str(Path(reference.__file__).with_name("kernel.cu")), "roi_align<{x}, {boxes}>"), dtypes=("float32",)
+)(reference.launch)
 
 
 @needs_compiler

@@ -16,11 +16,14 @@ from layerport_builtin_layers.gated_rms_norm import gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.group_norm_silu import group_norm_silu
 from layerport_builtin_layers.layer_norm import layer_norm
+from layerport_builtin_layers.local_correlation import local_correlation
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
+from layerport_builtin_layers.nms import nms
 from layerport_builtin_layers.packed_gate_mul import packed_gate_mul
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 from layerport_builtin_layers.roi_align import roi_align
 from layerport_builtin_layers.rope import rope
+from layerport_builtin_layers.scatter_pillars import scatter_pillars
 from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.silu_mul.reference import silu_mul
 from layerport_builtin_layers.weight_only_linear import weight_only_linear
@@ -56,6 +59,9 @@ class Others(torch.nn.Module):
         self.experts = torch.nn.Parameter(torch.linspace(-1, 1, 3 * 16 * 16).reshape(3, 16, 16))
         self.filters = torch.nn.Parameter(torch.linspace(-1, 1, 16).reshape(4, 4, 1, 1))
         self.register_buffer("boxes", torch.tensor([[0.0, 1, 2, 12, 7], [1.0, 0, 0, 15, 8]]))
+        self.register_buffer("maps", torch.linspace(-1, 1, 2 * 4 * 8 * 16).reshape(2, 4, 8, 16))
+        self.register_buffer("middles", torch.linspace(0, 8, 2 * 2 * 8 * 16).reshape(2, 2, 8, 16))
+        self.register_buffer("places", torch.arange(256).reshape(64, 4) % torch.tensor([2, 1, 8, 16]))
         self.register_buffer("chosen", torch.tensor([[0], [2], [1], [0], [1]]))
         self.register_buffer("codes", torch.arange(16 * 16, dtype=torch.uint8).reshape(16, 16) % 16)
         self.register_buffer("sizes", torch.tensor([[2, 3], [1, 2]]))
@@ -85,15 +91,27 @@ class Others(torch.nn.Module):
         return self.of_images(sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8])
 
     def of_images(self, x: torch.Tensor) -> torch.Tensor:
-        deformed = deform_conv2d(x, x[:, :2], self.filters.to(x.dtype), mask=x[:, 2:3])
+        offset = x[:, :2]
+        deformed = deform_conv2d(x, offset, self.filters.to(x.dtype), mask=offset[:, :1])
         pooled: torch.Tensor = roi_align(deformed, self.boxes.to(x.dtype), [8, 16], sampling_ratio=1)
-        return pooled
+        found = local_correlation(pooled, self.maps.to(x.dtype), self.middles.to(x.dtype), 0)
+        pillars: torch.Tensor = scatter_pillars(found.reshape(64, 4), self.places, 2, 8, 16)
+        return pillars
+
+
+class Kept(torch.nn.Module):
+    """The layer whose size depends on data, by itself: with others TensorRT for RTX varies the order."""
+
+    def forward(self, boxes: torch.Tensor) -> torch.Tensor:
+        kept: torch.Tensor = nms(boxes, boxes.sum(1), iou_threshold=0.4)
+        return kept
 
 
 def build_all(folder: Path) -> list[Path]:
     """The bundles of all of them."""
-    made = [folder / "net.lp", folder / "norms.lp", folder / "others.lp"]
+    made = [folder / "net.lp", folder / "norms.lp", folder / "others.lp", folder / "kept.lp"]
     building.build((Others(), (torch.randn(2, 4, 8, 16),), None), made[2], target=ENGINE, packs=[Pack()], verify=False)
+    building.build((Kept(), (torch.randn(16, 4),), None), made[3], target=ENGINE, verify=False)
     building.build(net(), made[0], target=ENGINE, packs=[SMALL])
     rows = torch.export.Dim("rows", min=1, max=64)
     inputs = tuple(torch.randn(4, 256).to(dtype) for dtype in DTYPES)

@@ -20,14 +20,19 @@ from layerport_builtin_layers.gated_rms_norm.claims import claim_gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.group_norm_silu import group_norm_silu
 from layerport_builtin_layers.layer_norm import layer_norm
+from layerport_builtin_layers.local_correlation import local_correlation
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
 from layerport_builtin_layers.ms_deform_attn.claims import claim_ms_deform_attn
+from layerport_builtin_layers.nms import nms
+from layerport_builtin_layers.nms.claims import claim_nms
 from layerport_builtin_layers.packed_gate_mul import packed_gate_mul
 from layerport_builtin_layers.rms_norm import rms_norm
 from layerport_builtin_layers.rms_norm.claims import claim_rms_norm
 from layerport_builtin_layers.roi_align import roi_align
 from layerport_builtin_layers.roi_align.claims import claim_roi_align
 from layerport_builtin_layers.rope import rope
+from layerport_builtin_layers.scatter_pillars import scatter_pillars
+from layerport_builtin_layers.scatter_pillars.claims import claim_scatter_pillars
 from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.selective_scan.claims import claim_selective_scan
 from layerport_builtin_layers.silu_mul import silu_mul
@@ -44,7 +49,7 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
     return (
         *(rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad),
         *(ms_deform_attn, experts_linear, selective_scan, weight_only_linear),
-        *(deform_conv2d, roi_align),
+        *(deform_conv2d, roi_align, nms, local_correlation, scatter_pillars),
         *(add_layer_norm, gated_rms_norm, packed_gate_mul, group_norm_silu),
     )
 
@@ -53,7 +58,7 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
 def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
     claims = (
         *(claim_rms_norm, claim_gated_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan),
-        *(claim_quantised, claim_linear, claim_deform_conv2d, claim_roi_align),
+        *(claim_quantised, claim_linear, claim_deform_conv2d, claim_roi_align, claim_nms, claim_scatter_pillars),
     )
     return next((answer for claim in claims if (answer := claim(module)) is not None), None)
 

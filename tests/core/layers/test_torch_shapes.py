@@ -367,6 +367,8 @@ def test_a_written_rule_gives_outputs_and_sizes() -> None:
         "float32[ceildiv(x.0, 2), 3, max(8, 5*x.0)]",
     ]
     assert [(one.name, str(one.upper_bound)) for one in answer.size_symbols] == [("u0", "2*x.0")]
+    answer = from_rule(rule, {"x": shape("x", 4, 5), "mask": None}, {"keep": 2}, LAYER)
+    assert [one.greatest.evaluate({}) for one in answer.size_symbols] == [8]
     single = from_rule(lambda y: (y.dtype, y.shape), tensors, {}, LAYER)
     assert [one.form for one in single.outputs] == ["float32[x.0]"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,38 +38,35 @@ def deform_conv2d(
     """
     _refuse(x, offset, weight, bias, mask, stride, padding, dilation)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     outputs, depth, kernel_height, kernel_width = weight.shape
     rows, columns = offset.shape[2:]
-    taps, parts = kernel_height * kernel_width, offset.shape[1] // (2 * kernel_height * kernel_width)
-    moved = offset.to(wide).reshape(batch, parts, taps, 2, rows, columns)
-    tap = torch.arange(taps, device=x.device).reshape(-1, 1, 1)
+    taps = kernel_height * kernel_width
+    # From here on channel by channel, each with its taps: which offsets are those of a channel, is an index.
+    place = torch.arange(channels * taps, device=x.device)
+    tap, channel = place % taps, place // taps
+    part = channel // (2 * taps * channels // offset.shape[1]) * taps + tap
+    down, right = (offset.index_select(1, 2 * part + axis).to(wide) for axis in (0, 1))
     row, column = (torch.arange(size, device=x.device) for size in (rows, columns))
-    y = (row * stride[0] - padding[0]).reshape(-1, 1) + tap // kernel_width * dilation[0] + moved[:, :, :, 0]
-    x_of_tap = column * stride[1] - padding[1] + tap % kernel_width * dilation[1] + moved[:, :, :, 1]
+    y = (row * stride[0] - padding[0]).unsqueeze(1) + (tap // kernel_width * dilation[0]).reshape(-1, 1, 1) + down
+    x_of_tap = column * stride[1] - padding[1] + (tap % kernel_width * dilation[1]).reshape(-1, 1, 1) + right
     near = (y > -1) & (y < height) & (x_of_tap > -1) & (x_of_tap < width)
     # A place that is not finite would reach the gradients through the pixels that it does not have.
     y, x_of_tap = torch.where(near, y, -2.0), torch.where(near, x_of_tap, -2.0)
     top, left = y.floor(), x_of_tap.floor()
-    pixels = x.to(wide).reshape(batch, parts, channels // parts, height * width)
-    read: Tensor | float = 0.0
-    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        row, column = top + down, left + right
+    pixels, first = x.flatten(1).to(wide), (channel * (height * width)).reshape(-1, 1, 1)
+    read = torch.zeros_like(y)
+    for below, beside in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        row, column = top + below, left + beside
         share = (1 - (y - row).abs()) * (1 - (x_of_tap - column).abs())
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        pixel = torch.where(inside, row.to(torch.int64) * width + column.to(torch.int64), 0)
-        pixel = pixel.reshape(batch, parts, 1, taps * rows * columns).expand(-1, -1, channels // parts, -1)
-        found = pixels.gather(3, pixel).reshape(batch, parts, channels // parts, taps, rows, columns)
-        read = read + torch.where(inside.unsqueeze(2), found, 0.0) * share.unsqueeze(2)
-    assert isinstance(read, Tensor)
+        pixel = torch.where(inside, first + row.to(torch.int64) * width + column.to(torch.int64), 0)
+        found = pixels.gather(1, pixel.flatten(1)).reshape(pixel.shape)
+        read = read + torch.where(inside, found, 0.0) * share
     if mask is not None:
-        read = read * mask.to(wide).reshape(batch, parts, 1, taps, rows, columns)
-    groups = channels // depth
-    filters = weight.to(wide).reshape(groups, outputs // groups, depth * taps)
-    result = filters @ read.reshape(batch, groups, depth * taps, rows * columns)
-    result = result.reshape(batch, outputs, rows, columns)
-    if bias is not None:
-        result = result + bias.to(wide).reshape(-1, 1, 1)
+        read = read * mask.index_select(1, part).to(wide)
+    filters = weight.to(wide).reshape(outputs, depth * taps, 1, 1)
+    result = torch.conv2d(read, filters, None if bias is None else bias.to(wide), groups=channels // depth)
     return result.to(x.dtype)
 
 
@@ -133,6 +132,11 @@ def _fit(
         and (bias is None or bias.shape == (outputs,))
         and (mask is None or mask.shape == (batch, parts * taps, *places))
     )
+
+
+@deform_conv2d.shape_rule
+def rule(x: lp.TensorType, offset: lp.TensorType, weight: lp.TensorType) -> Any:
+    return x.dtype, (x.shape[0], weight.shape[0], *offset.shape[2:])
 
 
 @deform_conv2d.kernel(

@@ -33,7 +33,7 @@ struct Axis {
             return;
         }
         points = finite ? fmaxf(ceilf(bin), 0.0f) : 0.0f;
-        first = points > 0.0f ? fmaxf(ceilf((-1.0f - start) * points / bin - 0.5f), 0.0f) : 0.0f;
+        first = points > 0.0f && bin > 0.0f ? fmaxf(ceilf((-1.0f - start) * points / bin - 0.5f), 0.0f) : 0.0f;
         most = 2 * size + 3;  // they are at least half a pixel apart
     }
 

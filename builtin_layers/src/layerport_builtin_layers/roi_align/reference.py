@@ -41,22 +41,14 @@ def roi_align(
     )
 
     def step(
-        number: Tensor, image: Tensor, start: Tensor, bin: Tensor, points: Tensor, *rest: Tensor
+        number: Tensor, image: Tensor, start: Tensor, bin: Tensor, points: Tensor, x: Tensor, index: Tensor
     ) -> tuple[Tensor, ...]:
-        x, index = rest
-        result = x.index_select(0, image.reshape(1)).squeeze(0).to(bin.dtype)
-        for axis in (0, 1):
-            size = result.shape[axis + 1]
-            number_of = output_size[axis]
-            low, part, inside = _places(
-                start[axis], bin[axis], points[axis], number_of, size, index, sampling_ratio > 0
-            )
-            high = (low + 1).clamp(max=size - 1)
-            part, inside = (one.unsqueeze(1) if axis == 0 else one for one in (part, inside))
-            below, above = result.index_select(axis + 1, low), result.index_select(axis + 1, high)
-            read = torch.where(inside, below * (1 - part) + above * part, 0.0)
-            result = read.unflatten(axis + 1, (output_size[axis], -1)).sum(axis + 2)
-        return number + 1, result / points.prod().clamp(min=1.0)
+        values = x.index_select(0, image.reshape(1)).squeeze(0).to(bin.dtype)
+        rows, columns = (
+            _shares(start[axis], bin[axis], points[axis], output_size[axis], values.shape[axis + 1], index)
+            for axis in (0, 1)
+        )
+        return number + 1, _read(values, rows, columns) / points.prod().clamp(min=1.0)
 
     _, result = lp.scan(step, [bins.new_zeros(())], [image, starts, bins, points], (x, index))
     return result.to(x.dtype)
@@ -78,28 +70,48 @@ def _cut(
         sizes = torch.where(sizes.isfinite(), sizes.clamp(min=1.0), sizes)
     bins = sizes / torch.tensor(output_size, dtype=wide, device=x.device)
     if sampling_ratio > 0:
-        index = torch.arange(sampling_ratio, dtype=wide, device=x.device)
-        return image, starts, bins, torch.full_like(bins, sampling_ratio), index
-    points = torch.where(bins.isfinite(), bins.ceil(), 0.0).clamp(min=0.0)
-    most = 2 * torch.sym_max(x.shape[2], x.shape[3]) + 3
-    if type(values) is Tensor and not torch.compiler.is_compiling():
-        # With the boxes at hand it is seldom so many; a trace has none, and keeps no size that depends on data.
-        most = int(torch.cat([points.flatten(), points.new_ones(1)]).max().clamp(max=most))
+        points, most = torch.full_like(bins, sampling_ratio), sampling_ratio
+    else:
+        points = torch.where(bins.isfinite(), bins.ceil(), 0.0).clamp(min=0.0)
+        most = 2 * torch.sym_max(x.shape[2], x.shape[3]) + 3
     return image, starts, bins, points, torch.arange(most, dtype=wide, device=x.device)
 
 
-def _places(
-    start: Tensor, bin: Tensor, points: Tensor, bins: int, size: int, index: Tensor, fixed: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each point of all bins along one axis the pixel before it, the share of the next, whether it is in the map."""
+def _shares(start: Tensor, bin: Tensor, points: Tensor, bins: int, size: int, index: Tensor) -> tuple[Tensor, ...]:
+    """What share of each pixel along an axis the points of each bin read, (bins, size).
+
+    Then how often they read it, and how often with a share above zero, which is another thing where it is not finite.
+    """
     start = start + torch.arange(bins, device=index.device).unsqueeze(1) * bin
     # A bin may begin far outside of the map: its points before the map are passed over.
-    number = index if fixed else ((-1 - start) * points / bin - 0.5).ceil().clamp(min=0.0) + index
+    first = ((-1 - start) * points / bin - 0.5).ceil().clamp(min=0.0)
+    number = torch.where((bin > 0) & (points > 0), first, 0.0) + index
     place = start + (number + 0.5) * bin / points
     inside = (number < points) & (place >= -1) & (place <= size)
-    place = torch.where(inside, place, 0.0).clamp(0, size - 1).flatten()
+    place = torch.where(inside, place, 0.0).clamp(0, size - 1)
     low = place.floor()
-    return low.to(torch.int64), place - low, inside.flatten()
+    pixel = torch.arange(size, dtype=index.dtype, device=index.device)
+    sums: list[Tensor] = []
+    for near, share in ((low, 1 - (place - low)), ((low + 1).clamp(max=size - 1), place - low)):
+        met = inside.unsqueeze(2) & (near.unsqueeze(2) == pixel)
+        taken = torch.where(met, share.unsqueeze(2), 0.0)
+        sums += [taken.sum(1), met.to(index.dtype).sum(1), (taken > 0).to(index.dtype).sum(1)]
+    return sums[0] + sums[3], sums[1] + sums[4], sums[2] + sums[5]
+
+
+def _read(values: Tensor, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+    """The sums of all bins; a pixel that is not finite reaches those bins whose points read it, and no others."""
+
+    def times(values: Tensor, kind: int) -> Tensor:
+        return rows[kind] @ values.to(rows[kind].dtype) @ columns[kind].T
+
+    finite = values.isfinite()
+    result = times(torch.where(finite, values, 0.0), 0)
+    above, below = times(values == torch.inf, 2), times(values == -torch.inf, 2)
+    # A NaN, or an infinity with a share of zero.
+    unknown = times(~finite, 1) > above + below
+    result = result + torch.where(above > 0, torch.inf, 0.0) + torch.where(below > 0, -torch.inf, 0.0)
+    return torch.where(unknown, torch.nan, result)
 
 
 @roi_align.backward
@@ -112,26 +124,18 @@ def backward(
     aligned: bool,
     grad_output: Tensor,
 ) -> tuple[Tensor, None]:
-    """Box by box, where the recomputed reference would keep what all points of all boxes read."""
+    """Box by box, where the recomputed reference would keep tables of all boxes."""
     image, starts, bins, points, index = _cut(x, boxes, output_size, spatial_scale, sampling_ratio, aligned)
 
     def step(
         total: Tensor, image: Tensor, start: Tensor, bin: Tensor, points: Tensor, gradient: Tensor, index: Tensor
     ) -> tuple[Tensor, ...]:
-        gradient = gradient / points.prod().clamp(min=1.0)
-        for axis in (1, 0):
-            size = total.shape[axis + 2]
-            number_of = output_size[axis]
-            low, part, inside = _places(
-                start[axis], bin[axis], points[axis], number_of, size, index, sampling_ratio > 0
-            )
-            high = (low + 1).clamp(max=size - 1)
-            part, inside = (one.unsqueeze(1) if axis == 0 else one for one in (part, inside))
-            of_points = gradient.repeat_interleave(index.shape[0], axis + 1)
-            below, above = (torch.where(inside, of_points * share, 0.0) for share in (1 - part, part))
-            shape = [size if one == axis + 1 else length for one, length in enumerate(gradient.shape)]
-            gradient = gradient.new_zeros(shape).index_add(axis + 1, low, below).index_add(axis + 1, high, above)
-        return (total.index_add(0, image.reshape(1), gradient.unsqueeze(0)),)
+        rows, columns = (
+            _shares(start[axis], bin[axis], points[axis], output_size[axis], total.shape[axis + 2], index)[0]
+            for axis in (0, 1)
+        )
+        spread = rows.T @ (gradient / points.prod().clamp(min=1.0)) @ columns
+        return (total.index_add(0, image.reshape(1), spread.unsqueeze(0)),)
 
     start = torch.zeros_like(x, dtype=bins.dtype)
     (total,) = lp.scan(step, [start], [image, starts, bins, points, grad_output.to(bins.dtype)], (index,))

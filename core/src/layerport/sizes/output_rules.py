@@ -27,6 +27,10 @@ class SizeSymbol:
     name: str
     upper_bound: Expr | None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.upper_bound, int):  # a rule sees numbers where sizes are static
+            object.__setattr__(self, "upper_bound", as_expr(self.upper_bound))
+
     @property
     def greatest(self) -> Expr:
         """The upper bound of a size that has one, as every size of a plugin does."""
