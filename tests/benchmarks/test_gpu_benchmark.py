@@ -273,7 +273,8 @@ def test_a_prepared_cache_frees_the_other_machine_of_compilers(
     from layerport.testing.specs import plugin_spec
 
     monkeypatch.setenv("LAYERPORT_CACHE_DIR", str(tmp_path))
-    assert gpu.run.main(["--prepare", str(tmp_path), "--arch", "sm_90"]) == 0
+    only = [text for case in (RMS_NORM, SILU_MUL) for text in ("--only", case.layer.name)]
+    assert gpu.run.main([*("--prepare", str(tmp_path), "--arch", "sm_90"), *only]) == 0
 
     def missing() -> Any:
         raise lp.BuildError("there is no NVRTC", "none")
@@ -535,7 +536,7 @@ def test_a_run_that_checks_nothing_fails(gpu: Any, capsys: pytest.CaptureFixture
     engine = {"engine": [{"what": "a session", "fault": "not run: none"}]}
     assert gpu.run.failed({**result(gpu, None), "layers": {}, "probe": engine})
     assert gpu.run.main(["--only", "p::nothing"]) == 1
-    assert "no case of p::nothing; to repair: use one of layerport_builtin::add_rms_norm" in capsys.readouterr().out
+    assert "no case of p::nothing; to repair: use one of layerport_builtin::add_layer_norm" in capsys.readouterr().out
 
 
 def test_a_transposed_input_with_wrong_strides_is_seen(gpu: Any) -> None:

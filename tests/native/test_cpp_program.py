@@ -156,7 +156,7 @@ def test_it_takes_what_python_takes(tmp_path: Path) -> None:
     wanted["int64_same"], got["int64_same"] = np.arange(3), np.arange(3)
     wanted["int64_far"], got["int64_far"] = np.arange(3), np.arange(1, 4)
     wanted["bool_same"], got["bool_same"] = np.ones((), bool), np.ones((), bool)
-    exporting._write_samples(tmp_path, {"an input": np.zeros((2, 0), np.float32)}, wanted)
+    exporting._write_samples(tmp_path, {"an input": np.zeros((2, 0), np.float32)}, wanted, {})
     for name, array in got.items():
         (tmp_path / f"got_{name}").write_bytes(array.tobytes())
     (tmp_path / "check.cpp").write_text(CHECK)

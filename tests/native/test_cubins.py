@@ -23,7 +23,8 @@ def images() -> list[tuple[bytes, str]]:
     for architecture in ("sm_75", "sm_90", "sm_120"):
         spec = plugin_spec(rms_norm, Target("tensorrt", (architecture,)), torch.empty(4, 256), torch.randn(256), 1e-6)
         assert spec is not None
-        made += [(spec.images[one.images[architecture]], one.symbol) for one in spec.kernels]
+        steps = (step for kernel in spec.kernels for step in kernel.steps)
+        made += [(spec.images[step.images[architecture]], step.symbol) for step in steps]
     return made
 
 

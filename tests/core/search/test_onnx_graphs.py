@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from packaging.version import Version
 from torch import Tensor
 
 import layerport as lp
@@ -222,6 +223,8 @@ def test_a_model_may_take_the_logarithm_of_zero_and_choose_another_value() -> No
 
 @pytest.mark.parametrize(("name", "dtype"), CASES if EVERY else [("Llama", torch.bfloat16)])
 def test_as_many_as_in_the_torch_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    if dtype is torch.bfloat16 and Version(onnx.__version__) < Version("1.23"):
+        pytest.skip("the evaluator of older onnx refuses products of bfloat16, so that nothing is found")
     model, args, shapes = model_of(name, dtype)
     with counted(model) as wanted, torch.no_grad():
         model(*args)
