@@ -25,6 +25,7 @@ from layerport.engine.plan_fields import write_field
 from layerport.kernels.launch_rules import LaunchRule
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.sizes.expressions import Const, Symbol
+from layerport.sizes.tensors import sizes_of
 from layerport.system.python_files import import_file
 from layerport.targets import Target
 from layerport.testing import Case
@@ -106,11 +107,16 @@ class Checks:
         bridge = LaunchBridge(self.library, [spec], self.driver)
         plugin = self.plugin(spec).attach()
         expected = case.expected(tensors)
-        dtypes = [from_dtype(one.dtype) for one in spec.outputs]
-        # Not full_like, which keeps the strides of a reference that permutes.
-        outputs = [torch.full(one.shape, -1, dtype=dtype) for one, dtype in zip(expected, dtypes, strict=True)]
-        bridge.run(plugin, [tensors[one.name] for one in spec.inputs], outputs)
-        case.check(tuple(outputs), expected)
+        inputs = [tensors[one.name] for one in spec.inputs]
+        sizes = sizes_of({one.name: value.shape for one, value in zip(spec.inputs, inputs, strict=True)})
+        most = {one.name: one.greatest.evaluate(sizes) for one in spec.sizes}
+        outputs = [torch.full(one.resolve({**sizes, **most}), -1, dtype=from_dtype(one.dtype)) for one in spec.outputs]
+        counts = [torch.full((), -1) for _ in spec.sizes]
+        bridge.run(plugin, inputs, [*outputs, *counts])
+        known = {**sizes, **{name: int(count) for name, count in zip(most, counts, strict=True)}}
+        shapes = [one.resolve(known) for one in spec.outputs]
+        cut = (one.flatten()[: math.prod(shape)].reshape(shape) for one, shape in zip(outputs, shapes, strict=True))
+        case.check(tuple(cut), expected)
         plugin.close()
 
     def steps(self) -> None:

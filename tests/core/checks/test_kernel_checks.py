@@ -25,6 +25,7 @@ from layerport.checks.kernel_checks import KernelCheck, check_kernels
 from layerport.errors import VerifyError
 from layerport.front import sources
 from layerport.front.pipeline import Wishes, prepare
+from layerport.front.ways import Ways
 from layerport.harness import compiler
 from layerport.packs import host as packs
 from layerport.system.python_files import import_file
@@ -132,7 +133,7 @@ def prepared(
 def from_pack(folder: Path, pack: str, model: nn.Module, *args: Any, dynamic: Any) -> tuple[Any, packs.Packs]:
     loaded = packs.load(pack)
     folder.mkdir()
-    wishes = Wishes(Target.parse("rtx:sm_89"), {}, (), (), (), False, True)
+    wishes = Wishes(Target.parse("rtx:sm_89"), {}, (), (), Ways(), strict=False, samples=True)
     source = sources.as_source((model.eval(), args, dynamic))
     manifest = prepare(source, loaded, folder, wishes, lambda stage: None).manifest
     return bundles.write_manifest(folder, manifest), loaded

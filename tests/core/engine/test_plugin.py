@@ -16,7 +16,8 @@ from layerport.bundle.plugin_spec import PluginSet, to_bytes
 from layerport.engine import plugin as plugins
 from layerport.engine.plan_fields import read_field, write_field
 from layerport.errors import BuildError
-from plugin_specs import FIRST, IMAGES, spec
+from layerport.kernels.workspace import WORKSPACE
+from plugin_specs import FIRST, IMAGES, spec, stepped_spec
 
 Type = enum.Enum("Type", "FLOAT HALF BF16 INT64 INT32 INT8 BOOL CHAR")
 Format = enum.Enum("Format", "LINEAR CHW32")
@@ -67,7 +68,10 @@ def test_it_takes_exactly_the_types_of_its_spec() -> None:
     assert not made.supports_format_combination(0, [described(Type.FLOAT)], 2)
     assert not made.supports_format_combination(0, [described(Type.HALF, Format.CHW32)], 2)
     assert made.get_capability_interface(None) is made
-    assert made.get_workspace_size([], []) == 0
+    most = [SimpleNamespace(max=(100, 2)), SimpleNamespace(max=(2,))]
+    assert made.get_workspace_size(most, []) == 0
+    # 4 bytes for each of 200 elements, and 7, each from a multiple of 256 on.
+    assert plugins.plugin_class(stand_in())(stepped_spec()).get_workspace_size(most, []) == 1024 + 256
     assert made.get_valid_tactics() == [1, 2]  # its two kernels, in their order
 
 
@@ -94,10 +98,10 @@ def test_a_run_launches_the_kernel_with_the_addresses(monkeypatch: pytest.Monkey
     made.set_tactic(0)
     for rows in (4, 6):
         made.on_shape_change([described(Type.HALF, dims=(rows, 2)), described(Type.BF16, dims=(2,))], [])
-        made.enqueue(None, None, (10, 11), (12, 13), 0, 99)
+        made.enqueue(None, None, (10, 11), (12, 13), 14, 99)
     fast, slow = Recorder.made
     assert fast.sizes == [{"x.0": rows, "x.1": 2, "w.0": 2} for rows in (4, 6)]
-    assert fast.launches == [({"x": 10, "w": 11, "y": 12, "u0": 13}, 99)] * 2
+    assert fast.launches == [({"x": 10, "w": 11, "y": 12, "u0": 13, WORKSPACE: 14}, 99)] * 2
     assert slow.launches == []
 
 
