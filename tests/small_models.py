@@ -125,3 +125,15 @@ def wrong_inputs() -> tuple[Any, ...]:
 
 NOT_CALLABLE = 7
 MODEL_OBJECT = nn.Identity()
+
+
+class Hidden(torch.nn.Module):
+    """A model of transformers as a function from token ids to hidden states."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden

@@ -19,6 +19,7 @@ from layerport.packs.records import is_rewrite
 from layerport.testing import check_backward, run_kernel
 from layerport_builtin_layers import plugin
 from layerport_builtin_layers.experts_linear import experts_linear
+from small_models import Hidden
 from small_setup import ENGINE
 
 EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))
@@ -66,16 +67,6 @@ def test_it_computes_what_transformers_computes(kind: str) -> None:
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     by_name = dict(zip(names, (x, index, weights), strict=True))
     torch.testing.assert_close(answer.forward(module, **by_name), module(x, index, weights))
-
-
-class Hidden(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return hidden
 
 
 @needs_compiler

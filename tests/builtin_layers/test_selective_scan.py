@@ -18,6 +18,7 @@ import layerport as lp
 from layerport.testing import check_backward, run_kernel
 from layerport_builtin_layers import plugin
 from layerport_builtin_layers.selective_scan import selective_scan
+from small_models import Hidden
 from small_setup import ENGINE
 
 EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))
@@ -62,16 +63,6 @@ def tiny(name: str) -> nn.Module:
     config = getattr(transformers, f"{name}Config")(**sizes, use_mambapy=False, residual_in_fp32=False)
     model: nn.Module = getattr(transformers, f"{name}Model")(config).eval()
     return model
-
-
-class Hidden(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return hidden
 
 
 @needs_compiler

@@ -17,6 +17,15 @@ RMS_DTYPES = (
 )
 """What the kernels that normalise by RMS take: in 16 bits, the weight may be float32."""
 
+CENTRED_DTYPES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    {"weight": "float32", "bias": "float32", "*": "float16"},
+    {"weight": "float32", "bias": "float32", "*": "bfloat16"},
+)
+"""What the kernels of layer normalisation take: in 16 bits, weight and bias may both be float32."""
+
 _PACK_BYTES = 16  # of one load
 _NARROW_BYTES = 32 * 4 * _PACK_BYTES  # what the lanes of one warp hold, 4 packs each
 _WIDE_BYTES = 512 * 4 * _PACK_BYTES  # what the largest block holds, 4 packs each thread

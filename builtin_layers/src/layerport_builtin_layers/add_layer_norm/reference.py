@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport_builtin_layers.row_launches import is_narrow, launch_blocks, launch_lanes, rows_of
-
-_DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-    {"weight": "float32", "bias": "float32", "*": "float16"},
-    {"weight": "float32", "bias": "float32", "*": "bfloat16"},
-)
-
-
-class AddedAndNormalised(NamedTuple):
-    """The sum that goes on as the next residual, and its normalisation."""
-
-    total: Tensor
-    normalised: Tensor
+from layerport_builtin_layers.row_launches import CENTRED_DTYPES, is_narrow, launch_blocks, launch_lanes, rows_of
+from layerport_builtin_layers.row_references import AddedAndNormalised, refuse_params, refuse_unlike
 
 
 @lp.layer("layerport_builtin::add_layer_norm", version=1, find=False)
@@ -38,18 +22,8 @@ def add_layer_norm(
     float32 (float64 for float64), rounded once at the end.  Returns two tensors like x.
     Raises ValueError for shapes or dtypes that do not fit.
     """
-    if x.shape != residual.shape or x.dtype != residual.dtype:
-        raise ValueError(
-            f"add_layer_norm: x is {x.dtype} {list(x.shape)}, residual is {residual.dtype} {list(residual.shape)}; "
-            "give both the same shape and dtype"
-        )
-    given = {name: one for name, one in (("weight", weight), ("bias", bias)) if one is not None}
-    if x.ndim == 0 or any(one.shape != x.shape[-1:] for one in given.values()):
-        wrong = "".join(f" and {name} {list(one.shape)}" for name, one in given.items())
-        raise ValueError(
-            f"add_layer_norm: shapes do not fit: x {list(x.shape)}{wrong}; "
-            "give x: (..., C), weight: (C,) and bias: (C,)"
-        )
+    refuse_unlike("add_layer_norm", x, residual)
+    refuse_params("add_layer_norm", x, weight, bias)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     total = x + residual
     weights, biases = (None if one is None else one.to(wide) for one in (weight, bias))
@@ -59,7 +33,7 @@ def add_layer_norm(
 
 @add_layer_norm.kernel(
     lp.cuda("kernel.cu", "add_layer_norm_narrow<{x}, {weight}>"),
-    dtypes=_DTYPES,
+    dtypes=CENTRED_DTYPES,
     when=is_narrow,
     name="add_layer_norm_narrow",
 )
@@ -76,7 +50,7 @@ def launch_narrow(
 
 
 @add_layer_norm.kernel(
-    lp.cuda("kernel.cu", "add_layer_norm_wide<{x}, {weight}>"), dtypes=_DTYPES, name="add_layer_norm_wide"
+    lp.cuda("kernel.cu", "add_layer_norm_wide<{x}, {weight}>"), dtypes=CENTRED_DTYPES, name="add_layer_norm_wide"
 )
 def launch_wide(
     x: lp.TensorType,

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 import layerport as lp
 from layerport_builtin_layers.row_launches import RMS_DTYPES, is_narrow, launch_blocks, launch_lanes, rows_of
-
-
-class AddedAndNormalised(NamedTuple):
-    """The sum that goes on as the next residual, and its normalisation."""
-
-    total: Tensor
-    normalised: Tensor
+from layerport_builtin_layers.row_references import AddedAndNormalised, refuse_unlike
 
 
 @lp.layer("layerport_builtin::add_rms_norm", version=1, find=False)
@@ -28,11 +20,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: lp.Param | None = None, ep
     for float64), rounded once at the end.  Returns two tensors like x.
     Raises ValueError for shapes or dtypes that do not fit.
     """
-    if x.shape != residual.shape or x.dtype != residual.dtype:
-        raise ValueError(
-            f"add_rms_norm: x is {x.dtype} {list(x.shape)}, residual is {residual.dtype} {list(residual.shape)}; "
-            "give both the same shape and dtype"
-        )
+    refuse_unlike("add_rms_norm", x, residual)
     if x.ndim == 0 or (weight is not None and weight.shape != x.shape[-1:]):
         wrong = f"x {list(x.shape)}" + ("" if weight is None else f" and weight {list(weight.shape)}")
         raise ValueError(f"add_rms_norm: shapes do not fit: {wrong}; give x: (..., C) and weight: (C,)")

@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 
 import layerport as lp
-from layerport_builtin_layers.row_launches import is_narrow, launch_blocks, launch_lanes, rows_of
-
-_DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-    {"weight": "float32", "bias": "float32", "*": "float16"},
-    {"weight": "float32", "bias": "float32", "*": "bfloat16"},
-)
+from layerport_builtin_layers.row_launches import CENTRED_DTYPES, is_narrow, launch_blocks, launch_lanes, rows_of
+from layerport_builtin_layers.row_references import refuse_params
 
 
 @lp.layer("layerport_builtin::layer_norm", version=1, find=False)
@@ -26,12 +19,7 @@ def layer_norm(x: Tensor, weight: lp.Param | None = None, bias: lp.Param | None 
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
     Raises ValueError for shapes that do not fit.
     """
-    given = {name: one for name, one in (("weight", weight), ("bias", bias)) if one is not None}
-    if x.ndim == 0 or any(one.shape != x.shape[-1:] for one in given.values()):
-        wrong = "".join(f" and {name} {list(one.shape)}" for name, one in given.items())
-        raise ValueError(
-            f"layer_norm: shapes do not fit: x {list(x.shape)}{wrong}; give x: (..., C), weight: (C,) and bias: (C,)"
-        )
+    refuse_params("layer_norm", x, weight, bias)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     values = x.to(wide)
     weights, biases = (None if one is None else one.to(wide) for one in (weight, bias))
@@ -39,7 +27,10 @@ def layer_norm(x: Tensor, weight: lp.Param | None = None, bias: lp.Param | None 
 
 
 @layer_norm.kernel(
-    lp.cuda("kernel.cu", "layer_norm_narrow<{x}, {weight}>"), dtypes=_DTYPES, when=is_narrow, name="layer_norm_narrow"
+    lp.cuda("kernel.cu", "layer_norm_narrow<{x}, {weight}>"),
+    dtypes=CENTRED_DTYPES,
+    when=is_narrow,
+    name="layer_norm_narrow",
 )
 def launch_narrow(
     x: lp.TensorType, weight: lp.TensorType | None, bias: lp.TensorType | None, y: lp.TensorType, eps: float
@@ -47,7 +38,9 @@ def launch_narrow(
     return launch_lanes(x, (x, weight, bias, y, rows_of(x), x.shape[-1], eps))
 
 
-@layer_norm.kernel(lp.cuda("kernel.cu", "layer_norm_wide<{x}, {weight}>"), dtypes=_DTYPES, name="layer_norm_wide")
+@layer_norm.kernel(
+    lp.cuda("kernel.cu", "layer_norm_wide<{x}, {weight}>"), dtypes=CENTRED_DTYPES, name="layer_norm_wide"
+)
 def launch_wide(
     x: lp.TensorType, weight: lp.TensorType | None, bias: lp.TensorType | None, y: lp.TensorType, eps: float
 ) -> lp.Launch:
