@@ -212,6 +212,8 @@ def prepare(cases: dict[str, LayerCase], architecture: str) -> int:
 
     Needs no GPU.  A run elsewhere then needs neither NVRTC nor Triton.
     """
+    from plugins import converts, specs
+
     store = default_cache()
     prepared_kernels.mark(store, False)  # so that it is filled by the compilers that are here
     made = set()
@@ -224,6 +226,8 @@ def prepare(cases: dict[str, LayerCase], architecture: str) -> int:
                     made |= {(kernel.name, step.cubin.digest) for step in built.steps}
         one = smallest(case)
         plugin_spec(case.layer, Target("tensorrt", (architecture,)), *one.arguments(one.tensors()))
+        for _, spec in () if converts(case) else specs(case, architecture):
+            made |= {(kernel.name, digest) for kernel in spec.kernels for digest in spec.digests}
     prepared_kernels.mark(store)
     return len(made)
 

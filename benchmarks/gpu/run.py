@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+_COMPARING = ("checked", "plugins")
 _PACKAGES = ("torch", "triton", "tensorrt_rtx", "tensorrt", "liger_kernel", "cuda-bindings", "layerport", "numpy")
 
 
@@ -77,14 +78,17 @@ def measure(
     """Fill the result, layer by layer and step by step; a step that raises is recorded and ends nothing else."""
     import behaviour
     import checks
+    import plugins
     import timing
 
     def host(case: Any) -> dict[str, Any]:
         costs = timing.call_costs(case, architecture)
         return {"microseconds": costs, "misses": timing.cost_misses(costs)}
 
+    library = plugins.native_library(options.native) if options.native else None
     steps: dict[str, Callable[[Any], Any]] = {
         "checked": lambda case: checked(checks.check_layer(case, place, seed=result["seed"], large=not options.quick)),
+        "plugins": lambda case: checked(plugins.check_plugins(case, architecture, result["seed"], library)),
         "behaviour": behaviour.torch_checks,
         "host": host,
         "times": lambda case: timing.time_layer(case, quick=options.quick),
@@ -93,13 +97,15 @@ def measure(
         print(f"{name} ...", file=sys.stderr, flush=True)
         layer = result["layers"][name] = {"errors": {}}
         for step, run in steps.items():
+            if options.step and step not in options.step:
+                continue
             attempt(layer, step, lambda run=run, case=case: run(case))  # type: ignore[misc]
             write(result, options.output)
     if options.bundle:
         attempt(result, "plan", lambda: behaviour.plan_check(options.bundle))
         write(result, options.output)
     # Last, because it is slow and may be cut off.
-    for name in cases:
+    for name in () if options.step and "compute-sanitizer" not in options.step else cases:
         layer = result["layers"][name]
         attempt(layer, "compute-sanitizer", lambda name=name: behaviour.sanitize(Path(__file__).resolve(), name))  # type: ignore[misc]
         write(result, options.output)
@@ -164,11 +170,11 @@ def failed(result: dict[str, Any]) -> bool:
     from checks import CONTROL
 
     for layer in result["layers"].values():
-        if layer["errors"] or wrong_checks(layer) or not layer["checked"]["controls"]:
+        if layer["errors"] or wrong_checks(layer) or shows_nothing(layer):
             return True
-        if any(fault and not fault.startswith("skipped") for fault in layer["behaviour"].values()):
+        if any(fault and not fault.startswith("skipped") for fault in layer.get("behaviour", {}).values()):
             return True
-        if layer["compute-sanitizer"].startswith("exit code"):
+        if layer.get("compute-sanitizer", "").startswith("exit code"):
             return True
     for name, found in result.get("probe", {}).items():
         if any(one["fault"] and not one["fault"].startswith(("not run", "skipped")) for one in found):
@@ -188,7 +194,14 @@ def plan_is_wrong(said: Mapping[str, str]) -> bool:
 
 def wrong_checks(layer: dict[str, Any]) -> list[dict[str, Any]]:
     """The checks of a layer that found something wrong."""
-    return [one for one in layer["checked"]["faults"] if not one["fault"].startswith("skipped")]
+    found = [one for step in _COMPARING for one in layer.get(step, {"faults": ()})["faults"]]
+    return [one for one in found if not one["fault"].startswith("skipped")]
+
+
+def shows_nothing(layer: dict[str, Any]) -> bool:
+    """Whether numbers were compared, and no comparison was shown to see a changed element."""
+    steps = [layer[step] for step in _COMPARING if step in layer]
+    return bool(steps) and not sum(step["controls"] for step in steps)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -197,15 +210,17 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{about['gpu']} ({about['architecture']}), driver {about['driver']}, CUDA {about['cuda']}", ""]
     for name, layer in result["layers"].items():
         lines += [f"{name}:", *(f"  FAILED {step}: {error}" for step, error in layer["errors"].items())]
-        if found := layer.get("checked"):
-            wrong, faults = wrong_checks(layer), found["faults"]
-            right, skipped = found["count"] - len(faults), len(faults) - len(wrong)
-            lines.append(
-                f"  {right} right, {len(wrong)} wrong, {skipped} skipped; {found['controls']} changed elements"
-            )
-            if not found["controls"]:
-                lines.append("  WRONG: no comparison was shown to see a changed element")
-            lines += [f"  WRONG {one['kernel']} {one['case']} {one['variant']}: {one['fault']}" for one in wrong[:20]]
+        for step in _COMPARING:
+            if found := layer.get(step):
+                count, controls = found["count"], found["controls"]
+                skipped = sum(one["fault"].startswith("skipped") for one in found["faults"])
+                wrong = len(found["faults"]) - skipped
+                said = f"{count - wrong - skipped} right, {wrong} wrong, {skipped} skipped; {controls} changed elements"
+                lines.append(f"  {step}: {said}")
+        if shows_nothing(layer):
+            lines.append("  WRONG: no comparison was shown to see a changed element")
+        for one in wrong_checks(layer)[:20]:
+            lines.append(f"  WRONG {one['kernel']} {one['case']} {one['variant']}: {one['fault']}")
         lines += [f"  {check}: {fault or 'right'}" for check, fault in layer.get("behaviour", {}).items()]
         if "compute-sanitizer" in layer:
             lines.append(f"  compute-sanitizer: {layer['compute-sanitizer']}")
@@ -249,6 +264,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="a layer, namespace::name; may stand several times")
     parser.add_argument("--probe", action="store_true", help="two minutes: each part once, and no times")
     parser.add_argument("--quick", action="store_true", help="no huge cases, float16 times only")
+    parser.add_argument("--step", action="append", help="only this step of each layer; may stand several times")
+    parser.add_argument("--native", help="the folder that `python tests/native/native_parts.py FOLDER` compiled into")
     parser.add_argument("--bundle", help="a bundle whose plan is to be loaded and verified")
     parser.add_argument("--prepare", help="compile all kernels into this cache folder, without a GPU")
     parser.add_argument("--arch", default="sm_90", help="architecture for --prepare")

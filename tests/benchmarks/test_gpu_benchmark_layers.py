@@ -1,0 +1,81 @@
+"""The checks of `benchmarks/gpu` on every built-in layer, over the stand-ins of `test_gpu_benchmark_run`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import layerport_builtin_layers
+from benchmarks.test_gpu_benchmark_run import gpu  # noqa: F401
+from host_cuda import HostCuda, cuda_fixture  # noqa: F401
+from host_torch_cuda import stand_in_fixture  # noqa: F401
+from layerport.layers.cuda_operator import CudaOperator
+from layerport.packs import conversions
+from layerport.packs.conversions import installed_packs
+
+LAYERS = sorted(file.parent.name for file in Path(layerport_builtin_layers.__file__).parent.glob("*/case.py"))
+# What the stand-in lacks: a second device, a C compiler.
+ALLOWED = ("RuntimeError: tensors on two devices were taken", "skipped: ")
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, stand_in: HostCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A layer's case, whose CUDA implementation Torch calls for CPU tensors, which are "cuda" here."""
+    found = importlib.import_module(f"layerport_builtin_layers.{request.param}.case").CASE
+    layer = found.layer
+    monkeypatch.setattr(layer._torch.cuda, "_environment", lambda: stand_in)
+    monkeypatch.setattr(conversions, "installed_packs", installed_packs)  # the stand-in has none
+    monkeypatch.setattr("layerport.kernels.launcher.require_driver", lambda: stand_in.driver)
+    ask = CudaOperator._ask_pack
+    answer = lambda *args: {place: stand_in.know(tensor) for place, tensor in ask(*args).items()}  # noqa: E731
+    monkeypatch.setattr(CudaOperator, "_ask_pack", answer)
+    layer._torch.cuda._plans.clear()
+    library = torch.library.Library(layer.namespace, "FRAGMENT")
+    library.impl(layer.short_name, layer._torch.cuda, "CPU", allow_override=True)
+    yield found
+    library._destroy()
+    layer._torch.cuda._plans.clear()
+    layer._torch.cuda._steps.clear()
+
+
+@pytest.mark.parametrize("case", LAYERS, indirect=True)
+def test_every_layer_behaves(gpu: Any, case: Any) -> None:  # noqa: F811
+    found = gpu.behaviour.torch_checks(case)
+    assert {name: fault for name, fault in found.items() if fault and not fault.startswith(ALLOWED)} == {}
+
+
+@pytest.mark.parametrize("case", LAYERS, indirect=True)
+def test_the_plugin_of_every_layer(gpu: Any, case: Any, stand_in: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    import plugins
+
+    monkeypatch.setattr(plugins, "chosen", lambda case, chosen=plugins.chosen: chosen(case)[:1])
+    stand_in.driver.learn_all(monkeypatch)
+    found = list(plugins.check_plugins(case, "sm_90", seed=3))
+    wrong = [one["fault"] for one in found if one["fault"]]
+    if plugins.converts(case):
+        assert wrong == ["skipped: its pack converts its parameters"]
+        return
+    assert wrong == [] and any(one["variant"] == gpu.checks.CONTROL for one in found)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rivals_compute_the_same(gpu: Any, name: str) -> None:  # noqa: F811
+    """Those that Torch has; weights that are not packed are other numbers."""
+    import rivals
+
+    case = importlib.import_module(f"layerport_builtin_layers.{name}.case").CASE
+    one = gpu.checks.smallest(case, "float32", 100)
+    arguments = one.arguments(one.tensors(seed=3))
+    for what, rival in rivals._TORCH.get(name, {}).items():
+        outputs = rival(*arguments)
+        if name == "weight_only_linear":
+            assert outputs.shape == one.expected(one.tensors(seed=3))[0].shape
+            continue
+        expected = one.expected(one.tensors(seed=3))
+        got = outputs if isinstance(outputs, tuple) else (outputs,)
+        assert [each.shape for each in got] == [each.shape for each in expected], what
