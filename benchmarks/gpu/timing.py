@@ -218,21 +218,24 @@ def call_costs(case: LayerCase, architecture: str) -> dict[str, float]:
     if not is_capturable(case, arguments):
         call = as_plugin(case, arguments)
         return host_times({"enqueue without TensorRT": lambda: call(*arguments)})
+    operator = layer._torch.cuda
+    assert operator is not None
+    taken = arguments if operator._converts is False else operator._convert(arguments)
     index = torch.cuda.current_device()
     library = torch.library.Library("layerport_bench", "FRAGMENT")
     spec = plugin_spec(layer, Target("tensorrt", (architecture,)), *arguments)
-    assert layer._torch.cuda is not None and spec is not None
-    layer._torch.cuda._plans.clear()
+    assert spec is not None
+    operator._plans.clear()
     with torch.inference_mode():
         output = layer(*arguments)
         outputs = output if isinstance(output, tuple) else (output,)
-        (plan,) = layer._torch.cuda._plans.values()
+        (plan,) = operator._plans.values()
         if plan is None:
             raise RuntimeError(f"no kernel takes {one.id}, the smallest case")
         launch, stream = plan._launch, torch.cuda.current_stream().cuda_stream
         tensors = [
             (argument.name, value)
-            for argument, value in zip(layer.signature.arguments, arguments, strict=True)
+            for argument, value in zip(layer.signature.arguments, taken, strict=True)
             if isinstance(value, torch.Tensor)
         ]
 

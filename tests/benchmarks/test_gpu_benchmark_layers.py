@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import layerport_builtin_layers
-from benchmarks.test_gpu_benchmark_run import gpu  # noqa: F401
+from benchmarks.test_gpu_benchmark_run import gpu, timing_stand_ins  # noqa: F401
 from host_cuda import HostCuda, cuda_fixture  # noqa: F401
 from host_torch_cuda import stand_in_fixture  # noqa: F401
 from layerport.layers.cuda_operator import CudaOperator
@@ -36,7 +37,9 @@ def case(request: pytest.FixtureRequest, stand_in: HostCuda, monkeypatch: pytest
     monkeypatch.setattr(CudaOperator, "_ask_pack", answer)
     layer._torch.cuda._plans.clear()
     library = torch.library.Library(layer.namespace, "FRAGMENT")
-    library.impl(layer.short_name, layer._torch.cuda, "CPU", allow_override=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it overrides is the layer's own
+        library.impl(layer.short_name, layer._torch.cuda, "CPU", allow_override=True)
     yield found
     library._destroy()
     layer._torch.cuda._plans.clear()
@@ -61,6 +64,23 @@ def test_the_plugin_of_every_layer(gpu: Any, case: Any, stand_in: HostCuda, monk
         assert wrong == ["skipped: its pack converts its parameters"]
         return
     assert wrong == [] and any(one["variant"] == gpu.checks.CONTROL for one in found)
+
+
+@pytest.mark.parametrize("case", LAYERS, indirect=True)
+def test_every_layer_is_timed(gpu: Any, case: Any, stand_in: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    timing_stand_ins(stand_in, monkeypatch)
+    stand_in.driver.learn_all(monkeypatch)
+    monkeypatch.setattr("layerport.layers.cuda_operator.cuda", lambda: stand_in)
+    # No reference: its views of an input would be taken for the input's memory.
+    monkeypatch.setattr(gpu.timing, "rivals_of", lambda layer: {"a sum": lambda x, *_: x + x, "none": lambda *_: 1 / 0})
+    monkeypatch.setattr(gpu.timing, "_MOST_COPIES", 2)
+    one = gpu.checks.smallest(case, "float16", 100)
+    found = gpu.timing._timed(case, one)
+    assert found["ours"] > 0 and {name: type(time) for name, time in found["rivals"].items()} == {
+        "a sum": float,
+        "none": str,
+    }
+    assert gpu.timing.call_costs(case, "sm_90")["enqueue without TensorRT"] > 0
 
 
 @pytest.mark.parametrize("name", LAYERS)

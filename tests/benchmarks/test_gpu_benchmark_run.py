@@ -52,10 +52,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
-def test_a_whole_run(gpu: Any, stand_in: HostCuda, layer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    case = large_case(layer)
-    place = gpu.checks.Place(lambda: stand_in)
-    monkeypatch.setattr(gpu.timing, "rivals_of", lambda layer: {"eager": layer.reference, "none": lambda *_: 1 / 0})
+def timing_stand_ins(stand_in: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the timing of calls asks of Torch and the driver, on the CPU."""
     impl = torch.library.Library.impl
 
     def on_cpu(library: Any, name: Any, call: Any, key: str = "", **more: Any) -> Any:
@@ -72,6 +70,13 @@ def test_a_whole_run(gpu: Any, stand_in: HostCuda, layer: Any, monkeypatch: pyte
     monkeypatch.setattr(torch, "empty", empty_here)
     # The launcher of `enqueue` asks for a driver of its own.
     monkeypatch.setattr("layerport.kernels.launcher.require_driver", lambda: stand_in.driver)
+
+
+def test_a_whole_run(gpu: Any, stand_in: HostCuda, layer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    case = large_case(layer)
+    place = gpu.checks.Place(lambda: stand_in)
+    monkeypatch.setattr(gpu.timing, "rivals_of", lambda layer: {"eager": layer.reference, "none": lambda *_: 1 / 0})
+    timing_stand_ins(stand_in, monkeypatch)
     options = gpu.run._options(["--output", str(tmp_path / "out.json")])
     made: dict[str, Any] = {"machine": {}, "seed": 3, "without cases": [], "layers": {}}
     gpu.run.measure(made, {layer.name: case}, place, "sm_90", options)
