@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checks import CONTROL, control, elements, refuse
+from checks import CONTROL, control, elements
 
 from layerport.engine.plan_fields import write_field
 from layerport.engine.runner import KernelRunner
 from layerport.kernels.workspace import WORKSPACE
-from layerport.layers.cuda_operator import CudaOperator
+from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
+from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import sizes_of
-from layerport.targets import Target
+from layerport.targets import Target, TorchTarget
 from layerport.testing import Case, LayerCase
 from layerport.testing.specs import plugin_spec
 
@@ -45,8 +46,17 @@ def specs(case: LayerCase, architecture: str) -> Iterator[tuple[Case, Any]]:
 
 
 def converts(case: LayerCase) -> bool:
-    """Whether a pack converts the layer's parameters, which `specs` leaves as they are."""
-    return CudaOperator(case.layer, refuse)._has_conversion()
+    """Whether a pack changes the layer's parameters, which `specs` leaves as they are."""
+    layer = case.layer
+    if layer.converter is None or not layer.converter.has_conversion(layer):
+        return False
+    one = chosen(case)[0]
+    tensors = one.tensors()
+    given = {name: tensors[name] for name in (param.name for param in layer.signature.params)}
+    standard = {name: to_standard(tensor, path=name).array for name, tensor in given.items() if tensor is not None}
+    parameters = Parameters(standard, layer.signature.bind_attributes(one.shape.attributes, path=layer.name))
+    answer = layer.converter.convert(layer, parameters, TorchTarget("sm_90"))
+    return any(answer[name] is not parameters[name] for name in standard)
 
 
 class PythonPlugin:

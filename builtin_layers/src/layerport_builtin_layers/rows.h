@@ -137,7 +137,8 @@ __device__ __forceinline__ void normalise_row(const Row<T, W>& row, bool inside,
     const float scale = rsqrtf(mean_of(mean, true) + row.eps);
 
     const auto normal = [&](T item) { return (CENTRED ? to_float(item) - mean : to_float(item)) * scale; };
-    const auto finish = [&](int index, const Values& pack, const Piece* weights) {
+    // held: the piece of weights, where it was loaded ahead; a load from there would be one from global memory.
+    const auto finish = [&](int index, const Values& pack, const Piece* weights, const Piece* held) {
         Values result;
         if constexpr (!CENTRED) {
             if (weights == nullptr) {
@@ -146,7 +147,7 @@ __device__ __forceinline__ void normalise_row(const Row<T, W>& row, bool inside,
             } else {
 #pragma unroll
                 for (int p = 0; p < WIDTH / PIECE; ++p) {
-                    const Piece weight = load(weights + p);
+                    const Piece weight = held != nullptr ? held[p] : load(weights + p);
 #pragma unroll
                     for (int k = 0; k < PIECE; ++k) {
                         const float value = normal(pack.items[p * PIECE + k]);
@@ -184,11 +185,11 @@ __device__ __forceinline__ void normalise_row(const Row<T, W>& row, bool inside,
         const int index = first + i * step;
         if (index < packs) {
             if constexpr (CENTRED || ADDED) keep_packed(kept[i]);
-            finish(index, kept[i], AHEAD && row.weight != nullptr ? &ahead[AHEAD ? i : 0] : weights_at(index));
+            finish(index, kept[i], weights_at(index), AHEAD ? &ahead[AHEAD ? i : 0] : nullptr);
         }
     }
 #pragma unroll 1
-    for (int i = first + VECTORS * step; i < packs; i += step) finish(i, read(i), weights_at(i));
+    for (int i = first + VECTORS * step; i < packs; i += step) finish(i, read(i), weights_at(i), nullptr);
 }
 
 // The same for a row that is not aligned.

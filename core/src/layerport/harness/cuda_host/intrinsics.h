@@ -232,8 +232,15 @@ LAYERPORT_DEVICE float rhypotf(float a, float b) { return 1.0f / hypotf(a, b); }
 
 // --- memory --------------------------------------------------------------------------------------------------------
 
-#define LAYERPORT_LOAD(NAME) \
-    template <typename T> LAYERPORT_DEVICE T NAME(const T* address) { return *address; }
+namespace cuda_host {
+void check_global(const void* address, const char* function);
+}
+
+#define LAYERPORT_LOAD(NAME)                                          \
+    template <typename T> LAYERPORT_DEVICE T NAME(const T* address) { \
+        cuda_host::check_global(address, #NAME);                      \
+        return *address;                                              \
+    }
 LAYERPORT_LOAD(__ldg)
 LAYERPORT_LOAD(__ldca)
 LAYERPORT_LOAD(__ldcg)
@@ -241,8 +248,11 @@ LAYERPORT_LOAD(__ldcs)
 LAYERPORT_LOAD(__ldlu)
 LAYERPORT_LOAD(__ldcv)
 #undef LAYERPORT_LOAD
-#define LAYERPORT_STORE(NAME) \
-    template <typename T> LAYERPORT_DEVICE void NAME(T* address, T value) { *address = value; }
+#define LAYERPORT_STORE(NAME)                                                 \
+    template <typename T> LAYERPORT_DEVICE void NAME(T* address, T value) { \
+        cuda_host::check_global(address, #NAME);                              \
+        *address = value;                                                     \
+    }
 LAYERPORT_STORE(__stwb)
 LAYERPORT_STORE(__stcg)
 LAYERPORT_STORE(__stcs)

@@ -225,7 +225,21 @@ inline void check(const void* pointer, size_t bytes, bool write, void* from, boo
     }
 }
 
+// Whether it is a variable of the thread that runs: the frames of its callers lie above this one.
+[[gnu::noinline]] inline bool is_local(const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) < STACK_BYTES;
+}
+
+inline bool is_shared(const void* pointer) {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    return address - reinterpret_cast<uintptr_t>(dynamic_memory) < sizeof dynamic_memory ||
+           address - statics_begin < statics_bytes;
+}
+
 inline void check_atomic(const void* pointer, size_t bytes, bool write, void* from) {
+    if (current != nullptr && is_local(pointer)) {
+        fail(place_of(*current) + " makes an atomic operation on a variable of its own, which a GPU refuses", from);
+    }
     check(pointer, bytes, write, from, true);
     knows_others = true;
 }
@@ -236,6 +250,20 @@ void check_atomic(const void* address, size_t bytes) {
 #if !defined(__SANITIZE_ADDRESS__)
     detail::check_atomic(address, bytes, true, __builtin_return_address(0));
 #endif
+}
+
+// That a function which addresses global memory alone is given such an address.
+void check_global(const void* address, const char* function) {
+    if (reinterpret_cast<uintptr_t>(address) - detail::range_begin < detail::range_bytes || current == nullptr) return;
+    const char* kind = detail::is_shared(address)  ? "shared memory"
+                       : detail::is_local(address) ? "a variable of its own"
+                                                   : nullptr;
+    if (kind == nullptr) return;
+    fail(
+        place_of(*current) + " gives " + function + " the address of " + kind +
+            ", and it takes global memory only; use a plain access",
+        __builtin_return_address(0)
+    );
 }
 
 void check_access(const void* address, size_t bytes, bool write) {
