@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerport.dtypes import DType
 from layerport.errors import BuildError, PackError, UsageError
@@ -27,6 +26,7 @@ from layerport.kernels.launcher import Launcher, require_driver
 from layerport.kernels.steps import Steps
 from layerport.kernels.tracing import trace
 from layerport.layers.binding import Dispatch
+from layerport.layers.converted import ConvertedParameters
 from layerport.layers.launch import Call, LaunchPlan, tensor_arg
 from layerport.parameters.conversion import from_standard, to_standard
 from layerport.parameters.signature import Attribute, Kind
@@ -130,8 +130,9 @@ class CudaOperator:
         self._steps: dict[Any, Steps] = {}
         self._need_numbers: set[Kernel] = set()
         self._converts: bool | None = None if self._params else False
-        self._version: Any = None  # looked up once, where parameters are converted: it is in every call then
-        self._converted: Any = WeakTensorKeyDictionary()
+        self._converted = ConvertedParameters(
+            [place for place, _ in self._params], [place for place, _ in self._attributes]
+        )
 
     def __call__(self, *args: Any) -> Any:
         given = args
@@ -302,31 +303,22 @@ class CudaOperator:
         """The arguments with the parameters as the kernel wants them, converted once for each state of a parameter."""
         if self._converts is None:
             self._converts = self._has_conversion()
-            self._version = torch_private.versions() if self._converts else None
-        present = [(place, name) for place, name in self._params if args[place] is not None]
-        if not self._converts or not present:
+        if not self._converts:
             return args
-        first = args[present[0][0]]
-        state = tuple((id(args[place]), self._state(args[place]), args[place].data_ptr()) for place, _ in present)
-        state += tuple(_hashable(args[place]) for place, _ in self._attributes)
-        known = self._converted.get(first)
-        if known is None or known[0] != state:
-            # The others are held, so that no new tensor takes the identity of one that is gone.
-            known = (state, self._ask_pack(args, present), [args[place] for place, _ in present[1:]])
-            self._converted[first] = known
+        given = self._converted.get(args, lambda: self._ask_pack(args))
+        if not given:
+            return args
         replaced = list(args)
-        for place, tensor in known[1].items():
+        for place, tensor in given.items():
             replaced[place] = tensor
         return tuple(replaced)
-
-    def _state(self, tensor: torch.Tensor) -> int:
-        return 0 if tensor.is_inference() else int(self._version(tensor))
 
     def _has_conversion(self) -> bool:
         return self.layer.converter is not None and self.layer.converter.has_conversion(self.layer)
 
-    def _ask_pack(self, args: Sequence[Any], present: Sequence[tuple[int, str]]) -> dict[int, torch.Tensor]:
+    def _ask_pack(self, args: Sequence[Any]) -> dict[int, torch.Tensor]:
         """The parameters that the layer's pack changes, by place."""
+        present = [(place, name) for place, name in self._params if args[place] is not None]
         device = args[present[0][0]].device
         self._refuse_capture(self._environment(), device.index or 0, "its parameters are not converted yet")
         standard = {name: to_standard(args[place].detach(), path=name).array for place, name in present}
