@@ -32,7 +32,9 @@ class HostLaunchDriver(LaunchDriver):
 
     def __init__(self, architecture: str = "sm_90") -> None:
         super().__init__(architecture)
-        self.known: dict[str, tuple[CudaSource, str, LaunchRule, Cubin]] = {}
+        # By image and symbol: two kernels of one source that are no templates are in one image.
+        self.known: dict[tuple[str, str], tuple[CudaSource, str, LaunchRule, Cubin]] = {}
+        self.symbol_of: dict[int, str] = {}
         self.memory: dict[int, int] = {}
         self.workspaces: set[int] = set()  # memory into which addresses may point
 
@@ -42,7 +44,7 @@ class HostLaunchDriver(LaunchDriver):
         entries = kernel.entries(compilation.signature, compilation.dtypes, compilation.attributes, tensors)
         for source, entry, step in zip(kernel.sources, entries, built.steps, strict=True):
             assert isinstance(source, CudaSource)
-            self.known[step.cubin.digest] = (source, entry, step.rule, step.cubin)
+            self.known[step.cubin.digest, step.cubin.symbol] = (source, entry, step.rule, step.cubin)
 
     def learn_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Learn every kernel that is compiled from here on."""
@@ -55,6 +57,18 @@ class HostLaunchDriver(LaunchDriver):
             return built
 
         monkeypatch.setattr(compilation, "build_kernels", learn)
+
+    def cuLibraryGetKernel(self, library: int, symbol: bytes) -> Any:
+        status, _ = super().cuLibraryGetKernel(library, symbol)
+        kernel = self._handle()
+        self.libraries[kernel], self.symbol_of[kernel] = self.libraries[library], symbol.decode()
+        return status, kernel
+
+    def learnt(self, kernel: int) -> tuple[CudaSource, str, LaunchRule, Cubin]:
+        """What was learnt of a kernel; of one that another driver loaded, by its image alone."""
+        digest, symbol = hashlib.sha256(self.libraries[kernel]).hexdigest(), self.symbol_of.get(kernel)
+        (found,) = [one for (image, name), one in self.known.items() if image == digest and symbol in (None, name)]
+        return found
 
     def know(self, address: int, nbytes: int) -> None:
         """Memory at this address, as if it had been allocated on the GPU."""
@@ -93,7 +107,7 @@ class HostLaunchDriver(LaunchDriver):
         table: int,
         extra: int,
     ) -> Any:
-        source, entry, rule, cubin = self.known[hashlib.sha256(self.libraries[kernel]).hexdigest()]
+        source, entry, rule, cubin = self.learnt(kernel)
         sizes = cubin.parameter_sizes
         places = (ctypes.c_void_p * len(sizes)).from_address(table)
         values: list[Any] = []

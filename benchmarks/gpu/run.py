@@ -252,6 +252,7 @@ def _times(records: list[dict[str, Any]]) -> list[str]:
         )
         missed = "  MISSED: " + "; ".join(one["misses"]) if one["misses"] else ""
         lines.append(f"  {one['case']:58} {one['ours']:9.1f} {one['of_copy']:8.2f}  {rivals}{missed}")
+        lines += [f"    {name:56} {time:9.1f}" for name, time in one.get("kernels", {}).items()]
     return lines
 
 

@@ -12,7 +12,9 @@ import layerport as lp
 _WARPS = 8
 _COLUMNS = 2  # of a warp, as in kernel.cu
 _TILE = 64  # as in grouped.cu
+_COLUMNS_OF_TENSOR = 128  # of a block, as in tensor.cu
 _TOKENS_FOR_TILES = 8  # of each expert on average, from which on sorting is worth it; not measured on a GPU
+_TOKENS_FOR_TENSOR = 1  # the same on the tensor cores
 
 
 @lp.layer("layerport_builtin::experts_linear", version=1, find=False, purpose="not expressible")
@@ -93,6 +95,47 @@ _DTYPES = (
 )
 
 
+def _grouped(
+    x: lp.TensorType,
+    index: lp.TensorType,
+    weight: lp.TensorType,
+    bias: lp.TensorType | None,
+    y: lp.TensorType,
+    *,
+    columns: int,
+    threads: int,
+) -> tuple[lp.Launch, ...]:
+    """Count, sort, and multiply tiles of these columns."""
+    experts, width, channels = weight.shape
+    pairs, chosen = index.numel(), index.shape[1]
+    tiles = pairs // _TILE + experts + 1  # each expert, and none of them, may have one that is not full
+    counts, order = lp.scratch(experts + 1, "int32"), lp.scratch(pairs, "int32")
+    cut, total = lp.scratch((tiles, 3), "int32"), lp.scratch((), "int32")
+    return (
+        lp.Launch(grid=experts + 1, block=256, args=(index, counts, pairs, experts)),
+        lp.Launch(grid=experts + 1, block=256, args=(index, counts, order, cut, total, pairs, experts)),
+        lp.Launch(
+            grid=(tiles, lp.cdiv(width, columns)),
+            block=threads,
+            args=(x, order, cut, total, weight, bias, y, chosen, x.ndim == 2, width, channels),
+        ),
+    )
+
+
+@experts_linear.kernel(
+    lp.cuda("grouped.cu", "experts_count"),
+    lp.cuda("grouped.cu", "experts_sort"),
+    lp.cuda("tensor.cu", "experts_tensor<{x}>"),
+    dtypes=_DTYPES[1:],
+    when=lambda index, weight: index.numel() >= _TOKENS_FOR_TENSOR * weight.shape[0],
+    name="experts_tensor",
+)
+def launch_tensor(
+    x: lp.TensorType, index: lp.TensorType, weight: lp.TensorType, bias: lp.TensorType | None, y: lp.TensorType
+) -> tuple[lp.Launch, ...]:
+    return _grouped(x, index, weight, bias, y, columns=_COLUMNS_OF_TENSOR, threads=128)
+
+
 @experts_linear.kernel(
     lp.cuda("grouped.cu", "experts_count"),
     lp.cuda("grouped.cu", "experts_sort"),
@@ -104,20 +147,7 @@ _DTYPES = (
 def launch_grouped(
     x: lp.TensorType, index: lp.TensorType, weight: lp.TensorType, bias: lp.TensorType | None, y: lp.TensorType
 ) -> tuple[lp.Launch, ...]:
-    experts, width, channels = weight.shape
-    pairs, chosen = index.numel(), index.shape[1]
-    tiles = pairs // _TILE + experts + 1  # each expert, and none of them, may have one that is not full
-    counts, order = lp.scratch(experts + 1, "int32"), lp.scratch(pairs, "int32")
-    cut, total = lp.scratch((tiles, 3), "int32"), lp.scratch((), "int32")
-    return (
-        lp.Launch(grid=experts + 1, block=256, args=(index, counts, pairs, experts)),
-        lp.Launch(grid=experts + 1, block=256, args=(index, counts, order, cut, total, pairs, experts)),
-        lp.Launch(
-            grid=(tiles, lp.cdiv(width, _TILE)),
-            block=256,
-            args=(x, order, cut, total, weight, bias, y, chosen, x.ndim == 2, width, channels),
-        ),
-    )
+    return _grouped(x, index, weight, bias, y, columns=_TILE, threads=256)
 
 
 @experts_linear.kernel(lp.cuda("kernel.cu", "experts_linear<{x}>"), dtypes=_DTYPES, name="experts_linear")
