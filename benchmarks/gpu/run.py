@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no case of {', '.join(unknown)}; to repair: use one of {', '.join(cases) or 'none'}")
         return 1
     if options.only:
-        cases = {name: case for name, case in cases.items() if name in options.only}
+        cases = {name: cases[name] for name in options.only}
     if options.prepare:
         count = checks.prepare(cases, options.arch)
         print(f"{count} kernels for {options.arch} are in {options.prepare}")
