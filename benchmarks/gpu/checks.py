@@ -214,7 +214,7 @@ def prepare(cases: dict[str, LayerCase], architecture: str) -> int:
 
     Needs no GPU.  A run elsewhere then needs neither NVRTC nor Triton.
     """
-    from plugins import converts, specs
+    from plugins import specs
 
     store = default_cache()
     prepared_kernels.mark(store, False)  # so that it is filled by the compilers that are here
@@ -228,7 +228,7 @@ def prepare(cases: dict[str, LayerCase], architecture: str) -> int:
                     made |= {(kernel.name, step.cubin.digest) for step in built.steps}
         one = smallest(case)
         plugin_spec(case.layer, Target("tensorrt", (architecture,)), *one.arguments(one.tensors()))
-        for _, spec in () if converts(case) else specs(case, architecture):
+        for _, spec in specs(case, architecture):
             made |= {(kernel.name, digest) for kernel in spec.kernels for digest in spec.digests}
     prepared_kernels.mark(store)
     return len(made)

@@ -17,13 +17,11 @@ from checks import CONTROL, control, elements
 from layerport.engine.plan_fields import write_field
 from layerport.engine.runner import KernelRunner
 from layerport.kernels.workspace import WORKSPACE
-from layerport.parameters.conversion import to_standard
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
-from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import sizes_of
-from layerport.targets import Target, TorchTarget
+from layerport.targets import Target
 from layerport.testing import Case, LayerCase
-from layerport.testing.specs import plugin_spec
+from layerport.testing.specs import converted, plugin_spec
 
 LEAST_SIZE = 256
 _GUARD = 64  # bytes behind each output, which nothing may write
@@ -43,20 +41,6 @@ def specs(case: LayerCase, architecture: str) -> Iterator[tuple[Case, Any]]:
     """Each chosen case with its spec for this architecture, None where no kernel fits."""
     for one in chosen(case):
         yield one, plugin_spec(case.layer, Target("tensorrt", (architecture,)), *one.arguments(one.tensors()))
-
-
-def converts(case: LayerCase) -> bool:
-    """Whether a pack changes the layer's parameters, which `specs` leaves as they are."""
-    layer = case.layer
-    if layer.converter is None or not layer.converter.has_conversion(layer):
-        return False
-    one = chosen(case)[0]
-    tensors = one.tensors()
-    given = {name: tensors[name] for name in (param.name for param in layer.signature.params)}
-    standard = {name: to_standard(tensor, path=name).array for name, tensor in given.items() if tensor is not None}
-    parameters = Parameters(standard, layer.signature.bind_attributes(one.shape.attributes, path=layer.name))
-    answer = layer.converter.convert(layer, parameters, TorchTarget("sm_90"))
-    return any(answer[name] is not parameters[name] for name in standard)
 
 
 class PythonPlugin:
@@ -113,9 +97,7 @@ def native_library(folder: str) -> Any:
 
 def check_plugins(case: LayerCase, architecture: str, seed: int, library: Any = None) -> Iterator[dict[str, Any]]:
     """Records as of `checks.check_layer`: each chosen case, by each plugin, with each kernel that takes it."""
-    if converts(case):
-        yield {"kernel": "*", "case": "*", "variant": "plugin", "fault": "skipped: its pack converts its parameters"}
-        return
+    target = Target("tensorrt", (architecture,))
     for one, spec in specs(case, architecture):
         plugins: dict[str, Callable[[], Any]] = {"Python": lambda spec=spec: PythonPlugin(spec, architecture)}
         if library is not None:
@@ -123,7 +105,7 @@ def check_plugins(case: LayerCase, architecture: str, seed: int, library: Any = 
         tensors = one.tensors(seed=seed)
         expected = one.expected(tensors)
         names = [argument.name for argument in case.layer.signature.arguments]
-        given = dict(zip(names, one.arguments(tensors), strict=True))
+        given = dict(zip(names, converted(case.layer, target, *one.arguments(tensors)), strict=True))
         for language, make in plugins.items():
             for kernel in (None, *dict.fromkeys(kernel.name for kernel in spec.kernels)):
                 record: dict[str, Any] = {

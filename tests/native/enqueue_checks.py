@@ -29,7 +29,7 @@ from layerport.sizes.tensors import sizes_of
 from layerport.system.python_files import import_file
 from layerport.targets import Target
 from layerport.testing import Case
-from layerport.testing.specs import plugin_spec
+from layerport.testing.specs import converted, plugin_spec
 from layerport_builtin_layers.rms_norm.reference import rms_norm
 from layerport_builtin_layers.silu_mul.reference import silu_mul
 from native.launch_bridge import LaunchBridge
@@ -83,11 +83,9 @@ class Checks:
         assert not self.library.log()
 
     def cases(self, dtypes: int = 1) -> None:
-        """Each built-in layer as its own cases have it, in one of its dtypes; but those with packed parameters."""
+        """Each built-in layer as its own cases have it, in one of its dtypes."""
         folder = Path(layerport_builtin_layers.__file__).parent
         for file in sorted(folder.glob("*/case.py")):
-            if (file.parent / "convert.py").exists():
-                continue
             layer_case = importlib.import_module(f"layerport_builtin_layers.{file.parent.name}.case").CASE
             chosen: dict[str, Case] = {}
             for case in sorted(layer_case.cases(), key=size_of):
@@ -107,7 +105,9 @@ class Checks:
         bridge = LaunchBridge(self.library, [spec], self.driver)
         plugin = self.plugin(spec).attach()
         expected = case.expected(tensors)
-        inputs = [tensors[one.name] for one in spec.inputs]
+        names = [argument.name for argument in case.layer.signature.arguments]
+        given = dict(zip(names, converted(case.layer, TARGET, *case.arguments(tensors)), strict=True))
+        inputs = [given[one.name] for one in spec.inputs]
         sizes = sizes_of({one.name: value.shape for one, value in zip(spec.inputs, inputs, strict=True)})
         most = {one.name: one.greatest.evaluate(sizes) for one in spec.sizes}
         outputs = [torch.full(one.resolve({**sizes, **most}), -1, dtype=from_dtype(one.dtype)) for one in spec.outputs]

@@ -12,7 +12,7 @@ from typing import Any
 import layerport.packs
 from layerport.layers.layer import Layer
 from layerport.parameters.standard_form import Parameters
-from layerport.targets import TorchTarget
+from layerport.targets import Target, TorchTarget
 
 
 class _InstalledPacks:
@@ -21,7 +21,7 @@ class _InstalledPacks:
     def has_conversion(self, layer: Layer) -> bool:
         return layerport.packs.conversions.has_conversion(layer)
 
-    def convert(self, layer: Layer, parameters: Parameters, target: TorchTarget) -> Parameters:
+    def convert(self, layer: Layer, parameters: Parameters, target: Target | TorchTarget) -> Parameters:
         return layerport.packs.conversions.convert(layer, parameters, target)
 
 

@@ -162,6 +162,33 @@ ZOO = [
         COPY,
         "thread (3, 0, 0) of block (0, 0, 0) writes its input x, byte 0",
     ),
+    # --- what takes global memory only -------------------------------------------------------------------------------
+    Wrong(
+        "a load of global memory from a variable",
+        f"{I} float held = x[threadIdx.x]; if (i < n) y[i] = __ldg(&held);",
+        COPY,
+        "thread (0, 0, 0) of block (0, 0, 0) gives __ldg the address of a variable of its own, "
+        "and it takes global memory only; use a plain access",
+    ),
+    Wrong(
+        "a load of global memory from shared memory",
+        f"__shared__ float part[64]; {I} part[threadIdx.x] = x[threadIdx.x]; __syncthreads();"
+        " if (i < n) y[i] = __ldcg(part + threadIdx.x);",
+        COPY,
+        "thread (0, 0, 0) of block (0, 0, 0) gives __ldcg the address of shared memory",
+    ),
+    Wrong(
+        "a store to global memory into a variable",
+        f"{I} float held; __stwb(&held, x[threadIdx.x]); if (i < n) y[i] = held;",
+        COPY,
+        "gives __stwb the address of a variable of its own",
+    ),
+    Wrong(
+        "an atomic operation on a variable",
+        f"{I} float held = x[threadIdx.x]; atomicAdd(&held, 0.0f); if (i < n) y[i] = held;",
+        COPY,
+        "makes an atomic operation on a variable of its own, which a GPU refuses",
+    ),
     # --- shared memory -----------------------------------------------------------------------------------------------
     Wrong(
         "dynamic shared memory that nobody asked for",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from layerport.kernels.declaration import Kernel
     from layerport.layers.binding import TorchBinding
     from layerport.parameters.standard_form import Parameters
-    from layerport.targets import TorchTarget
+    from layerport.targets import Target, TorchTarget
 
 RESERVED_NAMESPACES = frozenset({"trt", "tensorrt", "std", "aten", "prim", "prims", "onnx", "ai", "com", ""})
 _FIXED = frozenset({"name", "namespace", "short_name", "version", "reference", "signature"})
@@ -32,7 +32,7 @@ class Converter(Protocol):
     def has_conversion(self, layer: Any) -> bool:
         """Whether the parameters of this layer are changed at all."""
 
-    def convert(self, layer: Any, parameters: Parameters, target: TorchTarget) -> Parameters:
+    def convert(self, layer: Any, parameters: Parameters, target: Target | TorchTarget) -> Parameters:
         """The parameters as the layer's kernel wants them."""
 
 

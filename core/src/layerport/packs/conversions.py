@@ -7,7 +7,7 @@ import functools
 from layerport.layers.layer import Layer
 from layerport.packs import host
 from layerport.parameters.standard_form import Parameters
-from layerport.targets import TorchTarget
+from layerport.targets import Target, TorchTarget
 
 
 @functools.cache
@@ -30,6 +30,6 @@ def _own_pack(layer: Layer) -> host.Pack | None:
     return None
 
 
-def convert(layer: Layer, parameters: Parameters, target: TorchTarget) -> Parameters:
+def convert(layer: Layer, parameters: Parameters, target: Target | TorchTarget) -> Parameters:
     """What the hook of the layer's pack answers."""
     return installed_packs().convert_parameters(layer, parameters, target, owner=_own_pack(layer))

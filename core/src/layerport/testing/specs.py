@@ -11,6 +11,7 @@ from layerport.errors import BuildError
 from layerport.layers.derivation import derive
 from layerport.layers.layer import Layer, Place
 from layerport.packs.kernel_plugins import plugin_from_kernels
+from layerport.parameters.conversion import from_standard
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.parameters.signature import Kind
 from layerport.sizes.expressions import Symbol
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
     """The spec for inputs like these, every axis of an input but the last dynamic; None where no kernel fits.
 
-    args: tensors and attributes in the layer's order, all of them.
+    args: tensors and attributes in the layer's order, all of them; parameters are converted as a build does it.
     """
     values = layer.signature.bind(args, {}, layer=layer.name)
     inputs = {one.name for one in layer.signature.arguments if one.kind is Kind.INPUT}
@@ -41,6 +42,9 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
     given = {name: value for name, value in values.items() if name not in inputs and value is not None}
     bound = layer.bind(**given)
     attributes = bound.parameters.attributes
+    parameters = bound.parameters
+    if layer.converter is not None and layer.converter.has_conversion(layer):
+        parameters = layer.converter.convert(layer, parameters, target)
     tensors = {name: values[name] for name in shapes}
     # Its inputs may fit together in more ways than their axes tell, or by arithmetic: then its sizes are as they are.
     for made in (shapes, _by_size(tensors, inputs)):
@@ -50,7 +54,24 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
     else:
         shapes = _by_size(tensors, set())
         derivation = derive(layer.reference, shapes, attributes, layer=layer.name)
-    return plugin_from_kernels(layer, dataclasses.replace(bound, place=Place(shapes, derivation, "")), target)
+    return plugin_from_kernels(
+        layer, dataclasses.replace(bound, parameters=parameters, place=Place(shapes, derivation, "")), target
+    )
+
+
+def converted(layer: Layer, target: Target, *args: Any) -> tuple[Any, ...]:
+    """The arguments of a call with the parameters that a pack converts for this target, on the CPU, in their places."""
+    values = layer.signature.bind(args, {}, layer=layer.name)
+    params = {one.name: values[one.name] for one in layer.signature.params if values[one.name] is not None}
+    if not params or layer.converter is None or not layer.converter.has_conversion(layer):
+        return tuple(values.values())
+    attributes = {one.name: values[one.name] for one in layer.signature.attributes}
+    before = layer.bind(**params, **attributes).parameters
+    after = layer.converter.convert(layer, before, target)
+    return tuple(
+        from_standard(after[name], "torch") if name in params and after[name] is not before[name] else value
+        for name, value in values.items()
+    )
 
 
 def _by_size(tensors: Mapping[str, Any], inputs: set[str]) -> dict[str, TensorType | None]:
