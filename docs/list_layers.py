@@ -19,20 +19,25 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import layer_figures
 
 NOT_ON_A_GPU = "not measured on a GPU yet"
+GPU_FIGURES = Path(__file__).parents[1] / "benchmarks" / "results" / "gpu_figures.json"
 
 
 def page() -> str:
     """The tables as Markdown."""
     figures = json.loads(layer_figures.FILE.read_text())
+    gpu = json.loads(GPU_FIGURES.read_text())
     lines = []
     for case in layer_figures.cases([]):
         lines += ["", f"## {case.layer.short_name}", "", f"| `{case.layer.name}` | version {case.layer.version} |"]
-        lines += ["|---|---|", *(f"| {name} | {_cell(said)} |" for name, said in rows(case, figures))]
+        lines += ["|---|---|", *(f"| {name} | {_cell(said)} |" for name, said in rows(case, figures, gpu))]
     return "\n".join(lines) + "\n"
 
 
-def rows(case: LayerCase, figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows of a layer; what was measured of another version of it is left out."""
+def rows(case: LayerCase, figures: dict[str, Any], gpu: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of a layer; what was measured of another version of it is left out.
+
+    gpu: what `benchmarks/gpu/gather.py` wrote.
+    """
     layer = case.layer
     measured = figures.get(layer.name, {})
     if measured.get("version") != layer.version:
@@ -56,7 +61,8 @@ def rows(case: LayerCase, figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("error on the CPU", _errors(measured.get("errors", {}))),
         *((f"registers of `{name}`", _resources(by)) for name, by in measured.get("resources", {}).items()),
         ("bytes", _bytes(case)),
-        ("time", NOT_ON_A_GPU),
+        (f"on {gpu['machine']['gpu']}", _on_a_gpu(gpu["layers"].get(layer.name, {}))),
+        ("time there", _times(gpu["layers"].get(layer.name, {}).get("times", []), layer.short_name)),
     ]
 
 
@@ -76,13 +82,42 @@ def _resources(by_architecture: dict[str, list[int]]) -> str:
     return "; ".join(told)
 
 
+def _on_a_gpu(found: dict[str, Any]) -> str:
+    told = []
+    for step, what in (("checked", "in Torch"), ("plugins", "by the two plugins, without TensorRT")):
+        if one := found.get(step):
+            wrong = f", {one['wrong']} wrong" if one["wrong"] else ""
+            told.append(f"{one['right']} comparisons with float64 right{wrong} {what}")
+    behaviour = found.get("behaviour", {})
+    right = [name.replace("_", " ") for name, said in behaviour.items() if said == "right"]
+    told += [f"right as well: {', '.join(right)}"] if right else []
+    told += [
+        f"{name.replace('_', ' ')}: {said}"
+        for name, said in behaviour.items()
+        if said != "right" and not said.startswith("skipped")
+    ]
+    told += ["memcheck found nothing"] if found.get("compute-sanitizer", "").startswith("fine") else []
+    return "; ".join(told) or NOT_ON_A_GPU
+
+
+def _times(records: list[dict[str, Any]], name: str) -> str:
+    told = []
+    for one in records:
+        if "skipped" in one:
+            continue
+        rivals = ", ".join(f"{rival} {time:,.1f}" for rival, time in one["rivals"].items() if not isinstance(time, str))
+        case = one["case"].removeprefix(f"{name}-").replace("_", " ")
+        told.append(f"{case}: {one['ours']:,.1f} µs (copy {one['copy']:,.1f}{f', {rivals}' if rivals else ''})")
+    return "; ".join(told) or NOT_ON_A_GPU
+
+
 def _bytes(case: LayerCase) -> str:
     """The least that has to move at the case's largest shape for a GPU: each tensor once."""
     shapes = [one for one in case.shapes if one.gpu_only] or list(case.shapes)
     largest = max(shapes, key=_elements)
     given = [size for size in largest.shapes.values() if size is not None]
     total = sum(math.prod(size) for size in given) * DType.of("float16").itemsize
-    return f'at least {total:,} in 16 bits are read for "{largest.reason}", each once; moved: {NOT_ON_A_GPU}'
+    return f'at least {total:,} in 16 bits are read for "{largest.reason}", each once'
 
 
 def _elements(shape: CaseShape) -> int:

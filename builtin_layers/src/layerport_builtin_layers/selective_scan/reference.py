@@ -11,7 +11,10 @@ import layerport as lp
 
 _THREADS = 128
 _LANES = 32
-_DTYPES = ("float32", "float16", "bfloat16")
+_OF_KERNELS = tuple(
+    {"a": "float32", "d": "float32", "dt_bias": "float32", "state": "float32", "*": name}
+    for name in ("float32", "float16", "bfloat16")
+)
 
 
 class Scanned(NamedTuple):
@@ -162,12 +165,39 @@ def backward(
     )
 
 
+def _chunks(states: int) -> None:
+    @selective_scan.kernel(
+        lp.cuda("chunks.cu", f"selective_scan_chunks<{{x}}, {states}>"),
+        dtypes=_OF_KERNELS,
+        when=lambda a: a.shape[1] == states,
+        name=f"selective_scan_{states}",
+    )
+    def launch(
+        x: lp.TensorType,
+        dt: lp.TensorType,
+        a: lp.TensorType,
+        b: lp.TensorType,
+        c: lp.TensorType,
+        d: lp.TensorType | None,
+        z: lp.TensorType | None,
+        dt_bias: lp.TensorType | None,
+        softplus: bool,
+        y: lp.TensorType,
+        state: lp.TensorType,
+    ) -> lp.Launch:
+        batch, channels, length = x.shape
+        rows = _THREADS // states
+        return lp.Launch(
+            grid=lp.cdiv(batch * channels, rows),
+            block=(states, rows),
+            args=(x, dt, a, b, c, d, z, dt_bias, y, state, batch * channels, channels, length, softplus),
+        )
+
+
 def _kernel(few: bool) -> None:
     @selective_scan.kernel(
         lp.cuda("kernel.cu", f"selective_scan<{{x}}, {str(few).lower()}>"),
-        dtypes=tuple(
-            {"a": "float32", "d": "float32", "dt_bias": "float32", "state": "float32", "*": name} for name in _DTYPES
-        ),
+        dtypes=_OF_KERNELS,
         when=(lambda a: a.shape[1] <= _LANES) if few else None,
         name=f"selective_scan_{'few' if few else 'many'}",
     )
@@ -196,5 +226,7 @@ def _kernel(few: bool) -> None:
         )
 
 
+for _states in (8, 16, 32):
+    _chunks(_states)
 _kernel(few=True)
 _kernel(few=False)
