@@ -14,20 +14,26 @@ constexpr int PIXELS = 32, OUTPUTS = 128;  // as in reference.py
 constexpr int WARPS = 8, DEPTH = 32, COLUMNS = OUTPUTS / WARPS;
 
 // The four pixels between which a tap lies; a share of 0 and an index of -1 for those outside of the image.
+//
+// The offset alone is cut into pixels and a fraction, which is exact: a place far from the origin would be rounded.
 struct Place {
     int pixel[4];
     float share[4];
 
-    __device__ __forceinline__ void set(float y, float x, int height, int width) {
-        const float top = floorf(y), left = floorf(x);
-        const bool near = y > -1.0f && y < static_cast<float>(height) && x > -1.0f && x < static_cast<float>(width);
+    __device__ __forceinline__ void set(int y, float down, int x, float right, int height, int width) {
+        const float rows = floorf(down), columns = floorf(right);
+        const float below = down - rows, beside = right - columns;
+        // Not true for NaN; an offset that is larger leads out of any image.
+        const bool finite = fabsf(rows) < 1e9f && fabsf(columns) < 1e9f;
+        const int top = finite ? y + static_cast<int>(rows) : 0, left = finite ? x + static_cast<int>(columns) : 0;
+        const bool near = finite && top < height && left < width && (top > -1 || (top == -1 && below > 0.0f)) &&
+                          (left > -1 || (left == -1 && beside > 0.0f));
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-            const float row = top + (corner >> 1), column = left + (corner & 1);
-            const bool inside = near && row >= 0.0f && row < static_cast<float>(height) && column >= 0.0f &&
-                                column < static_cast<float>(width);
-            pixel[corner] = inside ? static_cast<int>(row) * width + static_cast<int>(column) : -1;
-            share[corner] = inside ? (1.0f - fabsf(y - row)) * (1.0f - fabsf(x - column)) : 0.0f;
+            const int row = top + (corner >> 1), column = left + (corner & 1);
+            const bool inside = near && row >= 0 && row < height && column >= 0 && column < width;
+            pixel[corner] = inside ? row * width + column : -1;
+            share[corner] = (corner >> 1 ? below : 1.0f - below) * (corner & 1 ? beside : 1.0f - beside);
         }
     }
 };
@@ -74,7 +80,7 @@ __global__ void __launch_bounds__(32 * WARPS) deform_conv2d(
                         const float right = to_float(offset[(2 * index + 1) * places + place]);
                         const int tap_y = row + tap / kernel_width * dilation_y;
                         const int tap_x = column + tap % kernel_width * dilation_x;
-                        at.set(static_cast<float>(tap_y) + down, static_cast<float>(tap_x) + right, height, width);
+                        at.set(tap_y, down, tap_x, right, height, width);
                         if (mask != nullptr) scale = to_float(mask[index * places + place]);
                     }
 #pragma unroll
@@ -95,17 +101,24 @@ __global__ void __launch_bounds__(32 * WARPS) deform_conv2d(
             __syncthreads();
             if (first + warp * COLUMNS < outputs) {
                 const int count = depth - start < DEPTH ? depth - start : DEPTH;
-                for (int i = 0; i < count; ++i) {
-                    const float value = read[i][lane];
-                    const auto* from = reinterpret_cast<const float4*>(&filters[i][warp * COLUMNS]);
+                // A long sum is rounded less in pieces; half of them at a time, because more do not fit the registers.
 #pragma unroll
-                    for (int c = 0; c < COLUMNS / 4; ++c) {
-                        const float4 four = from[c];
-                        sums[4 * c] += value * four.x;
-                        sums[4 * c + 1] += value * four.y;
-                        sums[4 * c + 2] += value * four.z;
-                        sums[4 * c + 3] += value * four.w;
+                for (int half = 0; half < COLUMNS; half += COLUMNS / 2) {
+                    float piece[COLUMNS / 2] = {};
+                    for (int i = 0; i < count; ++i) {
+                        const float value = read[i][lane];
+                        const auto* from = reinterpret_cast<const float4*>(&filters[i][warp * COLUMNS + half]);
+#pragma unroll
+                        for (int c = 0; c < COLUMNS / 8; ++c) {
+                            const float4 four = from[c];
+                            piece[4 * c] += value * four.x;
+                            piece[4 * c + 1] += value * four.y;
+                            piece[4 * c + 2] += value * four.z;
+                            piece[4 * c + 3] += value * four.w;
+                        }
                     }
+#pragma unroll
+                    for (int c = 0; c < COLUMNS / 2; ++c) sums[half + c] += piece[c];
                 }
             }
             __syncthreads();

@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(THREADS) experts_grouped(
             stage(left, line, pack, from, k + pack, channels, in_packs);
             stage(right, line, pack, matrix, k + pack, channels, in_packs);
             __syncthreads();
+            float piece[EACH][EACH] = {};  // a long sum is rounded less in pieces
 #pragma unroll 4
             for (int i = 0; i < K; ++i) {
                 float a[EACH], b[EACH];
@@ -133,8 +134,13 @@ __global__ void __launch_bounds__(THREADS) experts_grouped(
 #pragma unroll
                 for (int r = 0; r < EACH; ++r) {
 #pragma unroll
-                    for (int c = 0; c < EACH; ++c) sums[r][c] += a[r] * b[c];
+                    for (int c = 0; c < EACH; ++c) piece[r][c] += a[r] * b[c];
                 }
+            }
+#pragma unroll
+            for (int r = 0; r < EACH; ++r) {
+#pragma unroll
+                for (int c = 0; c < EACH; ++c) sums[r][c] += piece[r][c];
             }
             __syncthreads();
         }

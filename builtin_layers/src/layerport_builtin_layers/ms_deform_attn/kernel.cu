@@ -26,6 +26,27 @@ __device__ __forceinline__ void add_pixel(
     }
 }
 
+// Where a point lies on an axis of `size` pixels: between pixel `first` and the next, `fraction` behind it.
+//
+// location * size - 0.5 would be rounded relative to the size; the product's own rounding is added to the fraction.
+struct Between {
+    float first, fraction;
+
+    __device__ __forceinline__ Between(float location, float size) {
+        const float product = location * size;
+        const float place = product - 0.5f;
+        first = floorf(place);
+        fraction = (place - first) + fmaf(location, size, -product);
+        if (fraction < 0.0f) first -= 1.0f, fraction += 1.0f;
+        if (fraction >= 1.0f) first += 1.0f, fraction -= 1.0f;
+    }
+
+    // Whether one of the two pixels may be there; not for NaN.
+    __device__ __forceinline__ bool is_near(float size) const {
+        return first < size && (first > -1.0f || (first == -1.0f && fraction > 0.0f));
+    }
+};
+
 }  // namespace
 
 // T is the type of value and y, L that of locations and weights (T or float).
@@ -55,20 +76,20 @@ __global__ void __launch_bounds__(256) ms_deform_attn(
     for (int level = 0; level < levels; ++level) {
         const long long height = sizes[2 * level], width = sizes[2 * level + 1];
         for (int point = 0; point < points; ++point, ++weight, location += 2) {
-            const float x = to_float(location[0]) * static_cast<float>(width) - 0.5f;
-            const float y_of_point = to_float(location[1]) * static_cast<float>(height) - 0.5f;
+            const Between x(to_float(location[0]), static_cast<float>(width));
+            const Between y_of_point(to_float(location[1]), static_cast<float>(height));
             float sampled[WIDTH] = {};
-            if (x > -1.0f && x < static_cast<float>(width) && y_of_point > -1.0f && y_of_point < static_cast<float>(height)) {
-                const float left = floorf(x), top = floorf(y_of_point);
+            if (x.is_near(static_cast<float>(width)) && y_of_point.is_near(static_cast<float>(height))) {
+                const long long left = static_cast<long long>(x.first), top = static_cast<long long>(y_of_point.first);
 #pragma unroll
                 for (int corner = 0; corner < 4; ++corner) {
-                    const float column = left + (corner & 1), row = top + (corner >> 1);
-                    const long long column_index = static_cast<long long>(column), row_index = static_cast<long long>(row);
+                    const long long column_index = left + (corner & 1), row_index = top + (corner >> 1);
                     if (column_index < 0 || column_index >= width || row_index < 0 || row_index >= height) continue;
                     // The sizes come at run time: what they claim past the pixels is not read.
                     const long long pixel = start + row_index * width + column_index;
                     if (pixel < 0 || pixel >= pixels) continue;
-                    const float share = (1.0f - fabsf(x - column)) * (1.0f - fabsf(y_of_point - row));
+                    const float share = (corner & 1 ? x.fraction : 1.0f - x.fraction) *
+                                        (corner >> 1 ? y_of_point.fraction : 1.0f - y_of_point.fraction);
                     add_pixel<WIDTH>(from + pixel * step, share, packed, inside, sampled);
                 }
             }
