@@ -38,6 +38,7 @@ def test_heads_share_the_tables_they_read(case: Case, most: int, monkeypatch: py
         ((3, 5, 11), [40, 35, 12, 23]),
         ((1, 3000), [1, 2, 0, 2]),
         ((2, 2500, 1), [0, 0, 1, 3]),
+        ((0, 4, 5), [1, 1, 1, 1]),
     ],
 )
 @pytest.mark.parametrize("offset", [{"x": 0, "output": 0}, {"x": 14, "output": 0}, {"x": 6, "output": 10}])

@@ -92,8 +92,9 @@ __global__ void __launch_bounds__(THREADS, 6) circular_pad(
 #pragma unroll 1
     for (int pack = threadIdx.x; pack < PACKS; pack += THREADS) {
         const long long index = first + pack * WIDTH;
-        if (index >= count || index + WIDTH <= 0) break;
-        const Place place(index < 0 ? 0 : index, sizes);
+        const long long start = index < 0 ? 0 : index;
+        if (start >= count) break;
+        const Place place(start, sizes);
         if (index >= 0 && y_width - place.column >= WIDTH && width - place.from_column >= WIDTH) {
             store(reinterpret_cast<Pack<T>*>(y + index), load_at<true>(x, place.in_x(sizes), x_count));
         } else {
