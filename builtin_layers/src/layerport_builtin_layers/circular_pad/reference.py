@@ -7,6 +7,8 @@ from torch import Tensor
 
 import layerport as lp
 
+_PACKS = 2 * 256  # of a block, as in kernel.cu
+
 
 @lp.layer("layerport_builtin::circular_pad", version=1)
 def circular_pad(x: Tensor, pads: list[int]) -> Tensor:
@@ -39,5 +41,6 @@ def circular_pad(x: Tensor, pads: list[int]) -> Tensor:
 )
 def launch(x: lp.TensorType, y: lp.TensorType, pads: list[int]) -> lp.Launch:
     left, _, top, _ = pads
-    args = (x, y, y.numel(), *x.shape[-2:], *y.shape[-2:], left, top)
-    return lp.Launch(grid=lp.cdiv(y.numel(), 256), block=256, args=args)
+    width = 16 // y.itemsize  # elements of a pack; of the first one, all but one may lie before y
+    args = (x, y, x.numel(), y.numel(), *x.shape[-2:], *y.shape[-2:], left, top)
+    return lp.Launch(grid=lp.cdiv(y.numel() + width - 1, _PACKS * width), block=256, args=args)

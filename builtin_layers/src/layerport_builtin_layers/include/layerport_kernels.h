@@ -45,6 +45,12 @@ __device__ __forceinline__ int bytes_off(const P* pointer) {
     return static_cast<int>(reinterpret_cast<unsigned long long>(pointer) % 16);
 }
 
+// number / size, neither negative; in 32 bits where the number fits, because one in 64 bits takes three times as long.
+__device__ __forceinline__ long long quotient(long long number, int size) {
+    const auto divisor = static_cast<unsigned>(size);
+    return number <= 0xffffffffll ? static_cast<unsigned>(number) / divisor : number / size;
+}
+
 // The 16 bytes that start `bytes` (below 16, a multiple of T's size) after the first pack.  In halving steps, because
 // an index that is not a constant would put the words into local memory.
 template <typename T>

@@ -18,6 +18,7 @@ CASE = LayerCase(
     shapes=(
         _shape("one pair", 1, 1, 1, 2),
         _shape("prime batch of small heads", 7, 2, 3, 16),
+        _shape("five heads", 2, 5, 3, 16),
         _shape("one table for all", 3, 2, 5, 64, tables=1),
         _shape("a quarter is rotated", 2, 3, 5, 64, rotary=16),
         _shape("half is rotated, half of that no multiple of a pack", 2, 2, 3, 24, rotary=12),

@@ -1,7 +1,8 @@
 // Rotary position embedding, the halves of a row's first `rotary` elements rotated against each other, in fp32.
 //
-// blockDim.x neighbouring lanes share a row, a block has blockDim.y rows.  A row is gone through in items: first the
-// pairs (i, i + rotary / 2), then what lies behind `rotary`, which is copied.  An item is a pack of 16 bytes where every
+// blockDim.x neighbouring lanes share a group: the rows at one position of up to `part` neighbouring heads, for which cos
+// and sin are read once.  A block has blockDim.y groups.  A row is gone through in items: first the pairs
+// (i, i + rotary / 2), then what lies behind `rotary`, which is copied.  An item is a pack of 16 bytes where every
 // pointer and both sizes allow it, else one element.
 
 #include "../include/layerport_kernels.h"
@@ -37,53 +38,76 @@ __device__ __forceinline__ void write_item(T* __restrict__ to, const float (&val
     }
 }
 
+// Of `heads` rows at the same position, which lie `distance` apart.
 template <int WIDTH, typename T, typename C>
-__device__ __forceinline__ void rotate_row(
-    const T* __restrict__ x, const C* __restrict__ cos, const C* __restrict__ sin, T* __restrict__ y, int width, int half
+__device__ __forceinline__ void rotate_rows(
+    const T* __restrict__ x, const C* __restrict__ cos, const C* __restrict__ sin, T* __restrict__ y, int heads,
+    long long distance, int width, int half
 ) {
     for (int i = static_cast<int>(threadIdx.x) * WIDTH; i < width - half; i += blockDim.x * WIDTH) {
-        float second[WIDTH];
-        read_item<WIDTH>(x + i + half, second);
-        if (i < half) {
-            float first[WIDTH], first_cos[WIDTH], first_sin[WIDTH], second_cos[WIDTH], second_sin[WIDTH];
-            read_item<WIDTH>(x + i, first);
-            read_item<WIDTH>(cos + i, first_cos);
-            read_item<WIDTH>(sin + i, first_sin);
-            read_item<WIDTH>(cos + i + half, second_cos);
-            read_item<WIDTH>(sin + i + half, second_sin);
+        const T* from = x + i;
+        T* to = y + i;
+        float first[WIDTH], second[WIDTH];
+        if (i >= half) {
+#pragma unroll 1
+            for (int head = 0; head < heads; ++head, from += distance, to += distance) {
+                read_item<WIDTH>(from + half, second);
+                write_item<WIDTH>(to + half, second);
+            }
+            continue;
+        }
+        // The first rows before the loop, so that they and the tables are waited for together.
+        read_item<WIDTH>(from, first);
+        read_item<WIDTH>(from + half, second);
+        float first_cos[WIDTH], first_sin[WIDTH], second_cos[WIDTH], second_sin[WIDTH];
+        read_item<WIDTH>(cos + i, first_cos);
+        read_item<WIDTH>(sin + i, first_sin);
+        read_item<WIDTH>(cos + i + half, second_cos);
+        read_item<WIDTH>(sin + i + half, second_sin);
+#pragma unroll 1
+        for (int head = 1;; ++head) {
 #pragma unroll
             for (int k = 0; k < WIDTH; ++k) {
                 const float value = first[k];
                 first[k] = value * first_cos[k] - second[k] * first_sin[k];
                 second[k] = second[k] * second_cos[k] + value * second_sin[k];
             }
-            write_item<WIDTH>(y + i, first);
+            write_item<WIDTH>(to, first);
+            write_item<WIDTH>(to + half, second);
+            if (head >= heads) break;
+            from += distance;
+            to += distance;
+            read_item<WIDTH>(from, first);
+            read_item<WIDTH>(from + half, second);
         }
-        write_item<WIDTH>(y + i + half, second);
     }
 }
 
 }  // namespace
 
 template <typename T, typename C>
-__global__ void __launch_bounds__(256) rope(
-    const T* __restrict__ x, const C* __restrict__ cos, const C* __restrict__ sin, T* __restrict__ y, long long rows,
-    int heads, int positions, int width, int rotary, int tables
+__global__ void __launch_bounds__(64) rope(
+    const T* __restrict__ x, const C* __restrict__ cos, const C* __restrict__ sin, T* __restrict__ y, long long groups,
+    int parts, int part, int heads, int positions, int width, int rotary, int tables
 ) {
     constexpr int WIDTH = 16 / sizeof(T);
     const int half = rotary / 2;
     const bool aligned =
         (bytes_off(x) | bytes_off(cos) | bytes_off(sin) | bytes_off(y)) == 0 && width % WIDTH == 0 && half % WIDTH == 0;
+    const long long distance = static_cast<long long>(positions) * width;
     const long long step = static_cast<long long>(gridDim.x) * blockDim.y;
-    for (long long row = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y; row < rows; row += step) {
-        const long long position = row % positions;
-        const long long table = tables == 1 ? 0 : row / positions / heads;
-        const long long angle = (table * positions + position) * rotary;
-        const long long start = row * width;
+    for (long long group = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y; group < groups; group += step) {
+        const long long above = quotient(group, positions);
+        const long long position = group - above * positions;
+        const long long batch = quotient(above, parts);
+        const int head = static_cast<int>(above - batch * parts) * part;
+        const int count = heads - head < part ? heads - head : part;
+        const long long angle = ((tables == 1 ? 0 : batch) * positions + position) * rotary;
+        const long long start = (batch * heads + head) * distance + position * width;
         if (aligned) {
-            rotate_row<WIDTH>(x + start, cos + angle, sin + angle, y + start, width, half);
+            rotate_rows<WIDTH>(x + start, cos + angle, sin + angle, y + start, count, distance, width, half);
         } else {
-            rotate_row<1>(x + start, cos + angle, sin + angle, y + start, width, half);
+            rotate_rows<1>(x + start, cos + angle, sin + angle, y + start, count, distance, width, half);
         }
     }
 }

@@ -5,15 +5,14 @@ No claim goes with it: it is a few lines in the forward of an attention, and fou
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 import layerport as lp
 
-_THREADS = 256
+_THREADS = 64  # few, so that the rows of one token spread over many multiprocessors
 _NARROW_BYTES = 512  # a row for 8 lanes: pairs of packs of 16 bytes, two rounds at most
+_GROUPS = 2**15  # of 8 lanes: about what a large GPU holds at once; fewer groups would leave parts of it idle
 _MOST_BLOCKS = 2**31 - 1
 
 
@@ -65,10 +64,13 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 )
 def launch(x: lp.TensorType, cos: lp.TensorType, sin: lp.TensorType, y: lp.TensorType) -> lp.Launch:
     lanes = lp.where(x.shape[3] * x.itemsize <= _NARROW_BYTES, 8, 32)
-    rows_of_block = _THREADS // lanes
-    rows = math.prod(x.shape[:3])
+    groups_of_block = _THREADS // lanes
+    batch, heads, positions, width = x.shape
+    part = lp.maximum(lp.minimum(batch * heads * positions // _GROUPS, heads), 1)
+    parts = lp.cdiv(heads, part)
+    groups = batch * parts * positions
     return lp.Launch(
-        grid=lp.minimum(lp.cdiv(rows, rows_of_block), _MOST_BLOCKS),
-        block=(lanes, rows_of_block),
-        args=(x, cos, sin, y, rows, x.shape[1], x.shape[2], x.shape[3], cos.shape[2], cos.shape[0]),
+        grid=lp.minimum(lp.cdiv(groups, groups_of_block), _MOST_BLOCKS),
+        block=(lanes, groups_of_block),
+        args=(x, cos, sin, y, groups, parts, part, heads, positions, width, cos.shape[2], cos.shape[0]),
     )
