@@ -79,7 +79,8 @@ CASE = LayerCase(
         ),
     ),
     dtypes=("float32", "float16", "bfloat16"),
-    # A place between pixels is rounded relative to the size of the image; then a sum of normal products may cancel.
+    # The reference rounds a place between pixels relative to the size of the image, the kernel does not; then a sum
+    # of normal products may cancel.
     tolerances={
         "float64": Tolerance(1e-11, 1e-12),
         "float32": Tolerance(3e-5, 1e-5),

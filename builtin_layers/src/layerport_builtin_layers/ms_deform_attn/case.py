@@ -53,7 +53,8 @@ CASE = LayerCase(
         {"sizes": "int64", "locations": "float32", "weights": "float32", "*": "float16"},
         {"sizes": "int64", "locations": "float32", "weights": "float32", "*": "bfloat16"},
     ),
-    # In float32 the place between two pixels is rounded, relative to the width of the map; then the sum is.
+    # The reference rounds the place between two pixels in float32, relative to the width of the map, the kernel does
+    # not; then the sum is rounded.
     tolerances={
         "float64": Tolerance(1e-12, 1e-12),
         "float32": Tolerance(1e-5, 1e-5),
