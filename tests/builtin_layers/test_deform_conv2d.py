@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 import layerport as lp
 from layerport.packs.records import is_rewrite
-from layerport.testing import run_kernel
+from layerport.testing import CaseShape, run_kernel
 from layerport_builtin_layers import plugin
 from layerport_builtin_layers.deform_conv2d import deform_conv2d as layer
 from layerport_builtin_layers.deform_conv2d.case import CASE
@@ -234,6 +235,36 @@ def test_what_does_not_fit_is_refused(arguments: tuple[Any, ...], message: str) 
     rest += [None, None, [1, 1], [1, 1]][len(rest) :]
     with pytest.raises(ValueError, match=message):
         layer(x, offset, weight, *rest)
+
+
+# Where the reference in float32 is off by more than the kernel may be.
+FAR = {"x": (1, 1, 2, 3000), "offset": (1, 2, 2, 75), "weight": (1, 1, 1, 1), "bias": None, "mask": None}
+LONG = {"x": (1, 512, 3, 18), "offset": (1, 18, 1, 16), "weight": (32, 512, 3, 3), "bias": None, "mask": None}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "shape",
+    [
+        CaseShape("far from the origin of a wide map", FAR, {"stride": [1, 40]}),
+        CaseShape("thousands of products in a sum", LONG),
+    ],
+    ids=lambda shape: shape.reason,
+)
+def test_kernel_is_right_at_sizes_where_rounding_adds_up(shape: CaseShape) -> None:
+    (case,) = replace(CASE, shapes=(shape,), dtypes=("float32",)).cases()
+    tensors = case.tensors()
+    case.check(run_kernel(layer, *case.arguments(tensors)), case.expected(tensors))
+
+
+@needs_compiler
+def test_offsets_far_outside_read_nothing() -> None:
+    x, offset, _ = given()
+    far = torch.tensor([3e9, -3e9, 1e30, -1e30, 2147483648.0, -2147483648.0, 6.0, -7.0])
+    offset[0, :8, 2, 3], offset[0, 8, 2, 3] = far, -1e-10
+    expected = layer(x, offset, WEIGHT, BIAS, None, [1, 1], [1, 1])
+    got = torch.from_numpy(run_kernel(layer, x, offset, WEIGHT, BIAS, None, [1, 1], [1, 1]))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 UNUSUAL = (float("nan"), float("inf"), -float("inf"))

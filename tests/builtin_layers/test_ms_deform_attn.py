@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import multi_scale_defor
 
 import layerport as lp
 from layerport.packs.records import is_rewrite
-from layerport.testing import run_kernel
+from layerport.testing import CaseShape, run_kernel
 from layerport_builtin_layers import plugin
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn, reference
 from layerport_builtin_layers.ms_deform_attn.case import CASE
@@ -333,3 +334,27 @@ def test_its_cases_reach_points_with_none_to_four_pixels() -> None:
     column = (locations[..., 0] * sizes[:, 1:] - 0.5).floor()
     inside = [((column + step >= 0) & (column + step < sizes[:, 1:])).sum() for step in (0, 1)]
     assert all(0 < count < column.numel() for count in inside)
+
+
+@needs_compiler
+def test_kernel_is_right_far_from_the_origin_of_a_wide_map() -> None:
+    """Where the reference in float32 is off by more than the kernel may be."""
+    shapes = {"value": (1, 6000, 1, 4), "sizes": (1, 2), "locations": (1, 13, 1, 1, 4, 2), "weights": (1, 13, 1, 1, 4)}
+    shape = CaseShape("a wide map", shapes, values={"sizes": [(2, 3000)]})
+    (case,) = replace(CASE, shapes=(shape,), dtypes=({"sizes": "int64", "*": "float32"},)).cases()
+    tensors = case.tensors()
+    case.check(run_kernel(ms_deform_attn, *case.arguments(tensors)), case.expected(tensors))
+
+
+@needs_compiler
+def test_kernel_reads_between_the_right_pixels_where_a_product_rounds_to_a_centre() -> None:
+    """Locations within a few units in the last place of a pixel's centre, on either side."""
+    width = 3000
+    centre = (torch.arange(0, width, 7) + 0.5) / width
+    x = torch.cat((centre, *(torch.nextafter(centre, torch.tensor(to)) for to in (0.0, 1.0))))
+    locations = torch.stack((x, torch.full_like(x, 0.5)), -1).reshape(1, -1, 1, 1, 1, 2)
+    value = torch.randn(1, width, 1, 1, generator=torch.Generator().manual_seed(5))
+    given = (value, torch.tensor([[1, width]]), locations, torch.ones(locations.shape[:-1]))
+    expected = ms_deform_attn(*(one.double() if one.is_floating_point() else one for one in given))
+    got = torch.from_numpy(run_kernel(ms_deform_attn, *given)).double()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)

@@ -2,7 +2,8 @@
 //
 // Each block has PIXELS of the output and OUTPUTS channels of one group.  It goes through the taps and, DEPTH channels
 // at a time, reads what the tap finds for each pixel and the filters' elements into shared memory; then each thread
-// adds them to its COLUMNS output channels of one pixel.  Where a tap lies is computed once for all its channels.
+// adds them to its COLUMNS output channels of one pixel.  Where a tap lies is computed once for all its channels.  Each
+// DEPTH channels have a sum of their own: thousands of products one by one would each be rounded to the total.
 
 #include "../include/layerport_kernels.h"
 
@@ -13,27 +14,37 @@ namespace {
 constexpr int PIXELS = 32, OUTPUTS = 128;  // as in reference.py
 constexpr int WARPS = 8, DEPTH = 32, COLUMNS = OUTPUTS / WARPS;
 
+// Where a tap lies along one axis: after which pixel, and how far.  Only the offset is split into whole and part: its
+// sum with `base` would be rounded relative to the size of the image.
+struct Along {
+    int first;
+    float part;
+    bool near;  // false for what is not finite too
+
+    __device__ __forceinline__ Along(int base, float offset, int size) {
+        float whole = floorf(offset);
+        part = offset - whole;
+        if (part >= 1.0f) whole += 1.0f, part = 0.0f;  // rounded, just below 0
+        const bool fits = whole >= -2147483648.0f && whole < 2147483648.0f;
+        const long long place = fits ? 1ll * base + static_cast<int>(whole) : size;
+        near = place < size && (place >= 0 || (place == -1 && part > 0.0f));
+        first = near ? static_cast<int>(place) : 0;
+    }
+};
+
 // The four pixels between which a tap lies; a share of 0 and an index of -1 for those outside of the image.
-//
-// The offset alone is cut into pixels and a fraction, which is exact: a place far from the origin would be rounded.
 struct Place {
     int pixel[4];
     float share[4];
 
-    __device__ __forceinline__ void set(int y, float down, int x, float right, int height, int width) {
-        const float rows = floorf(down), columns = floorf(right);
-        const float below = down - rows, beside = right - columns;
-        // Not true for NaN; an offset that is larger leads out of any image.
-        const bool finite = fabsf(rows) < 1e9f && fabsf(columns) < 1e9f;
-        const int top = finite ? y + static_cast<int>(rows) : 0, left = finite ? x + static_cast<int>(columns) : 0;
-        const bool near = finite && top < height && left < width && (top > -1 || (top == -1 && below > 0.0f)) &&
-                          (left > -1 || (left == -1 && beside > 0.0f));
+    __device__ __forceinline__ void set(const Along& y, const Along& x, int height, int width) {
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-            const int row = top + (corner >> 1), column = left + (corner & 1);
-            const bool inside = near && row >= 0 && row < height && column >= 0 && column < width;
+            const int row = y.first + (corner >> 1), column = x.first + (corner & 1);
+            const bool inside = y.near && x.near && row >= 0 && row < height && column >= 0 && column < width;
+            const float down = corner >> 1 ? y.part : 1.0f - y.part, right = corner & 1 ? x.part : 1.0f - x.part;
             pixel[corner] = inside ? row * width + column : -1;
-            share[corner] = (corner >> 1 ? below : 1.0f - below) * (corner & 1 ? beside : 1.0f - beside);
+            share[corner] = inside ? down * right : 0.0f;
         }
     }
 };
@@ -80,7 +91,7 @@ __global__ void __launch_bounds__(32 * WARPS) deform_conv2d(
                         const float right = to_float(offset[(2 * index + 1) * places + place]);
                         const int tap_y = row + tap / kernel_width * dilation_y;
                         const int tap_x = column + tap % kernel_width * dilation_x;
-                        at.set(tap_y, down, tap_x, right, height, width);
+                        at.set(Along(tap_y, down, height), Along(tap_x, right, width), height, width);
                         if (mask != nullptr) scale = to_float(mask[index * places + place]);
                     }
 #pragma unroll
@@ -101,25 +112,22 @@ __global__ void __launch_bounds__(32 * WARPS) deform_conv2d(
             __syncthreads();
             if (first + warp * COLUMNS < outputs) {
                 const int count = depth - start < DEPTH ? depth - start : DEPTH;
-                // A long sum is rounded less in pieces; half of them at a time, because more do not fit the registers.
+                float part[COLUMNS] = {};
+#pragma unroll 4
+                for (int i = 0; i < count; ++i) {
+                    const float value = read[i][lane];
+                    const auto* from = reinterpret_cast<const float4*>(&filters[i][warp * COLUMNS]);
 #pragma unroll
-                for (int half = 0; half < COLUMNS; half += COLUMNS / 2) {
-                    float piece[COLUMNS / 2] = {};
-                    for (int i = 0; i < count; ++i) {
-                        const float value = read[i][lane];
-                        const auto* from = reinterpret_cast<const float4*>(&filters[i][warp * COLUMNS + half]);
-#pragma unroll
-                        for (int c = 0; c < COLUMNS / 8; ++c) {
-                            const float4 four = from[c];
-                            piece[4 * c] += value * four.x;
-                            piece[4 * c + 1] += value * four.y;
-                            piece[4 * c + 2] += value * four.z;
-                            piece[4 * c + 3] += value * four.w;
-                        }
+                    for (int c = 0; c < COLUMNS / 4; ++c) {
+                        const float4 four = from[c];
+                        part[4 * c] += value * four.x;
+                        part[4 * c + 1] += value * four.y;
+                        part[4 * c + 2] += value * four.z;
+                        part[4 * c + 3] += value * four.w;
                     }
-#pragma unroll
-                    for (int c = 0; c < COLUMNS / 2; ++c) sums[half + c] += piece[c];
                 }
+#pragma unroll
+                for (int c = 0; c < COLUMNS; ++c) sums[c] += part[c];
             }
             __syncthreads();
         }

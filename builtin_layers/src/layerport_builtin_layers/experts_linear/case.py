@@ -41,7 +41,7 @@ CASE = LayerCase(
         _shape("no tokens", 0, [], 4, 6, 8),
         _shape("tiles, one not full, one of two", 80, 2, 2, 70, 40, shared=True, bias=True),
         _shape("tiles of odd channels, an expert without tokens", 13, [[0, 2]] * 12 + [[7, -1]], 3, 5, 13),
-        _shape("tiles of a long sum", 17, 1, 2, 3, 4096),
+        _shape("a tile of thousands of products in a sum", 32, [[0]] * 32, 1, 32, 8192, shared=True),
         _shape("a token of Mixtral", 1, 2, 8, 28672, 4096, shared=True, gpu_only=True),
         _shape("a prompt of Qwen3-MoE", 2048, 8, 128, 1536, 2048, shared=True, gpu_only=True),
         _shape("16 tokens of Qwen3-MoE", 16, 8, 128, 1536, 2048, shared=True, gpu_only=True),

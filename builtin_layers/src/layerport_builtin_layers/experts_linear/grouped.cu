@@ -14,6 +14,7 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int TILE = 64;  // as in reference.py
 constexpr int EACH = 4;   // rows, and columns, of a thread in a tile
+constexpr int PIECE = 64;  // channels with a sum of their own: thousands one by one would each be rounded to the total
 
 struct Tile {
     int expert, first, rows;
@@ -121,11 +122,11 @@ __global__ void __launch_bounds__(THREADS) experts_grouped(
     const int row_of = threadIdx.x / (TILE / EACH) * EACH, column_of = threadIdx.x % (TILE / EACH) * EACH;
     float sums[EACH][EACH] = {};
     if (tile.expert >= 0) {
+        float part[EACH][EACH] = {};
         for (int k = 0; k < channels; k += K) {
             stage(left, line, pack, from, k + pack, channels, in_packs);
             stage(right, line, pack, matrix, k + pack, channels, in_packs);
             __syncthreads();
-            float piece[EACH][EACH] = {};  // a long sum is rounded less in pieces
 #pragma unroll 4
             for (int i = 0; i < K; ++i) {
                 float a[EACH], b[EACH];
@@ -134,15 +135,16 @@ __global__ void __launch_bounds__(THREADS) experts_grouped(
 #pragma unroll
                 for (int r = 0; r < EACH; ++r) {
 #pragma unroll
-                    for (int c = 0; c < EACH; ++c) piece[r][c] += a[r] * b[c];
+                    for (int c = 0; c < EACH; ++c) part[r][c] += a[r] * b[c];
                 }
             }
+            __syncthreads();
+            if ((k + K) % PIECE != 0 && k + K < channels) continue;
 #pragma unroll
             for (int r = 0; r < EACH; ++r) {
 #pragma unroll
-                for (int c = 0; c < EACH; ++c) sums[r][c] += piece[r][c];
+                for (int c = 0; c < EACH; ++c) sums[r][c] += part[r][c], part[r][c] = 0.0f;
             }
-            __syncthreads();
         }
     }
 #pragma unroll

@@ -10,6 +10,24 @@ using namespace layerport;
 
 namespace {
 
+// Where a point lies along one axis of a map: after which pixel, and how far.  The product with the size is rounded
+// relative to the size; what it lost, which the fused product tells exactly, is added to the part.
+struct Along {
+    float first, part;
+    bool near;  // false for what is not finite too
+
+    __device__ __forceinline__ Along(float location, float size) {
+        const float product = __fmul_rn(location, size), lost = __fmaf_rn(location, size, -product);
+        const float place = product - 0.5f;
+        first = floorf(place);
+        part = (place - first) + lost;
+        // What was lost may be what it lies beyond a pixel.
+        if (part < 0.0f) first -= 1.0f, part += 1.0f;
+        if (part >= 1.0f) first += 1.0f, part -= 1.0f;
+        near = first < size && (first >= 0.0f || (first == -1.0f && part > 0.0f));
+    }
+};
+
 template <int WIDTH, typename T>
 __device__ __forceinline__ void add_pixel(
     const T* __restrict__ from, float share, bool packed, int inside, float (&sampled)[WIDTH]
@@ -25,27 +43,6 @@ __device__ __forceinline__ void add_pixel(
         if (k < inside) sampled[k] += share * to_float(from[k]);
     }
 }
-
-// Where a point lies on an axis of `size` pixels: between pixel `first` and the next, `fraction` behind it.
-//
-// location * size - 0.5 would be rounded relative to the size; the product's own rounding is added to the fraction.
-struct Between {
-    float first, fraction;
-
-    __device__ __forceinline__ Between(float location, float size) {
-        const float product = location * size;
-        const float place = product - 0.5f;
-        first = floorf(place);
-        fraction = (place - first) + fmaf(location, size, -product);
-        if (fraction < 0.0f) first -= 1.0f, fraction += 1.0f;
-        if (fraction >= 1.0f) first += 1.0f, fraction -= 1.0f;
-    }
-
-    // Whether one of the two pixels may be there; not for NaN.
-    __device__ __forceinline__ bool is_near(float size) const {
-        return first < size && (first > -1.0f || (first == -1.0f && fraction > 0.0f));
-    }
-};
 
 }  // namespace
 
@@ -76,20 +73,20 @@ __global__ void __launch_bounds__(256) ms_deform_attn(
     for (int level = 0; level < levels; ++level) {
         const long long height = sizes[2 * level], width = sizes[2 * level + 1];
         for (int point = 0; point < points; ++point, ++weight, location += 2) {
-            const Between x(to_float(location[0]), static_cast<float>(width));
-            const Between y_of_point(to_float(location[1]), static_cast<float>(height));
+            const Along across(to_float(location[0]), static_cast<float>(width));
+            const Along down(to_float(location[1]), static_cast<float>(height));
             float sampled[WIDTH] = {};
-            if (x.is_near(static_cast<float>(width)) && y_of_point.is_near(static_cast<float>(height))) {
-                const long long left = static_cast<long long>(x.first), top = static_cast<long long>(y_of_point.first);
+            if (across.near && down.near) {
+                const long long left = static_cast<long long>(across.first), top = static_cast<long long>(down.first);
 #pragma unroll
                 for (int corner = 0; corner < 4; ++corner) {
-                    const long long column_index = left + (corner & 1), row_index = top + (corner >> 1);
-                    if (column_index < 0 || column_index >= width || row_index < 0 || row_index >= height) continue;
+                    const long long column = left + (corner & 1), row = top + (corner >> 1);
+                    if (column < 0 || column >= width || row < 0 || row >= height) continue;
                     // The sizes come at run time: what they claim past the pixels is not read.
-                    const long long pixel = start + row_index * width + column_index;
+                    const long long pixel = start + row * width + column;
                     if (pixel < 0 || pixel >= pixels) continue;
-                    const float share = (corner & 1 ? x.fraction : 1.0f - x.fraction) *
-                                        (corner >> 1 ? y_of_point.fraction : 1.0f - y_of_point.fraction);
+                    const float share = (corner & 1 ? across.part : 1.0f - across.part) *
+                                        (corner >> 1 ? down.part : 1.0f - down.part);
                     add_pixel<WIDTH>(from + pixel * step, share, packed, inside, sampled);
                 }
             }
