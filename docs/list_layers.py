@@ -61,7 +61,10 @@ def rows(case: LayerCase, figures: dict[str, Any], gpu: dict[str, Any]) -> list[
         ("error on the CPU", _errors(measured.get("errors", {}))),
         *((f"registers of `{name}`", _resources(by)) for name, by in measured.get("resources", {}).items()),
         ("bytes", _bytes(case)),
-        (f"on {gpu['machine']['gpu']}", _on_a_gpu(gpu["layers"].get(layer.name, {}))),
+        (
+            f"on {gpu['machine']['gpu']}",
+            _on_a_gpu(gpu["layers"].get(layer.name, {}), [one.name for one in layer.kernels]),
+        ),
         ("time there", _times(gpu["layers"].get(layer.name, {}).get("times", []), layer.short_name)),
     ]
 
@@ -82,7 +85,9 @@ def _resources(by_architecture: dict[str, list[int]]) -> str:
     return "; ".join(told)
 
 
-def _on_a_gpu(found: dict[str, Any]) -> str:
+def _on_a_gpu(found: dict[str, Any], kernels: list[str]) -> str:
+    if not found:
+        return NOT_ON_A_GPU
     told = []
     for step, what in (("checked", "in Torch"), ("plugins", "by the two plugins, without TensorRT")):
         if one := found.get(step):
@@ -97,7 +102,9 @@ def _on_a_gpu(found: dict[str, Any]) -> str:
         if said != "right" and not said.startswith("skipped")
     ]
     told += ["memcheck found nothing"] if found.get("compute-sanitizer", "").startswith("fine") else []
-    return "; ".join(told) or NOT_ON_A_GPU
+    if later := [f"`{name}`" for name in kernels if name not in found["kernels"]]:
+        told.append(f"written since, and not run there: {', '.join(later)}")
+    return "; ".join(told)
 
 
 def _times(records: list[dict[str, Any]], name: str) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/gather.py first.json second.json > benchmarks/results/gpu_figures.json
 
-Of each layer the last run that made a step counts.  Raises nothing: what no run made is absent.
+Of each layer the last run that made a step counts; what no run made is absent.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def gathered(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for run in runs:
         for name, layer in run["layers"].items():
             kept = layers.setdefault(name, {})
+            kept["kernels"] = layer["kernels"]
             for step in _COMPARING:
                 if step in layer:
                     wrong = [one for one in layer[step]["faults"] if not one["fault"].startswith("skipped")]

@@ -100,7 +100,7 @@ def measure(
     }
     for name, case in cases.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
-        layer = result["layers"][name] = {"errors": {}}
+        layer = result["layers"][name] = {"errors": {}, "kernels": [kernel.name for kernel in case.layer.kernels]}
         for step, run in steps.items():
             if options.step and step not in options.step:
                 continue
