@@ -13,8 +13,8 @@ _WARPS = 8
 _COLUMNS = 2  # of a warp, as in kernel.cu
 _TILE = 64  # as in grouped.cu
 _COLUMNS_OF_TENSOR = 128  # of a block, as in tensor.cu
-# Pairs (token, expert) of each expert on average, from which on sorting is worth it.  On an H100, with the 128 experts of
-# Qwen3-MoE in float16: a pair by itself takes 2 us, tiles on tensor cores 920 us for 128 pairs and 2,650 for 16,384.
+# Pairs (token, expert) of each expert on average, from which on sorting is worth it.  On an H100, with the 128 experts
+# of Qwen3-MoE in float16: a pair by itself takes 2 us, tiles on tensor cores 920 us for 128 pairs, 2,650 for 16,384.
 _TOKENS_FOR_TENSOR = 4
 _TOKENS_FOR_TILES = 8  # on the CUDA cores (4,560 us for the 16,384); where they cross was not measured
 

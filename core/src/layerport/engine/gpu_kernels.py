@@ -1,6 +1,6 @@
 """One kernel of a plugin spec on a GPU, on host arrays: what the check of kernels runs where there is a GPU.
 
-It launches through the code that an engine launches through.  No GPU has run it yet.
+It launches through the code that an engine launches through.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A layer's Torch operator on CUDA tensors: the kernel that fits, on Torch's current stream, else the reference.
 
 All that depends on dtypes and sizes is done once for each combination and kept as a plan; a further call with the same
-ones takes the addresses, allocates the outputs and launches.  Not run on a GPU by us yet: tests give it a stand-in for
-`Cuda` and run the kernels on the CPU.
+ones takes the addresses, allocates the outputs and launches.  Tests give it a stand-in for `Cuda` and run the
+kernels on the CPU.
 """
 
 from __future__ import annotations

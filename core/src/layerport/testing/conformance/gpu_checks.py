@@ -1,4 +1,4 @@
-"""What must hold of a layer's kernels on a GPU, called as Torch calls them.  No GPU of ours has run this file yet."""
+"""What must hold of a layer's kernels on a GPU, called as Torch calls them."""
 
 from __future__ import annotations
 
