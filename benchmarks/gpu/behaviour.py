@@ -24,6 +24,7 @@ from checks import smallest
 from layerport.testing import Case, LayerCase
 
 _SANITIZER_LIMIT = 240.0
+TURNS = 50  # calls of each thread
 
 
 def fault_of(check: Callable[[], None]) -> str | None:
@@ -75,7 +76,7 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
 
         def work(seed: int) -> None:
             inputs = one.tensors(seed=seed, device="cuda")
-            for _ in range(50):
+            for _ in range(TURNS):
                 output = layer(*one.arguments(inputs))
             right(output, inputs)
 

@@ -47,7 +47,8 @@ def case(request: pytest.FixtureRequest, stand_in: HostCuda, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("case", LAYERS, indirect=True)
-def test_every_layer_behaves(gpu: Any, case: Any) -> None:  # noqa: F811
+def test_every_layer_behaves(gpu: Any, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(gpu.behaviour, "TURNS", 2)
     found = gpu.behaviour.torch_checks(case)
     assert {name: fault for name, fault in found.items() if fault and not fault.startswith(ALLOWED)} == {}
 
@@ -71,6 +72,7 @@ def test_every_layer_is_timed(gpu: Any, case: Any, stand_in: HostCuda, monkeypat
     # No reference: its views of an input would be taken for the input's memory.
     monkeypatch.setattr(gpu.timing, "rivals_of", lambda layer: {"a sum": lambda x, *_: x + x, "none": lambda *_: 1 / 0})
     monkeypatch.setattr(gpu.timing, "_MOST_COPIES", 2)
+    monkeypatch.setattr(gpu.timing, "LEAST_CALLS", 2)
     one = gpu.checks.smallest(case, "float16", 100)
     found = gpu.timing._timed(case, one)
     assert found["ours"] > 0 and {name: type(time) for name, time in found["rivals"].items()} == {
