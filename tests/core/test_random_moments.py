@@ -1,6 +1,6 @@
 """A build that is killed, terminated or interrupted at random moments: nothing partial, nobody left, a good cache.
 
-Three moments are tried; LAYERPORT_MOMENTS=100 tries so many, and LAYERPORT_MOMENTS_RESULT=FILE.json keeps the figures.
+Two moments are tried; LAYERPORT_MOMENTS=100 tries so many, and LAYERPORT_MOMENTS_RESULT=FILE.json keeps the figures.
 The moments are the same in each run, as parts of the time that a whole build takes.
 """
 
@@ -30,7 +30,7 @@ from small_setup import ENGINE, MODELS, SMALL
 pytest.importorskip("tensorrt_rtx")
 
 SEED = 8
-MOMENTS = int(os.environ.get("LAYERPORT_MOMENTS", "3"))
+MOMENTS = int(os.environ.get("LAYERPORT_MOMENTS", "2"))
 RESULT = os.environ.get("LAYERPORT_MOMENTS_RESULT")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 BUILD = f"""
