@@ -130,9 +130,7 @@ class CudaOperator:
         self._steps: dict[Any, Steps] = {}
         self._need_numbers: set[Kernel] = set()
         self._converts: bool | None = None if self._params else False
-        self._converted = ConvertedParameters(
-            [place for place, _ in self._params], [place for place, _ in self._attributes]
-        )
+        self._converted: ConvertedParameters | None = None  # where a pack converts
 
     def __call__(self, *args: Any) -> Any:
         given = args
@@ -303,7 +301,10 @@ class CudaOperator:
         """The arguments with the parameters as the kernel wants them, converted once for each state of a parameter."""
         if self._converts is None:
             self._converts = self._has_conversion()
-        if not self._converts:
+            if self._converts:
+                params, attributes = ([place for place, _ in those] for those in (self._params, self._attributes))
+                self._converted = ConvertedParameters(params, attributes)
+        if self._converted is None:
             return args
         given = self._converted.get(args, lambda: self._ask_pack(args))
         if not given:
