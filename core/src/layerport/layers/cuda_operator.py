@@ -300,10 +300,11 @@ class CudaOperator:
     def _convert(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with the parameters as the kernel wants them, converted once for each state of a parameter."""
         if self._converts is None:
-            self._converts = self._has_conversion()
-            if self._converts:
+            converts = self._has_conversion()
+            if converts:
                 params, attributes = ([place for place, _ in those] for those in (self._params, self._attributes))
                 self._converted = ConvertedParameters(params, attributes)
+            self._converts = converts  # last: another thread that sees it must see the other too
         if self._converted is None:
             return args
         given = self._converted.get(args, lambda: self._ask_pack(args))
