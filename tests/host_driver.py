@@ -34,7 +34,7 @@ class HostLaunchDriver(LaunchDriver):
         super().__init__(architecture)
         # By image and symbol: two kernels of one source that are no templates are in one image.
         self.known: dict[tuple[str, str], tuple[CudaSource, str, LaunchRule, Cubin]] = {}
-        self.symbol_of: dict[int, str] = {}
+        self.kernels: dict[int, tuple[bytes, str]] = {}  # image and symbol
         self.memory: dict[int, int] = {}
         self.workspaces: set[int] = set()  # memory into which addresses may point
 
@@ -61,12 +61,13 @@ class HostLaunchDriver(LaunchDriver):
     def cuLibraryGetKernel(self, library: int, symbol: bytes) -> Any:
         status, _ = super().cuLibraryGetKernel(library, symbol)
         kernel = self._handle()
-        self.libraries[kernel], self.symbol_of[kernel] = self.libraries[library], symbol.decode()
+        self.kernels[kernel] = (self.libraries[library], symbol.decode())
         return status, kernel
 
     def learnt(self, kernel: int) -> tuple[CudaSource, str, LaunchRule, Cubin]:
         """What was learnt of a kernel; of one that another driver loaded, by its image alone."""
-        digest, symbol = hashlib.sha256(self.libraries[kernel]).hexdigest(), self.symbol_of.get(kernel)
+        image, symbol = self.kernels.get(kernel) or (self.libraries[kernel], None)
+        digest = hashlib.sha256(image).hexdigest()
         (found,) = [one for (image, name), one in self.known.items() if image == digest and symbol in (None, name)]
         return found
 
