@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch.export import Dim
 from torch.nn import functional
 
 import layerport as lp
-from layerport.testing import check_spellings
+from layerport.testing import check_spellings, kernel_for, run_kernel
 from layerport_builtin_layers import plugin
 from layerport_builtin_layers.add_layer_norm import add_layer_norm
 from layerport_builtin_layers.gated_rms_norm import gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.group_norm_silu import group_norm_silu
+from layerport_builtin_layers.group_norm_silu import reference as of_group_norm
 from layerport_builtin_layers.packed_gate_mul import packed_gate_mul
 from layerport_builtin_layers.silu_mul import silu_mul
 from searched import search_in
@@ -79,7 +81,11 @@ def test_a_unet_builds_with_its_norms_and_gates_found(tmp_path: Path) -> None:
     (gate,) = [one for one in report.found if one.layer == packed_gate_mul.name]
     assert gate.attributes == {"activation": "gelu", "gate_last": True}
     assert report.verification is not None and report.verification.passed
-    assert {one.answer for one in report.verification.kernels} == {"right"}
+    assert {(one.kernel, one.answer) for one in report.verification.kernels} == {
+        ("group_norm_silu", "right"),
+        ("packed_gelu_mul", "right"),
+        ("group_norm_silu_pieces", "not run"),  # no group is large enough
+    }
     other = (torch.randn(1, 6, 4, 9).half(), torch.randn(1, 8).half())
     with lp.load(tmp_path / "a.lp") as session:
         (got,) = session(x=other[0], time=other[1]).values()
@@ -215,3 +221,27 @@ IMAGE = torch.ones(2, 6, 3)
 def test_what_does_not_fit_is_refused(layer: lp.Layer, arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         layer(*arguments)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "most_pieces", "offset"),
+    [
+        ((2, 3, 61, 64), 512, 0),
+        ((2, 3, 67, 64), 1, 0),  # a piece of more than a round
+        ((2, 3, 57, 63), 512, {"x": 8}),  # x and y do not lie alike
+        ((1, 4501, 2), 512, 4),  # three channels in a pack
+        ((2, 3, 59, 61), 512, 12),  # two channels in a pack
+    ],
+)
+def test_group_norm_of_pieces_whose_means_are_far_apart(
+    shape: tuple[int, ...], most_pieces: int, offset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_group_norm, "_MOST_PIECES", most_pieces)
+    x = torch.linspace(3000, 5000, math.prod(shape))
+    x = x.reshape(shape) + torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight, bias = torch.linspace(-1, 1, shape[1]), torch.linspace(1, 2, shape[1])
+    assert kernel_for(group_norm_silu, x, 1, weight, bias) == "group_norm_silu_pieces"
+    expected = group_norm_silu.reference(x.double(), 1, weight.double(), bias.double())
+    got = torch.from_numpy(run_kernel(group_norm_silu, x, 1, weight, bias, offset=offset))
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=5e-6)

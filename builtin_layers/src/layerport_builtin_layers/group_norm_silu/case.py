@@ -28,6 +28,8 @@ CASE = LayerCase(
         _shape("a video", 2, 2, 6, 2, 3, 5, eps=0.5),
         _shape("more than a round of a block", 2, 1, 6, 37, 41),
         _shape("no pixels beside the channels", 4, 3, 16),
+        _shape("groups of two pieces, the second group not aligned", 2, 1, 2, 16381),
+        _shape("pieces of channels that end within a pack", 2, 1, 6, 53, 54),
         _shape("no images", 2, 0, 4, 3, 3),
         _shape("Stable Diffusion, the first level", 32, 2, 320, 64, 64, gpu_only=True),
         _shape("its VAE, the last level", 32, 1, 128, 512, 512, gpu_only=True),

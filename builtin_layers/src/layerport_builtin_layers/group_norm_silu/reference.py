@@ -10,6 +10,8 @@ from torch import Tensor
 import layerport as lp
 
 _THREADS = 512
+_PIECE = 8192  # items that a block of pieces.cu keeps in registers
+_MOST_PIECES = 512  # each block reads what the first launch wrote for all pieces of its group
 _DTYPES = (
     "float32",
     "float16",
@@ -38,6 +40,31 @@ def group_norm_silu(x: Tensor, groups: int, weight: lp.Param, bias: lp.Param, ep
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     result = torch.group_norm(x.to(wide), groups, weight.to(wide), bias.to(wide), eps)
     return torch.nn.functional.silu(result).to(x.dtype)
+
+
+@group_norm_silu.kernel(
+    lp.cuda("pieces.cu", "group_norm_moments<{x}>"),
+    lp.cuda("pieces.cu", "group_norm_apply<{x}, {weight}>"),
+    dtypes=_DTYPES,
+    when=lambda x, groups: x.shape[1] // groups * math.prod(x.shape[2:]) > _PIECE,
+    name="group_norm_silu_pieces",
+)
+def launch_pieces(
+    x: lp.TensorType, groups: int, weight: lp.TensorType, bias: lp.TensorType, eps: float, y: lp.TensorType
+) -> tuple[lp.Launch, ...]:
+    channels, pixels = x.shape[1] // groups, math.prod(x.shape[2:])
+    count = channels * pixels
+    pieces = lp.minimum(lp.cdiv(count, _PIECE), _MOST_PIECES)
+    blocks = x.shape[0] * groups * pieces
+    moments = lp.scratch((blocks, 2), "float32")
+    return (
+        lp.Launch(grid=blocks, block=256, args=(x, moments, pieces, count)),
+        lp.Launch(
+            grid=blocks,
+            block=256,
+            args=(x, moments, weight, bias, y, groups, channels, pixels, pieces, count, eps),
+        ),
+    )
 
 
 @group_norm_silu.kernel(lp.cuda("kernel.cu", "group_norm_silu<{x}, {weight}>"), dtypes=_DTYPES, name="group_norm_silu")
