@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import layerport as lp
 from layerport.packs.records import is_rewrite
-from layerport.testing import CaseShape, run_kernel
+from layerport.testing import CaseShape, kernel_for, run_kernel
 from layerport_builtin_layers import plugin
 from layerport_builtin_layers.deform_conv2d import deform_conv2d as layer
 from layerport_builtin_layers.deform_conv2d.case import CASE
@@ -283,6 +283,21 @@ def test_what_is_not_finite_stays_so_and_spoils_no_other(dtype: torch.dtype) -> 
     assert expected[1].isfinite().sum() == expected[1].numel() - 3
     got = torch.from_numpy(run_kernel(layer, x, offset, *rest).astype("float64"))
     torch.testing.assert_close(got, expected.double(), rtol=8e-3, atol=1e-3, equal_nan=True)
+
+
+@needs_compiler
+def test_on_tensor_cores_what_is_not_finite_or_far_outside_spoils_no_other() -> None:
+    x, offset, mask = (one.half() for one in given(channels=16))
+    weight = torch.randn(5, 16, 3, 3, generator=torch.Generator().manual_seed(4)).half() / 12
+    x[0, 1, 2, 3], mask[1, 2, 1, 1] = torch.nan, torch.inf
+    offset[1, [0, 5, 30], 4, 4] = torch.tensor(UNUSUAL, dtype=torch.float16)
+    offset[1, :4, 2, 3] = torch.tensor([65504.0, -65504.0, 6.0, -7.0])
+    arguments = (x, offset, weight, None, mask, [1, 1], [1, 1])
+    assert kernel_for(layer, *arguments) == "deform_tensor"
+    expected = layer(*arguments)
+    assert 0 < (~expected.isfinite()).sum() < expected.numel() / 2
+    got = torch.from_numpy(run_kernel(layer, *arguments).astype("float64"))
+    torch.testing.assert_close(got, expected.double(), rtol=1e-3, atol=2**-10, equal_nan=True)
 
 
 def test_gradients_of_offsets_that_are_not_finite_are_zero() -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 import layerport as lp
 
 _PIXELS, _OUTPUTS = 32, 128  # of a block, as in kernel.cu
+_PIXELS_OF_TENSOR = 64  # the same with as many outputs, as in tensor.cu
+_SIDE, _PACK = 32, 8  # of a square, and items of a pack, as there
 
 
 @lp.layer("layerport_builtin::deform_conv2d", version=1, find=False, purpose="not expressible")
@@ -32,7 +34,8 @@ def deform_conv2d(
     mask: (batch, offset groups * taps, rows, columns), which scales what each tap reads, or None.
     stride, padding, dilation: along y and x.  Groups and offset groups follow from the shapes.
     A tap is read between its four pixels, with zeros outside; what is not finite lies outside.  Computed in float32
-    (float64 for float64) and rounded once, at the end, as torchvision's `deform_conv2d` does in float32.
+    (float64 for float64) and rounded once, at the end, as torchvision's `deform_conv2d` does in float32.  In 16 bits a
+    kernel may also round what a tap reads, times its mask, before it is multiplied: tensor cores take 16 bits.
     Returns (batch, outputs, rows, columns) of x's dtype.  Raises ValueError for shapes, dtypes and attributes that do
     not fit.
     """
@@ -137,6 +140,63 @@ def _fit(
 @deform_conv2d.shape_rule
 def rule(x: lp.TensorType, offset: lp.TensorType, weight: lp.TensorType) -> Any:
     return x.dtype, (x.shape[0], weight.shape[0], *offset.shape[2:])
+
+
+def _run(x: lp.TensorType, offset: lp.TensorType, weight: lp.TensorType) -> tuple[Any, Any, Any]:
+    """How many channels a filter has, how many have an offset in common, and the lesser of the two."""
+    depth, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
+    of_offset_group = x.shape[1] // (offset.shape[1] // (2 * taps))
+    return depth, of_offset_group, lp.minimum(depth, of_offset_group)
+
+
+def _has_runs_of_packs(x: lp.TensorType, offset: lp.TensorType, weight: lp.TensorType) -> Any:
+    depth, of_offset_group, run = _run(x, offset, weight)
+    return (run % _PACK == 0) & (depth % run == 0) & (of_offset_group % run == 0)
+
+
+@deform_conv2d.kernel(
+    lp.cuda("tensor.cu", "deform_packs<{x}>"),
+    lp.cuda("tensor.cu", "deform_packs<{x}>"),
+    lp.cuda("tensor.cu", "deform_tensor<{x}>"),
+    dtypes=("float16", "bfloat16"),
+    when=_has_runs_of_packs,
+    name="deform_tensor",
+)
+def launch_tensor(
+    x: lp.TensorType,
+    offset: lp.TensorType,
+    weight: lp.TensorType,
+    bias: lp.TensorType | None,
+    mask: lp.TensorType | None,
+    y: lp.TensorType,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[lp.Launch, ...]:
+    batch, channels, height, width = x.shape
+    outputs, depth, kernel_height, kernel_width = weight.shape
+    rows, columns = offset.shape[2:]
+    _, of_offset_group, run = _run(x, offset, weight)
+    taps, groups, pixels = kernel_height * kernel_width, channels // depth, height * width
+    image, filters = lp.scratch(x.numel(), str(x.dtype)), lp.scratch(weight.numel(), str(x.dtype))
+    tiles, parts = lp.cdiv(rows * columns, _PIXELS_OF_TENSOR), lp.cdiv(outputs // groups, _OUTPUTS)
+    sizes = (tiles, parts, run, groups, depth // run, channels // of_offset_group, height, width, outputs // groups)
+    taken = (rows, columns, taps, kernel_width, *stride, *padding, *dilation)
+    return (
+        _packs(x, image, batch * (channels // run), run, pixels),
+        _packs(weight, filters, outputs * (depth // run), run, taps),
+        lp.Launch(
+            grid=(batch * tiles, groups * parts),
+            block=256,
+            args=(image, offset, filters, bias, mask, y, *sizes, *taken),
+        ),
+    )
+
+
+def _packs(given: lp.TensorType, made: lp.TensorType, matrices: Any, rows: Any, columns: Any) -> lp.Launch:
+    squares = lp.cdiv(columns, _SIDE)
+    grid = (matrices * squares, lp.cdiv(rows, _SIDE))
+    return lp.Launch(grid=grid, block=256, args=(given, made, squares, rows, columns))
 
 
 @deform_conv2d.kernel(
