@@ -35,10 +35,6 @@ __device__ __forceinline__ float item(const uint4& pack, int which) {
     return to_float(reinterpret_cast<const Pack<T>*>(&pack)->items[which]);
 }
 
-__device__ __forceinline__ unsigned word(const uint4* line, int index) {
-    return reinterpret_cast<const unsigned*>(line)[index];
-}
-
 }  // namespace
 
 // Each of many matrices, `rows` by `columns`, with its axes exchanged.
@@ -131,37 +127,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) deform_tensor(
         }
         if (step > 0 && wanted) {
             const int buffer = (step - 1) % 2;
-#pragma unroll
-            for (int k = 0; k < K / 2; k += 8) {  // in words of two
-                unsigned a[2][4], b[4][2];
-#pragma unroll
-                for (int m = 0; m < 2; ++m) {
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        a[m][i] = word(left[buffer][row_of + m * 16 + g + i % 2 * 8], k + q + i / 2 * 4);
-                    }
-                }
-#pragma unroll
-                for (int n = 0; n < 4; ++n) {
-#pragma unroll
-                    for (int i = 0; i < 2; ++i) b[n][i] = word(right[buffer][column_of + n * 8 + g], k + q + i * 4);
-                }
-#pragma unroll
-                for (int m = 0; m < 2; ++m) {
-#pragma unroll
-                    for (int n = 0; n < 4; ++n) mma<T>(sums[m][n], a[m], b[n]);
-                }
-            }
-            if (step % PIECE == 0 || step == steps) {
-#pragma unroll
-                for (int m = 0; m < 2; ++m) {
-#pragma unroll
-                    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) totals[m][n][i] += sums[m][n][i], sums[m][n][i] = 0.0f;
-                    }
-                }
-            }
+            multiply<T, K, PITCH>(sums, left[buffer], right[buffer], row_of, column_of);
+            if (step % PIECE == 0 || step == steps) add_piece(totals, sums);
         }
         if (step < steps) {
             const float* share = at[buffer_of_tap][line].share;

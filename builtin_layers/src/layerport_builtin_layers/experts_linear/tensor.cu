@@ -33,10 +33,6 @@ __device__ __forceinline__ uint4 bring(const T* row, int at, int channels, bool 
     return *reinterpret_cast<const uint4*>(&pack);
 }
 
-__device__ __forceinline__ unsigned word(const uint4* line, int index) {
-    return reinterpret_cast<const unsigned*>(line)[index];
-}
-
 }  // namespace
 
 template <typename T>
@@ -82,37 +78,8 @@ __global__ void __launch_bounds__(THREADS, 2) experts_tensor(
             }
             if (step > 0) {
                 const int buffer = (step - 1) % 2;
-#pragma unroll
-                for (int k = 0; k < K / 2; k += 8) {  // in words of two
-                    unsigned a[2][4], b[8][2];
-#pragma unroll
-                    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            a[m][i] = word(left[buffer][row_of + m * 16 + g + i % 2 * 8], k + q + i / 2 * 4);
-                        }
-                    }
-#pragma unroll
-                    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-                        for (int i = 0; i < 2; ++i) b[n][i] = word(right[buffer][column_of + n * 8 + g], k + q + i * 4);
-                    }
-#pragma unroll
-                    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-                        for (int n = 0; n < 8; ++n) mma<T>(sums[m][n], a[m], b[n]);
-                    }
-                }
-                if (step % PIECE == 0 || step == steps) {
-#pragma unroll
-                    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-                        for (int n = 0; n < 8; ++n) {
-#pragma unroll
-                            for (int i = 0; i < 4; ++i) totals[m][n][i] += sums[m][n][i], sums[m][n][i] = 0.0f;
-                        }
-                    }
-                }
+                multiply<T, K, PITCH>(sums, left[buffer], right[buffer], row_of, column_of);
+                if (step % PIECE == 0 || step == steps) add_piece(totals, sums);
             }
             if (step < steps) {
 #pragma unroll

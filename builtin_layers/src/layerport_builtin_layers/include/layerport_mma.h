@@ -90,4 +90,47 @@ __device__ __forceinline__ void mma(float (&sums)[4], const unsigned (&a)[4], co
 #endif
 }
 
+// sums += left right, of a warp of a block with one axis, from lines in shared memory that hold STEP items of k each:
+// 16 M lines of `left` from `row` on by 8 N lines of `right` from `column` on.  A line has PITCH packs of 16 bytes; one
+// more than STEP items fill keeps the lanes of a warp on different banks.
+template <typename T, int STEP, int PITCH, int M, int N>
+__device__ __forceinline__ void multiply(
+    float (&sums)[M][N][4], const uint4 (*left)[PITCH], const uint4 (*right)[PITCH], int row, int column
+) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const auto word = [](const uint4* line, int index) { return reinterpret_cast<const unsigned*>(line)[index]; };
+#pragma unroll
+    for (int k = 0; k < STEP / 2; k += 8) {  // in words of two
+        unsigned a[M][4], b[N][2];
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a[m][i] = word(left[row + m * 16 + g + i % 2 * 8], k + q + i / 2 * 4);
+        }
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) b[n][i] = word(right[column + n * 8 + g], k + q + i * 4);
+        }
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < N; ++n) mma<T>(sums[m][n], a[m], b[n]);
+        }
+    }
+}
+
+// totals += sums, which begin again.  Tensor cores cut off what does not fit a sum, so a long one is made in pieces.
+template <int M, int N>
+__device__ __forceinline__ void add_piece(float (&totals)[M][N][4], float (&sums)[M][N][4]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) totals[m][n][i] += sums[m][n][i], sums[m][n][i] = 0.0f;
+        }
+    }
+}
+
 }  // namespace layerport
