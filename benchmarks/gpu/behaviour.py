@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from checks import smallest
+from timing import is_capturable
 
 from layerport.testing import Case, LayerCase
 
@@ -38,8 +39,6 @@ def fault_of(check: Callable[[], None]) -> str | None:
 
 def torch_checks(case: LayerCase) -> dict[str, str | None]:
     """The fault of each way in which Torch calls the layer, None where there is none."""
-    from timing import is_capturable
-
     one = smallest(case, "float32", 100)
     layer = case.layer
     launched = is_capturable(case, one.arguments(one.tensors()))

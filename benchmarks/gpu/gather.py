@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_COMPARING = ("checked", "plugins")
+from run import COMPARING, counts
 
 
 def gathered(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -22,11 +22,10 @@ def gathered(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for name, layer in run["layers"].items():
             kept = layers.setdefault(name, {})
             kept["kernels"] = layer["kernels"]
-            for step in _COMPARING:
+            for step in COMPARING:
                 if step in layer:
-                    wrong = [one for one in layer[step]["faults"] if not one["fault"].startswith("skipped")]
-                    count = layer[step]["count"] - len(layer[step]["faults"])
-                    kept[step] = {"right": count, "wrong": len(wrong), "controls": layer[step]["controls"]}
+                    right, wrong, _ = counts(layer[step])
+                    kept[step] = {"right": right, "wrong": wrong, "controls": layer[step]["controls"]}
             if "behaviour" in layer:
                 kept["behaviour"] = {name: fault or "right" for name, fault in layer["behaviour"].items()}
             if "compute-sanitizer" in layer:

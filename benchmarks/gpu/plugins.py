@@ -125,14 +125,19 @@ def check_plugins(case: LayerCase, architecture: str, seed: int, library: Any = 
                     yield {**record, "variant": CONTROL, "fault": fault}
 
 
+def greatest(spec: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """All sizes of a spec for inputs of these shapes, those that depend on data as the greatest that they can be."""
+    sizes = dict(sizes_of(shapes))
+    return sizes | {one.name: one.greatest.evaluate(sizes) for one in spec.sizes}
+
+
 def outputs_of(plugin: Any, spec: Any, given: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
     """What a plugin computes, on the CPU.  Memory is poisoned before, and what lies behind an output may not change."""
     inputs = [given[one.name].to("cuda").contiguous() for one in spec.inputs]
-    sizes = sizes_of({one.name: tuple(value.shape) for one, value in zip(spec.inputs, inputs, strict=True)})
-    most = {one.name: one.greatest.evaluate(sizes) for one in spec.sizes}
+    sizes = greatest(spec, {one.name: tuple(value.shape) for one, value in zip(spec.inputs, inputs, strict=True)})
     rooms = [
         torch.full((prod(shape) * dtype.itemsize + _GUARD,), 0xFF, dtype=torch.uint8, device="cuda")
-        for shape, dtype in [(one.resolve({**sizes, **most}), from_dtype(one.dtype)) for one in spec.outputs]
+        for shape, dtype in [(one.resolve(sizes), from_dtype(one.dtype)) for one in spec.outputs]
     ]
     counts = [torch.full((), -1, dtype=torch.int64, device="cuda") for _ in spec.sizes]
     stream = torch.cuda.Stream()
@@ -141,7 +146,7 @@ def outputs_of(plugin: Any, spec: Any, given: Mapping[str, Any]) -> tuple[torch.
         [one.data_ptr() for one in (*inputs, *rooms, *counts)],
         stream.cuda_stream,
     )
-    known = {**sizes, **{name: int(count) for name, count in zip(most, counts, strict=True)}}
+    known = {**sizes, **{one.name: int(count) for one, count in zip(spec.sizes, counts, strict=True)}}
     outputs = []
     for one, room in zip(spec.outputs, rooms, strict=True):
         if not bool((room[-_GUARD:] == 0xFF).all()):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Call = Callable[..., Any]
 
@@ -54,14 +55,14 @@ def _grouped(x: Any, index: Any, weight: Any, bias: Any) -> Any:
     return torch.empty_like(made).index_copy_(0, order, made).reshape(tokens, chosen, weight.shape[1])
 
 
-_wide: dict[int, Any] = {}
+_wide: Any = WeakTensorKeyDictionary()
 
 
 def _plain_linear(x: Any, codes: Any, scales: Any, *_: Any) -> Any:
     """The same product with weights that are not packed, which are other numbers of the same shape."""
-    weight = _wide.get(id(codes))
+    weight = _wide.get(codes)
     if weight is None:
-        weight = _wide[id(codes)] = torch.randn(codes.shape[0], x.shape[-1], dtype=x.dtype, device=x.device)
+        weight = _wide[codes] = torch.randn(codes.shape[0], x.shape[-1], dtype=x.dtype, device=x.device)
     return functional.linear(x, weight)
 
 

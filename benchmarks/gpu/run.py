@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-_COMPARING = ("checked", "plugins")
+COMPARING = ("checked", "plugins")
 _PACKAGES = ("torch", "triton", "tensorrt_rtx", "tensorrt", "liger_kernel", "cuda-bindings", "layerport", "numpy")
 
 
@@ -197,15 +197,21 @@ def plan_is_wrong(said: Mapping[str, str]) -> bool:
     return program or "do not match" in said.get("verified", "")
 
 
+def counts(found: dict[str, Any]) -> tuple[int, int, int]:
+    """How many comparisons of a step were right, wrong and skipped."""
+    skipped = sum(one["fault"].startswith("skipped") for one in found["faults"])
+    return found["count"] - len(found["faults"]), len(found["faults"]) - skipped, skipped
+
+
 def wrong_checks(layer: dict[str, Any]) -> list[dict[str, Any]]:
     """The checks of a layer that found something wrong."""
-    found = [one for step in _COMPARING for one in layer.get(step, {"faults": ()})["faults"]]
+    found = [one for step in COMPARING for one in layer.get(step, {"faults": ()})["faults"]]
     return [one for one in found if not one["fault"].startswith("skipped")]
 
 
 def shows_nothing(layer: dict[str, Any]) -> bool:
     """Whether numbers were compared, and no comparison was shown to see a changed element."""
-    steps = [layer[step] for step in _COMPARING if step in layer]
+    steps = [layer[step] for step in COMPARING if step in layer]
     return bool(steps) and not sum(step["controls"] for step in steps)
 
 
@@ -215,12 +221,10 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{about['gpu']} ({about['architecture']}), driver {about['driver']}, CUDA {about['cuda']}", ""]
     for name, layer in result["layers"].items():
         lines += [f"{name}:", *(f"  FAILED {step}: {error}" for step, error in layer["errors"].items())]
-        for step in _COMPARING:
+        for step in COMPARING:
             if found := layer.get(step):
-                count, controls = found["count"], found["controls"]
-                skipped = sum(one["fault"].startswith("skipped") for one in found["faults"])
-                wrong = len(found["faults"]) - skipped
-                said = f"{count - wrong - skipped} right, {wrong} wrong, {skipped} skipped; {controls} changed elements"
+                right, wrong, skipped = counts(found)
+                said = f"{right} right, {wrong} wrong, {skipped} skipped; {found['controls']} changed elements"
                 lines.append(f"  {step}: {said}")
         if shows_nothing(layer):
             lines.append("  WRONG: no comparison was shown to see a changed element")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from checks import NoKernelError, is_in, single, smallest
+from plugins import greatest
 from rivals import limited, rivals_of
 
 from layerport.testing import LayerCase
@@ -152,7 +153,6 @@ def as_plugin(case: LayerCase, arguments: Sequence[Any]) -> Call:
     from layerport.kernels.workspace import WORKSPACE
     from layerport.layers.cuda_operator import cuda
     from layerport.parameters.frameworks.torch_dtypes import from_dtype
-    from layerport.sizes.tensors import sizes_of
     from layerport.targets import Target
     from layerport.testing.specs import plugin_spec
 
@@ -165,8 +165,7 @@ def as_plugin(case: LayerCase, arguments: Sequence[Any]) -> Call:
     values = dict(zip(names, arguments, strict=True))
     shapes = {one.name: tuple(values[one.name].shape) for one in spec.inputs}
     runner.set_shapes(shapes)
-    sizes = sizes_of(shapes)
-    sizes |= {one.name: one.greatest.evaluate(sizes) for one in spec.sizes}
+    sizes = greatest(spec, shapes)
     outputs = [torch.empty(one.resolve(sizes), dtype=from_dtype(one.dtype), device="cuda") for one in spec.outputs]
     counts = [torch.empty((), dtype=torch.int64, device="cuda") for _ in spec.sizes]
     work = torch.empty(max(1, runner.workspace), dtype=torch.uint8, device="cuda")

@@ -49,7 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     import timing
 
     yield SimpleNamespace(checks=checks, run=run, timing=timing, behaviour=behaviour, probe=probe)
-    for name in ("checks", "run", "timing", "behaviour", "probe"):
+    for name in ("checks", "run", "timing", "behaviour", "probe", "plugins", "rivals"):
         sys.modules.pop(name, None)
 
 

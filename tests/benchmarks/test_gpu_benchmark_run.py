@@ -48,7 +48,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(behaviour, "has_compiler", lambda: False)
     monkeypatch.setattr(behaviour, "shutil", SimpleNamespace(which=lambda name: None))
     yield SimpleNamespace(behaviour=behaviour, checks=checks, probe=probe, run=run, timing=timing)
-    for name in ("checks", "run", "timing", "behaviour", "probe"):
+    for name in ("checks", "run", "timing", "behaviour", "probe", "plugins", "rivals"):
         sys.modules.pop(name, None)
 
 

@@ -8,17 +8,11 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.row_launches import CENTRED_DTYPES
 
 _THREADS = 512
 _PIECE = 8192  # items that a block of pieces.cu keeps in registers
 _MOST_PIECES = 512  # each block reads what the first launch wrote for all pieces of its group
-_DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-    {"weight": "float32", "bias": "float32", "*": "float16"},
-    {"weight": "float32", "bias": "float32", "*": "bfloat16"},
-)
 
 
 @lp.layer("layerport_builtin::group_norm_silu", version=1, find=False)
@@ -45,7 +39,7 @@ def group_norm_silu(x: Tensor, groups: int, weight: lp.Param, bias: lp.Param, ep
 @group_norm_silu.kernel(
     lp.cuda("pieces.cu", "group_norm_moments<{x}>"),
     lp.cuda("pieces.cu", "group_norm_apply<{x}, {weight}>"),
-    dtypes=_DTYPES,
+    dtypes=CENTRED_DTYPES,
     when=lambda x, groups: x.shape[1] // groups * math.prod(x.shape[2:]) > _PIECE,
     name="group_norm_silu_pieces",
 )
@@ -67,7 +61,9 @@ def launch_pieces(
     )
 
 
-@group_norm_silu.kernel(lp.cuda("kernel.cu", "group_norm_silu<{x}, {weight}>"), dtypes=_DTYPES, name="group_norm_silu")
+@group_norm_silu.kernel(
+    lp.cuda("kernel.cu", "group_norm_silu<{x}, {weight}>"), dtypes=CENTRED_DTYPES, name="group_norm_silu"
+)
 def launch(
     x: lp.TensorType, groups: int, weight: lp.TensorType, bias: lp.TensorType, eps: float, y: lp.TensorType
 ) -> lp.Launch:

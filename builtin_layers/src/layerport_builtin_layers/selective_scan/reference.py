@@ -165,13 +165,11 @@ def backward(
     )
 
 
-def _chunks(states: int) -> None:
-    @selective_scan.kernel(
-        lp.cuda("chunks.cu", f"selective_scan_chunks<{{x}}, {states}>"),
-        dtypes=_OF_KERNELS,
-        when=lambda a: a.shape[1] == states,
-        name=f"selective_scan_{states}",
-    )
+def _kernel(file: str, entry: str, name: str, when: Any = None, *, fixed: int | None = None) -> None:
+    """fixed: the number of states that the kernel is compiled for, and takes alone; None where it is told."""
+    takes = when if fixed is None else lambda a: a.shape[1] == fixed
+
+    @selective_scan.kernel(lp.cuda(file, entry), dtypes=_OF_KERNELS, when=takes, name=f"selective_scan_{name}")
     def launch(
         x: lp.TensorType,
         dt: lp.TensorType,
@@ -186,47 +184,22 @@ def _chunks(states: int) -> None:
         state: lp.TensorType,
     ) -> lp.Launch:
         batch, channels, length = x.shape
-        rows = _THREADS // states
-        return lp.Launch(
-            grid=lp.cdiv(batch * channels, rows),
-            block=(states, rows),
-            args=(x, dt, a, b, c, d, z, dt_bias, y, state, batch * channels, channels, length, softplus),
-        )
-
-
-def _kernel(few: bool) -> None:
-    @selective_scan.kernel(
-        lp.cuda("kernel.cu", f"selective_scan<{{x}}, {str(few).lower()}>"),
-        dtypes=_OF_KERNELS,
-        when=(lambda a: a.shape[1] <= _LANES) if few else None,
-        name=f"selective_scan_{'few' if few else 'many'}",
-    )
-    def launch(
-        x: lp.TensorType,
-        dt: lp.TensorType,
-        a: lp.TensorType,
-        b: lp.TensorType,
-        c: lp.TensorType,
-        d: lp.TensorType | None,
-        z: lp.TensorType | None,
-        dt_bias: lp.TensorType | None,
-        softplus: bool,
-        y: lp.TensorType,
-        state: lp.TensorType,
-    ) -> lp.Launch:
-        batch, channels, length = x.shape
-        states = a.shape[1]
-        half = lp.where(states <= 8, 8, lp.where(states <= 16, 16, _LANES))
-        lanes = lp.where(states <= 2, 2, lp.where(states <= 4, 4, half))
+        lanes = _lanes(a.shape[1]) if fixed is None else fixed
         rows = _THREADS // lanes
+        sizes = (batch * channels, channels, length, *([a.shape[1]] if fixed is None else []))
         return lp.Launch(
             grid=lp.cdiv(batch * channels, rows),
             block=(lanes, rows),
-            args=(x, dt, a, b, c, d, z, dt_bias, y, state, batch * channels, channels, length, states, softplus),
+            args=(x, dt, a, b, c, d, z, dt_bias, y, state, *sizes, softplus),
         )
 
 
+def _lanes(states: Any) -> Any:
+    half = lp.where(states <= 8, 8, lp.where(states <= 16, 16, _LANES))
+    return lp.where(states <= 2, 2, lp.where(states <= 4, 4, half))
+
+
 for _states in (8, 16, 32):
-    _chunks(_states)
-_kernel(few=True)
-_kernel(few=False)
+    _kernel("chunks.cu", f"selective_scan_chunks<{{x}}, {_states}>", str(_states), fixed=_states)
+_kernel("kernel.cu", "selective_scan<{x}, true>", "few", lambda a: a.shape[1] <= _LANES)
+_kernel("kernel.cu", "selective_scan<{x}, false>", "many")

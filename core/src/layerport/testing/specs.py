@@ -20,6 +20,7 @@ from layerport.targets import Target
 
 if TYPE_CHECKING:
     from layerport.bundle.plugin_spec import PluginSpec
+    from layerport.parameters.standard_form import Parameters
 
 
 def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
@@ -42,9 +43,7 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
     given = {name: value for name, value in values.items() if name not in inputs and value is not None}
     bound = layer.bind(**given)
     attributes = bound.parameters.attributes
-    parameters = bound.parameters
-    if layer.converter is not None and layer.converter.has_conversion(layer):
-        parameters = layer.converter.convert(layer, parameters, target)
+    parameters = _by_pack(layer, bound.parameters, target)
     tensors = {name: values[name] for name in shapes}
     # Its inputs may fit together in more ways than their axes tell, or by arithmetic: then its sizes are as they are.
     for made in (shapes, _by_size(tensors, inputs)):
@@ -62,16 +61,22 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
 def converted(layer: Layer, target: Target, *args: Any) -> tuple[Any, ...]:
     """The arguments of a call with the parameters that a pack converts for this target, on the CPU, in their places."""
     values = layer.signature.bind(args, {}, layer=layer.name)
-    params = {one.name: values[one.name] for one in layer.signature.params if values[one.name] is not None}
-    if not params or layer.converter is None or not layer.converter.has_conversion(layer):
-        return tuple(values.values())
-    attributes = {one.name: values[one.name] for one in layer.signature.attributes}
-    before = layer.bind(**params, **attributes).parameters
-    after = layer.converter.convert(layer, before, target)
+    inputs = {one.name for one in layer.signature.arguments if one.kind is Kind.INPUT}
+    before = layer.bind(
+        **{name: one for name, one in values.items() if name not in inputs and one is not None}
+    ).parameters
+    after = _by_pack(layer, before, target)
     return tuple(
-        from_standard(after[name], "torch") if name in params and after[name] is not before[name] else value
+        from_standard(after[name], "torch") if name in after and after[name] is not before.get(name) else value
         for name, value in values.items()
     )
+
+
+def _by_pack(layer: Layer, parameters: Parameters, target: Target) -> Parameters:
+    """The parameters as the layer's pack converts them."""
+    if layer.converter is None or not layer.converter.has_conversion(layer):
+        return parameters
+    return layer.converter.convert(layer, parameters, target)
 
 
 def _by_size(tensors: Mapping[str, Any], inputs: set[str]) -> dict[str, TensorType | None]:
