@@ -21,6 +21,7 @@ from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.group_norm_silu import group_norm_silu
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.local_correlation import local_correlation
+from layerport_builtin_layers.local_correlation.claims import claim_local_correlation
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
 from layerport_builtin_layers.ms_deform_attn.claims import claim_ms_deform_attn
 from layerport_builtin_layers.nms import nms
@@ -59,6 +60,7 @@ def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
     claims = (
         *(claim_rms_norm, claim_gated_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan),
         *(claim_quantised, claim_linear, claim_deform_conv2d, claim_roi_align, claim_nms, claim_scatter_pillars),
+        claim_local_correlation,
     )
     return next((answer for claim in claims if (answer := claim(module)) is not None), None)
 

@@ -70,7 +70,7 @@ class BuildReport:
     verification: Verification | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    build_modules: list[str] = field(default_factory=list)
+    build_modules: list[str] = field(default_factory=list, repr=False)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:

@@ -200,6 +200,24 @@ def test_a_rewrite_whose_children_are_claimed_too() -> None:
     assert torch.equal(model(torch.ones(2)), torch.full((2,), 3.0))
 
 
+def test_a_rewritten_forward_has_the_signature_of_the_modules_own() -> None:
+    """By which torch.export matches dynamic shapes to inputs, where the whole model is rewritten."""
+
+    def forward(copy: Any, *args: Tensor) -> Tensor:
+        return double(args[0]) - args[0] + args[1]
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, other: Tensor) -> Tensor:
+            return x + other
+
+    args = (sample(), sample() + 1)
+    claimed = claim(Sum(), on(Sum, lambda: lp.rewrite(forward, layers=(double,))), *args)
+    assert claimed.claims[0].status == "claimed"
+    batch = torch.export.Dim("batch", min=1, max=8)
+    program = torch.export.export(claimed.model, args, dynamic_shapes=({0: batch}, {0: batch}), strict=False)
+    assert torch.equal(program.module()(args[0][:1], args[1][:1]), args[0][:1] + args[1][:1])
+
+
 # What is not claimed, and why
 
 
@@ -381,6 +399,22 @@ def test_a_model_that_cannot_be_copied() -> None:
     with pytest.raises(UsageError) as caught:
         structural_copy(Holder(Locked()))
     assert caught.value.fault == "model Holder cannot be copied: TypeError: cannot pickle a lock"
+
+
+def test_a_model_that_keeps_what_it_computed_is_copied() -> None:
+    class Keeps(nn.Linear):
+        kept: Any = ()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = [super().forward(x)]
+            return self.kept[0] * 2
+
+    model = Holder(Keeps(5, 5))
+    model(sample(width=5))
+    inner: Any = structural_copy(model).inner
+    (kept,) = inner.kept
+    assert torch.equal(kept, model.inner.kept[0]) and kept is not model.inner.kept[0]
+    assert not kept.requires_grad and inner.weight is model.inner.weight
 
 
 def test_a_gate_that_a_pack_would_get_wrong_is_not_replaced(small: ModuleType) -> None:

@@ -5,7 +5,6 @@ A wrong claim can never change the numbers: what is not proven stays as it is.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from layerport.errors import UsageError
 from layerport.front.claim_records import Candidate, Claim
-from layerport.front.claimed_layers import ClaimedLayer
+from layerport.front.claimed_layers import ClaimedLayer, rewritten
 from layerport.front.copies import replace_everywhere, structural_copy
 from layerport.front.lookalikes import Lookalike, find_lookalikes
 from layerport.front.proving import prove
@@ -202,7 +201,7 @@ def _apply(model: torch.nn.Module, asked: list[tuple[Claim, torch.nn.Module]]) -
         answer = claim.chosen.answer
         if isinstance(answer, Rewrite):
             # The module belongs to the structural copy, so this changes nothing that the user owns.
-            module.forward = types.MethodType(answer.forward, module)
+            module.forward = rewritten(answer, module)
             continue
         gone.update(module.modules())
         claimed = ClaimedLayer(answer, module)

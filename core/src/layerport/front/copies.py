@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from layerport.errors import UsageError
 from layerport.foreign import torch_private
@@ -28,17 +29,27 @@ def structural_copy(model: torch.nn.Module) -> torch.nn.Module:
                 "run the model once on its example inputs before it is built",
             )
         memo[id(parameter)] = parameter
-    for buffer in model.buffers():
-        if not buffer.is_leaf:  # Torch's own copy refuses what autograd has computed
-            memo[id(buffer)] = buffer.detach().clone()
     try:
-        copied = copy.deepcopy(model, memo)
+        with _ComputedTensorsToo():
+            copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise UsageError(
             f"model {type(model).__name__} cannot be copied: {type(error).__name__}: {error}",
             "make the attribute that cannot be copied lazily, or define __deepcopy__ for it",
         ) from error
     return copied.eval()
+
+
+class _ComputedTensorsToo(TorchFunctionMode):
+    """Copies what autograd has computed as constants, which Torch's own copy refuses.
+
+    A module holds such tensors where its forward keeps what it made, as buffers or as plain attributes.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return function(*args, **(kwargs or {}))
 
 
 def copy_of_inputs(values: Any) -> Any:
@@ -56,10 +67,11 @@ def copy_of_inputs(values: Any) -> Any:
     for leaf in leaves:
         if isinstance(leaf, torch.nn.Module):
             memo[id(leaf)] = leaf
-        elif isinstance(leaf, torch.Tensor) and (not leaf.is_leaf or _is_a_small_part(leaf)):
+        elif isinstance(leaf, torch.Tensor) and _is_a_small_part(leaf):
             memo[id(leaf)] = leaf.detach().clone()
     try:
-        return copy.deepcopy(values, memo)
+        with _ComputedTensorsToo():
+            return copy.deepcopy(values, memo)
     except Exception as error:
         raise UsageError(
             f"an example input cannot be copied: {type(error).__name__}: {error}",
