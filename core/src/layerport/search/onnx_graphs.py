@@ -1,7 +1,7 @@
 """An ONNX graph as a graph of Torch operators, in which layers are searched as in an exported program.
 
-What an operator does is in `onnx_rules`; one without a rule is a value that equals no other.  Sizes are symbolic as
-torch.export's are, and what the graph computes of sizes alone is followed in Python.
+What an operator does is in `onnx_rules` and `onnx_activations`; one without a rule is a value that equals no other.
+Sizes are symbolic as torch.export's are, and what the graph computes of sizes alone is followed in Python.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from layerport.parameters.conversion import from_standard, to_standard
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
 from layerport.search.model_values import ONNX_NODE, ModelValues
+from layerport.search.onnx_activations import ACTIVATION_RULES
 from layerport.search.onnx_rules import RULES, Graph, NoRuleError
 from layerport.search.onnx_sizes import SIZE_RULES
 from layerport.sizes.expressions import parse
 
+_RULES = RULES | ACTIVATION_RULES
 _MOST_KNOWN = 64  # elements of a tensor of sizes
 _ROOTS = {math.sqrt(number): None for number in range(2, 1025)}
 _CLOSED_FORMS = np.array(
@@ -115,7 +117,7 @@ class _Reader(Graph):
             return
         self._follow_sizes(node)
         made: Any = None
-        if node.domain in ("", "ai.onnx") and (rule := RULES.get(node.op_type)) is not None:
+        if node.domain in ("", "ai.onnx") and (rule := _RULES.get(node.op_type)) is not None:
             try:
                 made = rule(self, node)
             except Exception:  # it takes the node otherwise than ONNX does, or asks something of a dynamic size

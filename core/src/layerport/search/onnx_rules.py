@@ -1,6 +1,7 @@
 """What ONNX's operators compute, in Torch's.  A rule raises where it does not know: the node is a value of its own.
 
-`onnx_graphs` calls the rules; `onnx_sizes` has those for values that are sizes.
+`onnx_graphs` calls the rules; `onnx_activations` has those of functions of single elements, `onnx_sizes` those for
+values that are sizes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.fx import Node
 
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
 from layerport.parameters.frameworks.torch_dtypes import from_dtype
+from layerport.search.rules import into
 
 
 class NoRuleError(Exception):
@@ -90,12 +92,7 @@ _REDUCE = {
 }
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
+rule = into(RULES)
 
 
 def attribute_of(node: ir.Node, name: str, default: Any) -> Any:
@@ -114,12 +111,12 @@ def sizes_of(node: Node) -> list[Any]:
     return list(node.meta["val"].shape)
 
 
-@_rule(*_UNARY)
+@rule(*_UNARY)
 def _unary(graph: Graph, node: ir.Node) -> Any:
     return graph.call(_UNARY[node.op_type], graph.tensor(node.inputs[0]))
 
 
-@_rule(*_BINARY)
+@rule(*_BINARY)
 def _binary(graph: Graph, node: ir.Node) -> Any:
     first, second = (graph.tensor(value) for value in node.inputs)  # Max and Min of two only
     operator = _BINARY[node.op_type]
@@ -139,7 +136,7 @@ def _binary(graph: Graph, node: ir.Node) -> Any:
     return graph.call(operator, first, second)
 
 
-@_rule("Pow")
+@rule("Pow")
 def _pow(graph: Graph, node: ir.Node) -> Any:
     base, power = node.inputs
     first, second = graph.tensor(base), graph.tensor(power)
@@ -155,38 +152,7 @@ def _pow(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.pow.Tensor_Scalar, first, int(number) if number.is_integer() else number)
 
 
-@_rule("Gelu")
-def _gelu(graph: Graph, node: ir.Node) -> Any:
-    kind = attribute_of(node, "approximate", "none")
-    return graph.call(aten.gelu.default, graph.tensor(node.inputs[0]), approximate=kind)
-
-
-@_rule("LeakyRelu")
-def _leaky_relu(graph: Graph, node: ir.Node) -> Any:
-    return graph.call(aten.leaky_relu.default, graph.tensor(node.inputs[0]), attribute_of(node, "alpha", 0.01))
-
-
-@_rule("Swish")
-def _swish(graph: Graph, node: ir.Node) -> Any:
-    x, alpha = graph.tensor(node.inputs[0]), attribute_of(node, "alpha", 1.0)
-    if alpha == 1:
-        return graph.call(aten.silu.default, x)
-    return graph.call(aten.mul.Tensor, x, graph.call(aten.sigmoid.default, graph.call(aten.mul.Tensor, x, alpha)))
-
-
-@_rule("Clip")
-def _clip(graph: Graph, node: ir.Node) -> Any:
-    if "min" in node.attributes or "max" in node.attributes:
-        limits: list[Any] = [attribute_of(node, "min", None), attribute_of(node, "max", None)]
-    else:
-        ends = [input_of(node, place) for place in (1, 2)]
-        limits = [None if value is None else graph.number(value) for value in ends]
-        if any(value is not None and limit is None for value, limit in zip(ends, limits, strict=True)):
-            raise NoRuleError
-    return graph.call(aten.clamp.default, graph.tensor(node.inputs[0]), *limits)
-
-
-@_rule("Cast", "CastLike")
+@rule("Cast", "CastLike")
 def _cast(graph: Graph, node: ir.Node) -> Any:
     if node.op_type == "Cast":
         dtype = from_dtype(to_dtype(ir.DataType(attribute_of(node, "to", 0))))
@@ -195,7 +161,7 @@ def _cast(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.to.dtype, graph.tensor(node.inputs[0]), dtype)
 
 
-@_rule("Softmax", "LogSoftmax")
+@rule("Softmax", "LogSoftmax")
 def _softmax(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     rank = len(sizes_of(x))
@@ -205,7 +171,7 @@ def _softmax(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.softmax.int if node.op_type == "Softmax" else aten.log_softmax.int, x, axis)
 
 
-@_rule(*_REDUCE)
+@rule(*_REDUCE)
 def _reduce(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     axes = _axes(graph, node)
@@ -226,12 +192,12 @@ def _axes(graph: Graph, node: ir.Node) -> list[int]:
     return found
 
 
-@_rule("MatMul")
+@rule("MatMul")
 def _matmul(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.matmul.default, *(graph.tensor(value) for value in node.inputs))
 
 
-@_rule("Gemm")
+@rule("Gemm")
 def _gemm(graph: Graph, node: ir.Node) -> Any:
     first, second = (graph.tensor(value) for value in node.inputs[:2])
     if attribute_of(node, "alpha", 1.0) != 1 or attribute_of(node, "beta", 1.0) != 1:
@@ -245,7 +211,7 @@ def _gemm(graph: Graph, node: ir.Node) -> Any:
     return made if bias is None else graph.call(aten.add.Tensor, made, graph.tensor(bias))
 
 
-@_rule("Reshape")
+@rule("Reshape")
 def _reshape(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     shape = graph.ints(node.inputs[1])
@@ -255,7 +221,7 @@ def _reshape(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.reshape.default, x, shape)
 
 
-@_rule("Flatten")
+@rule("Flatten")
 def _flatten(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     shape = sizes_of(x)
@@ -264,7 +230,7 @@ def _flatten(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.reshape.default, x, [math.prod(shape[:axis]), math.prod(shape[axis:])])
 
 
-@_rule("Unsqueeze")
+@rule("Unsqueeze")
 def _unsqueeze(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     shape, axes = sizes_of(x), _axes(graph, node)
@@ -274,7 +240,7 @@ def _unsqueeze(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.reshape.default, x, [1 if axis in places else next(left) for axis in range(rank)])
 
 
-@_rule("Squeeze")
+@rule("Squeeze")
 def _squeeze(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     shape, axes = sizes_of(x), _axes(graph, node)
@@ -284,14 +250,14 @@ def _squeeze(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.reshape.default, x, [size for axis, size in enumerate(shape) if axis not in places])
 
 
-@_rule("Transpose")
+@rule("Transpose")
 def _transpose(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     order = attribute_of(node, "perm", None)
     return graph.call(aten.permute.default, x, list(reversed(range(len(sizes_of(x)))) if order is None else order))
 
 
-@_rule("Expand")
+@rule("Expand")
 def _expand(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     own, shape = sizes_of(x), graph.ints(node.inputs[1])
@@ -301,7 +267,7 @@ def _expand(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.expand.default, x, target)
 
 
-@_rule("Slice")
+@rule("Slice")
 def _slice(graph: Graph, node: ir.Node) -> Any:
     made = graph.tensor(node.inputs[0])
     if len(node.inputs) == 1:
@@ -318,7 +284,7 @@ def _slice(graph: Graph, node: ir.Node) -> Any:
     return made
 
 
-@_rule("Split")
+@rule("Split")
 def _split(graph: Graph, node: ir.Node) -> Any:
     x, axis = graph.tensor(node.inputs[0]), attribute_of(node, "axis", 0)
     length = sizes_of(x)[axis]
@@ -337,12 +303,12 @@ def _split(graph: Graph, node: ir.Node) -> Any:
     return made
 
 
-@_rule("Concat")
+@rule("Concat")
 def _concat(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.cat.default, [graph.tensor(value) for value in node.inputs], attribute_of(node, "axis", 0))
 
 
-@_rule("Gather")
+@rule("Gather")
 def _gather(graph: Graph, node: ir.Node) -> Any:
     x, places = graph.tensor(node.inputs[0]), graph.tensor(node.inputs[1])
     axis, index = attribute_of(node, "axis", 0), node.inputs[1]
@@ -353,19 +319,19 @@ def _gather(graph: Graph, node: ir.Node) -> Any:
     raise NoRuleError
 
 
-@_rule("Where")
+@rule("Where")
 def _where(graph: Graph, node: ir.Node) -> Any:
     return graph.call(aten.where.self, *(graph.tensor(value) for value in node.inputs))
 
 
-@_rule("Dropout")
+@rule("Dropout")
 def _dropout(graph: Graph, node: ir.Node) -> Any:
     if input_of(node, 2) is not None or len(node.outputs) > 1 or graph.opset < 7:
         raise NoRuleError
     return graph.call(aten.alias.default, graph.tensor(node.inputs[0]))
 
 
-@_rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def _norm(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     shape = sizes_of(x)

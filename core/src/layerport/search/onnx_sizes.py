@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from layerport.search.onnx_rules import Graph, NoRuleError, Rule, attribute_of, input_of, sizes_of
+from layerport.search.rules import into
 
 SIZE_RULES: dict[str, Rule] = {}
 
 
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        SIZE_RULES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
+rule = into(SIZE_RULES)
 
 
-@_rule("Shape")
+@rule("Shape")
 def _size_of(graph: Graph, node: ir.Node) -> Any:
     shape = sizes_of(graph.tensor(node.inputs[0]))
     return shape[attribute_of(node, "start", 0) : attribute_of(node, "end", None)]
 
 
-@_rule("Identity", "Cast")
+@rule("Identity", "Cast")
 def _size_same(graph: Graph, node: ir.Node) -> Any:
     if node.op_type == "Cast" and ir.DataType(attribute_of(node, "to", 0)) not in (
         ir.DataType.INT64,
@@ -38,7 +33,7 @@ def _size_same(graph: Graph, node: ir.Node) -> Any:
     return _known(graph, node, 0)
 
 
-@_rule("Add", "Sub", "Mul", "Div")
+@rule("Add", "Sub", "Mul", "Div")
 def _size_arithmetic(graph: Graph, node: ir.Node) -> Any:
     one, other = _known(graph, node, 0), _known(graph, node, 1)
     if node.op_type == "Div":
@@ -48,19 +43,19 @@ def _size_arithmetic(graph: Graph, node: ir.Node) -> Any:
     return one + other if node.op_type == "Add" else one - other if node.op_type == "Sub" else one * other
 
 
-@_rule("Concat")
+@rule("Concat")
 def _size_concat(graph: Graph, node: ir.Node) -> Any:
     return np.concatenate([np.atleast_1d(_known(graph, node, place)) for place in range(len(node.inputs))])
 
 
-@_rule("Gather")
+@rule("Gather")
 def _size_gather(graph: Graph, node: ir.Node) -> Any:
     if attribute_of(node, "axis", 0) != 0:
         raise NoRuleError
     return _known(graph, node, 0)[_known(graph, node, 1).astype(np.int64)]
 
 
-@_rule("Unsqueeze", "Squeeze", "Reshape")
+@rule("Unsqueeze", "Squeeze", "Reshape")
 def _size_view(graph: Graph, node: ir.Node) -> Any:
     known = _known(graph, node, 0)
     if node.op_type == "Squeeze":
@@ -68,7 +63,7 @@ def _size_view(graph: Graph, node: ir.Node) -> Any:
     return np.atleast_1d(known)
 
 
-@_rule("Slice")
+@rule("Slice")
 def _size_slice(graph: Graph, node: ir.Node) -> Any:
     (start,), (end,) = graph.ints(node.inputs[1]), graph.ints(node.inputs[2])
     if input_of(node, 4) is not None and graph.ints(node.inputs[4]) != [1]:
@@ -76,7 +71,7 @@ def _size_slice(graph: Graph, node: ir.Node) -> Any:
     return _known(graph, node, 0)[start : min(end, 2**31)]
 
 
-@_rule("ReduceProd")
+@rule("ReduceProd")
 def _size_product(graph: Graph, node: ir.Node) -> Any:
     product = math.prod(_known(graph, node, 0).flat)
     return [product] if attribute_of(node, "keepdims", 1) else np.array(product, dtype=object)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -53,16 +53,17 @@ TAKE_NUMBERS = frozenset(
     }
 )
 RULES: dict[str, Rule] = {}
+_R = TypeVar("_R")
 # What the names of an operator are in the rules: several spellings of one thing.
 SAME = {"softmax": "softmax", "_softmax": "softmax", "special_softmax": "softmax", "_log_softmax": "log_softmax"}
 SAME |= {"mm": "matmul", "bmm": "matmul", "concat": "cat", "concatenate": "cat", "special_expit": "sigmoid"}
 
 
-def into(table: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
-    """A decorator that puts rules into a table, by names of operators.  A rule gives None where it knows nothing."""
+def into(table: dict[str, _R]) -> Callable[..., Callable[[_R], _R]]:
+    """A decorator that puts rules into a table, by names of operators."""
 
-    def rule(*names: str) -> Callable[[Rule], Rule]:
-        def register(function: Rule) -> Rule:
+    def rule(*names: str) -> Callable[[_R], _R]:
+        def register(function: _R) -> _R:
             table.update(dict.fromkeys(names, function))
             return function
 
