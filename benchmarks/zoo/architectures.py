@@ -55,8 +55,10 @@ ARCHITECTURES = {
     "BERT": Architecture("bert", {"add_layer_norm": 4, "layer_norm": 1}, asked=("add_layer_norm", "layer_norm")),
     # Two norms a block of the encoder, three of the decoder, two last ones.
     "T5": Architecture("t5", {"rms_norm": 12, "gelu_mul": 4}),
-    # Both products of each block's experts.
-    "Mixtral": Architecture("mixtral-as-it-comes", {"rms_norm": 5, "experts_linear": 4, "silu_mul": 2, "rope": 4}),
+    # Both products of each block's experts, whose first gives both halves of their gate.
+    "Mixtral": Architecture(
+        "mixtral-as-it-comes", {"rms_norm": 5, "experts_linear": 4, "packed_gate_mul": 2, "rope": 4}
+    ),
     "Mamba": Architecture("mamba", {"rms_norm": 3, "selective_scan": 2}),
     # Its blocks normalise the states' step, input and output matrices, too.
     "Falcon-Mamba": Architecture("falcon-mamba", {"rms_norm": 9, "selective_scan": 2}),

@@ -337,6 +337,12 @@ class Bundle:
         entries = samples.get("losses", {}) if samples else {}
         return {name: Loss(one["error"], one["cosine"]) for name, one in entries.items()}
 
+    @property
+    def precisions(self) -> dict[str, str]:
+        """The coarser dtype that an output was computed through, by its name; empty where none was."""
+        samples = self.manifest.get("samples")
+        return dict(samples.get("precisions", {})) if samples else {}
+
     def samples(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The example inputs and Torch's outputs for them, by name, as NumPy arrays."""
         stored = layerport.parameters.standard_form.Parameters.from_bytes(

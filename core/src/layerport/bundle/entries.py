@@ -156,11 +156,15 @@ class LossEntry(TypedDict):
 
 
 class SamplesEntry(TypedDict):
-    """Whose outputs the samples are; losses: of the outputs that lossy claims change."""
+    """Whose outputs the samples are.
+
+    losses: of the outputs that lossy claims change.  precisions: of those computed through a coarser dtype, that one.
+    """
 
     reference: Name
     version: Name | None
     losses: NotRequired[dict[str, LossEntry]]
+    precisions: NotRequired[dict[str, Name]]
 
 
 class TargetEntry(TypedDict):

@@ -108,8 +108,8 @@ def verify(
 ) -> Verification:
     """Compare a bundle's outputs for its samples with Torch's, and each plugin's kernels with their references.
 
-    atol, rtol: absolute and relative tolerance; None takes those of each output's dtype, which grow with the output's
-    magnitude, and adds what the model's lossy claims were measured to lose.
+    atol, rtol: absolute and relative tolerance; None takes those of each output's dtype, or of the coarser one that it
+    was computed through, which grow with the output's magnitude, and adds what lossy claims were measured to lose.
     kernels: whether to run the plugins' kernels, which needs Torch and the packs of the layers.
     packs, prefer: packs to use besides the installed ones, and which go first, as in `layerport.build`.
     Raises as `load` does, and UsageError for a bundle without samples; a mismatch is an answer.
@@ -122,7 +122,13 @@ def verify(
     got = bundle.run(inputs)
     names = [port.name for port in opened.outputs]
     checks = [
-        compare(name, got.get(name), expected[name], atol=atol, rtol=rtol, loss=opened.losses.get(name))
+        compare(
+            *(name, got.get(name), expected[name]),
+            atol=atol,
+            rtol=rtol,
+            loss=opened.losses.get(name),
+            precision=opened.precisions.get(name),
+        )
         if name in expected
         else _without_sample(name, got.get(name))
         for name in dict.fromkeys([*names, *expected])

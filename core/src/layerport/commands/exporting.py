@@ -29,7 +29,6 @@ from layerport.commands import export_texts as texts
 from layerport.commands.export_triton import CONFIG, REPOSITORY, config_text, next_version
 from layerport.commands.tables import say
 from layerport.errors import BuildError, UsageError
-from layerport.parameters.comparison import Loss
 from layerport.system.records import Record
 from layerport.system.renames import rename_new
 
@@ -86,7 +85,7 @@ def export_bundle(bundle: str, tool: str, out: str) -> Exported:
         for name, text in _texts(made).items():
             (part / name).write_text(text, encoding="utf-8")
         if inputs:
-            _write_samples(part, inputs, outputs, opened.losses)
+            _write_samples(part, inputs, outputs, opened)
         opened.require_unchanged()
         files = sorted(str(path.relative_to(part)) for path in part.rglob("*") if path.is_file())
     return Exported(tool, str(folder), tuple(files), texts.commands(made), texts.notes(made))
@@ -203,9 +202,7 @@ def _write_model(bundle: Bundle, place: Path) -> None:
         shutil.copyfile(path.with_name(name), place / name)
 
 
-def _write_samples(
-    part: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any], losses: Mapping[str, Loss]
-) -> None:
+def _write_samples(part: Path, inputs: Mapping[str, Any], outputs: Mapping[str, Any], opened: Bundle) -> None:
     """Each tensor's bytes, and `samples.txt`, which says of each what it is; the format is in `samples.h`."""
     (part / texts.SAMPLES).mkdir()
     lines = []
@@ -213,7 +210,8 @@ def _write_samples(
         for number, (name, array) in enumerate(arrays.items()):
             file = texts.sample_file(kind, number)
             (part / file).write_bytes(array.tobytes())
-            absolute, relative = layerport.parameters.comparison.tolerance(array, losses.get(name))
+            known = opened.losses.get(name), opened.precisions.get(name)
+            absolute, relative = layerport.parameters.comparison.tolerance(array, *known)
             sizes = [array.ndim, *array.shape]
             lines.append(" ".join(map(str, (kind, file, array.dtype.name, absolute, relative, *sizes, name))))
     (part / f"{texts.SAMPLES}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -29,6 +29,7 @@ from layerport.front.lookalikes import Lookalike
 from layerport.front.losses import changed_outputs, losses_of
 from layerport.front.nodes import LayerNode, layer_nodes, unknown_layers
 from layerport.front.portable import write_portable
+from layerport.front.precisions import coarsest_types
 from layerport.front.realise import Realisation, realise
 from layerport.front.samples import record_outputs, torch_samples, write_samples
 from layerport.front.size_checks import check_layers, check_model, leave_out_size_one
@@ -168,6 +169,8 @@ def prepare(source: Source, packs: Packs, folder: Path, wishes: Wishes, start: C
     losses = {} if changed is None else losses_of(source, exported, outputs, changed)
     if reference is not None and losses:
         reference["losses"] = plain(losses)
+    if reference is not None and (coarse := coarsest_types(exported.model)):
+        reference["precisions"] = coarse
     written |= write_portable(exported.model, folder)
     if plugins.specs:
         written[bundles.PLUGINS] = bundles.write_hashed(folder / bundles.PLUGINS, [to_bytes(plugins)])

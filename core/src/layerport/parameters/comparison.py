@@ -58,6 +58,7 @@ class OutputCheck:
 
     nan, infinite: how many elements are that in both and were met by the same; nothing is shown by them.
     loss: the error of the model's lossy claims, which is allowed beside what the dtype allows.
+    precision: the coarser dtype that it was computed through, whose tolerance counted; None where there is none.
     fault: why it does not pass, where that is no matter of size.
     """
 
@@ -72,6 +73,7 @@ class OutputCheck:
     nan: int = 0
     infinite: int = 0
     loss: float | None = None
+    precision: str | None = None
 
     @property
     def answer(self) -> str:
@@ -80,6 +82,8 @@ class OutputCheck:
             return f"FAIL{': ' + self.fault if self.fault else ''}"
         counts = [f"{count} {what}" for count, what in ((self.nan, "NaN"), (self.infinite, "infinite")) if count]
         answer = f"pass where finite; {' and '.join(counts)} in both" if counts else "pass"
+        if self.precision is not None:
+            answer = f"{answer}, computed in {self.precision}"
         return answer if self.loss is None else f"{answer}, with the {self.loss:.2g} that its lossy claims lose"
 
     def to_json(self) -> dict[str, Any]:
@@ -98,19 +102,20 @@ def compare(
     rtol: float | None = None,
     tolerances: Mapping[str, tuple[float, float]] = TOLERANCES,
     loss: Loss | None = None,
+    precision: str | None = None,
 ) -> OutputCheck:
     """Compare one output with the wanted one, whole numbers and bools exactly, others in float64.
 
     atol: an absolute tolerance instead of the share of the tensor's magnitude.  rtol: instead of the share of the
     element.  NaN and infinities must be met by the same, and are counted; a tensor of nothing else does not pass, nor
     one with a cosine below LEAST_COSINE.  loss: what the model's lossy claims change, which is allowed beside the
-    tolerance of the dtype.
+    tolerance of the dtype.  precision: a coarser dtype that the output was computed through; its tolerance counts.
     """
     import numpy as np
 
-    dtype = want.dtype.name
+    dtype, judged = want.dtype.name, precision or want.dtype.name
     if loss is not None:
-        tolerances = _with_loss(tolerances, dtype, loss)
+        tolerances = _with_loss(tolerances, judged, loss)
     shape = tuple(want.shape)
     if got is None or got.shape != want.shape or got.dtype != want.dtype:
         found = "nothing" if got is None else f"{got.dtype.name}{list(got.shape)}"
@@ -125,7 +130,7 @@ def compare(
     with np.errstate(all="ignore"):
         difference = np.where(same, 0.0, np.abs(left - right))
         ratio = np.where(same, 0.0, difference / np.maximum(np.abs(right), np.finfo(np.float64).tiny))
-        allowed = _allowed(right, dtype, atol, rtol, tolerances)
+        allowed = _allowed(right, judged, atol, rtol, tolerances)
     # An infinity allows infinite error by the formula, so it has to be met exactly.
     passed = bool(np.all(same | (finite & (difference <= allowed))))
     cosine = _cosine(left[finite], right[finite])
@@ -146,6 +151,7 @@ def compare(
         int(nan.sum()) if passed else 0,
         int(infinite.sum()) if passed else 0,
         None if loss is None else loss.error,
+        precision,
     )
 
 
@@ -185,11 +191,13 @@ def errors_within(
     return near, np.where(np.isnan(far), np.inf, far)
 
 
-def tolerance(want: np.ndarray[Any, Any], loss: Loss | None = None) -> tuple[float, float]:
+def tolerance(
+    want: np.ndarray[Any, Any], loss: Loss | None = None, precision: str | None = None
+) -> tuple[float, float]:
     """How far an element may be from the wanted one: absolute, and as a share of that; for those who compare later."""
     import numpy as np
 
-    dtype = want.dtype.name
+    dtype = precision or want.dtype.name
     tolerances = TOLERANCES if loss is None else _with_loss(TOLERANCES, dtype, loss)
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return _tolerance(want.astype(np.float64).ravel(), dtype, tolerances)
