@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -94,8 +96,59 @@ def test_boxes_that_are_not_finite_suppress_nothing() -> None:
     assert run_kernel(layer, boxes, torch.arange(6.0), None, 0.5).tolist() == expected.tolist()
 
 
+@needs_compiler
 def test_of_no_boxes_none_are_kept() -> None:
-    assert layer(BOXES[:0], SCORES[:0], CLASSES[:0]).tolist() == []
+    none = (BOXES[:0], SCORES[:0], CLASSES[:0])
+    assert layer(*none).tolist() == run_kernel(layer, *none).tolist() == []
+
+
+ODD = [float("nan"), float("inf"), -float("inf"), -0.0]
+
+
+@needs_compiler
+@settings(max_examples=100 if EVERY else 20)
+@given(
+    count=st.sampled_from([0, 1, 2, 63, 64, 65, 128, 129, 200]),
+    seed=st.integers(0, 2**31),
+    classes=st.integers(0, 3),
+    field=st.sampled_from([1, 8, 40]),
+    odd=st.sampled_from([0.0, 0.1]),
+    threshold=st.sampled_from([-0.5, 0.0, 0.25, 0.5, 0.9, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_the_kernel_keeps_what_the_reference_keeps(
+    count: int, seed: int, classes: int, field: int, odd: float, threshold: float, dtype: torch.dtype
+) -> None:
+    """Whole numbers, so that many boxes, scores and overlaps are equal; some of the values are not finite."""
+    drawn = torch.Generator().manual_seed(seed)
+    corners = torch.randint(0, field + 1, (count, 2), generator=drawn)
+    boxes = torch.cat((corners, corners + torch.randint(0, 9, (count, 2), generator=drawn)), 1).to(dtype)
+    scores = torch.randint(-3, 4, (count,), generator=drawn).to(dtype)
+    for values in (boxes, scores):
+        others = torch.tensor(ODD, dtype=dtype)[torch.randint(0, 4, values.shape, generator=drawn)]
+        values.copy_(torch.where(torch.rand(values.shape, generator=drawn) < odd, others, values))
+    of = torch.randint(0, classes, (count,), generator=drawn) if classes else None
+    expected = layer(boxes, scores, of, threshold)
+    assert run_kernel(layer, boxes, scores, of, threshold).tolist() == expected.tolist()
+
+
+@needs_compiler
+@pytest.mark.parametrize("apart", [0.0, 2.0, 20.0], ids=["one is kept", "chains", "all are kept"])
+def test_many_tiles_and_long_chains(apart: float) -> None:
+    """Boxes in a row, each of which overlaps its neighbours: within a tile one decides about the next."""
+    left = torch.arange(1500.0) * apart
+    boxes = torch.stack((left, left * 0, left + 10, left * 0 + 10), 1)
+    expected = layer(boxes, -torch.arange(1500.0), None, 0.5)
+    assert len(expected) == {0.0: 1, 2.0: 750, 20.0: 1500}[apart]
+    assert run_kernel(layer, boxes, -torch.arange(1500.0), None, 0.5).tolist() == expected.tolist()
+
+
+@needs_compiler
+def test_no_launch_leaves_its_memory() -> None:
+    boxes, scores, classes, threshold = SMALL[3].arguments(SMALL[3].tensors())
+    for count in (1, 64, 65, 150):
+        given_ = (boxes[:count], scores[:count], classes[:count], threshold)
+        assert run_kernel(layer, *given_, sanitize=True).tolist() == layer(*given_).tolist()
 
 
 class Suppressed(nn.Module):

@@ -1,9 +1,8 @@
-// Greedy non-maximum suppression by one block, which needs no memory but the output.
+// Greedy non-maximum suppression in three launches, as torchvision's: order, masks of overlaps, and who is left.
 //
-// First the boxes' indices are written in the order of their scores.  Then the block goes through them in tiles: within
-// a tile one bit for each pair says who suppresses whom, one thread follows the bits, and all threads strike out what
-// the tile's kept boxes suppress behind it.  A struck index is stored inverted, so negative.  At last the kept ones are
-// moved to the front.
+// `nms_order` counts for each box how many go before it.  `nms_masks` compares tiles of 64 boxes in that order, one bit
+// for each pair.  `nms_walk`, one block, goes through the tiles: it settles which boxes of a tile are kept, and strikes
+// out what those hide behind it.
 //
 // The overlap is rounded step by step as the reference is, because a fused product would decide otherwise here and there.
 
@@ -13,7 +12,12 @@ using namespace layerport;
 
 namespace {
 
-constexpr int THREADS = 1024, TILE = 64;  // as in reference.py; bits of a mask
+using Mask = unsigned long long;
+
+constexpr int TILE = 64;   // as in reference.py, as is the next; bits of a mask
+constexpr int OWN = 4;     // boxes whose rank a warp counts at once
+constexpr int WARPS = 8;   // of a block of `nms_order` and of `nms_masks`
+constexpr int WALKERS = 1024;
 
 struct Box {
     float left, top, right, bottom, area;
@@ -32,96 +36,128 @@ struct Box {
     }
 };
 
-// Whether the box `other` goes before `one`: NaN is above all numbers, and of equals the first is first.
-__device__ __forceinline__ bool goes_before(float other, float one, bool is_earlier) {
-    if (other != other || one != one) return other != other && (one == one || is_earlier);
-    return other > one || (other == one && is_earlier);
+// Greater for the score that goes first: NaN is above all numbers, and both zeros are equal.
+__device__ __forceinline__ unsigned key_of(float score) {
+    if (score != score) return 0xffffffffu;
+    const unsigned bits = score == 0.0f ? 0u : __float_as_uint(score);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
+
+__device__ __forceinline__ Mask bit(int place) { return 1ull << place; }
 
 }  // namespace
 
 template <typename T>
-__global__ void __launch_bounds__(1024) nms(
-    const T* __restrict__ boxes, const T* __restrict__ scores, const long long* __restrict__ classes,
-    long long* __restrict__ order, long long* __restrict__ kept, int count, float threshold
-) {
-    __shared__ Box tile[TILE];
-    __shared__ long long of[TILE];
-    __shared__ unsigned long long hides[TILE], alive;
-    __shared__ int before[THREADS / 32 + 1];
-    const int thread = threadIdx.x;
+__global__ void __launch_bounds__(32 * WARPS) nms_order(const T* __restrict__ scores, int* __restrict__ order, int count) {
+    const int lane = threadIdx.x % 32;
+    const int first = (static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32) * OWN;
+    unsigned own[OWN];
+    int rank[OWN] = {};
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) own[i] = first + i < count ? key_of(to_float(scores[first + i])) : 0;
+    for (int other = lane; other < count; other += 32) {
+        const unsigned its = key_of(to_float(scores[other]));
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) rank[i] += its > own[i] || (its == own[i] && other < first + i);
+    }
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        for (int offset = 16; offset > 0; offset /= 2) rank[i] += __shfl_xor_sync(0xffffffffu, rank[i], offset);
+        if (lane == 0 && first + i < count) order[rank[i]] = first + i;
+    }
+}
 
-    for (int one = thread; one < count; one += THREADS) {
-        const float score = to_float(scores[one]);
-        int rank = 0;
-        for (int other = 0; other < count; ++other) rank += goes_before(to_float(scores[other]), score, other < one);
-        order[rank] = one;
+// hides: for each box in its order, and each tile from its own on, whom it hides there; in its own tile who hides it.
+template <typename T>
+__global__ void __launch_bounds__(32 * WARPS) nms_masks(
+    const T* __restrict__ boxes, const long long* __restrict__ classes, const int* __restrict__ order,
+    Mask* __restrict__ hides, int count, int tiles, float threshold
+) {
+    __shared__ Box mine[TILE];
+    __shared__ long long of_mine[TILE];
+    const int behind = blockIdx.x, tile = blockIdx.y;
+    if (behind < tile) return;
+    const int start = tile * TILE, size = count - start < TILE ? count - start : TILE;
+    if (static_cast<int>(threadIdx.x) < size) {
+        const long long index = order[start + threadIdx.x];
+        mine[threadIdx.x].read(boxes + index * 4);
+        of_mine[threadIdx.x] = classes != nullptr ? classes[index] : 0;
+    }
+    const int lane = threadIdx.x % 32;
+    Box theirs[2] = {};
+    long long of_theirs[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int place = behind * TILE + half * 32 + lane;
+        if (place >= count) continue;
+        const long long index = order[place];
+        theirs[half].read(boxes + index * 4);
+        of_theirs[half] = classes != nullptr ? classes[index] : 0;
     }
     __syncthreads();
-
-    for (int start = 0; start < count; start += TILE) {
-        const int size = count - start < TILE ? count - start : TILE;
-        const long long entry = thread < size ? order[start + thread] : -1;
-        const long long index = entry < 0 ? ~entry : entry;
-        if (thread < size) {
-            tile[thread].read(boxes + index * 4);
-            of[thread] = classes != nullptr ? classes[index] : 0;
+    for (int row = threadIdx.x / 32; row < size; row += WARPS) {
+        const Box one = mine[row];
+        const long long its = of_mine[row];
+        unsigned found[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int column = half * 32 + lane;
+            const bool asked = behind == tile ? column < row : behind * TILE + column < count;
+            const bool hidden = asked && of_theirs[half] == its && one.overlaps(theirs[half], threshold);
+            found[half] = __ballot_sync(0xffffffffu, hidden);
         }
-        if (thread == 0) alive = 0;
-        __syncthreads();
-        if (thread < size) {
-            unsigned long long mask = 0;
-            for (int other = thread + 1; other < size; ++other) {
-                if (of[other] == of[thread] && tile[thread].overlaps(tile[other], threshold)) mask |= 1ull << other;
-            }
-            hides[thread] = mask;
-            if (entry >= 0) atomicOr(&alive, 1ull << thread);
+        if (lane == 0) {
+            hides[static_cast<long long>(start + row) * tiles + behind] = static_cast<Mask>(found[1]) << 32 | found[0];
         }
-        __syncthreads();
-        if (thread == 0) {
-            unsigned long long left = alive;
-            for (int one = 0; one < size; ++one) {
-                if (left >> one & 1) left &= ~hides[one];
-            }
-            alive = left;
-        }
-        __syncthreads();
-        if (entry >= 0 && !(alive >> thread & 1)) order[start + thread] = ~entry;
-        for (int behind = start + TILE + thread; behind < count; behind += THREADS) {
-            const long long other = order[behind];
-            if (other < 0) continue;
-            Box box;
-            box.read(boxes + other * 4);
-            const long long its = classes != nullptr ? classes[other] : 0;
-            for (unsigned long long left = alive; left != 0; left &= left - 1) {
-                const int one = __ffsll(left) - 1;
-                if (of[one] == its && tile[one].overlaps(box, threshold)) {
-                    order[behind] = ~other;
-                    break;
-                }
-            }
-        }
-        __syncthreads();
     }
+}
 
+__global__ void __launch_bounds__(WALKERS) nms_walk(
+    const Mask* __restrict__ hides, const int* __restrict__ order, long long* __restrict__ output,
+    long long* __restrict__ kept, int count, int tiles
+) {
+    extern __shared__ Mask struck[];  // of each tile
+    __shared__ Mask chosen;
+    const int thread = threadIdx.x, lane = thread % 32;
+    for (int tile = thread; tile < tiles; tile += WALKERS) struck[tile] = 0;
+    __syncthreads();
+    // Who hides box `lane` and box `lane` + 32 of a tile; the next ones are loaded while a tile is settled.
+    const auto hiders = [&](int tile, int half) -> Mask {
+        const int place = tile * TILE + half * 32 + lane;
+        return place < count ? hides[static_cast<long long>(place) * tiles + tile] : 0;
+    };
+    Mask low = thread < 32 ? hiders(0, 0) : 0, high = thread < 32 ? hiders(0, 1) : 0;
     int found = 0;
-    for (int start = 0; start < count; start += THREADS) {
-        const long long entry = start + thread < count ? order[start + thread] : -1;
-        const unsigned mask = __ballot_sync(0xffffffffu, entry >= 0);
-        if (thread % 32 == 0) before[thread / 32] = __popc(mask);
-        __syncthreads();
-        if (thread == 0) {
-            int total = found;
-            for (int warp = 0; warp < THREADS / 32; ++warp) {
-                const int own = before[warp];
-                before[warp] = total;
-                total += own;
-            }
-            before[THREADS / 32] = total;
+    for (int tile = 0; tile < tiles; ++tile) {
+        const int start = tile * TILE;
+        if (thread < 32) {
+            const Mask own_low = low, own_high = high;
+            low = hiders(tile + 1, 0), high = hiders(tile + 1, 1);
+            const Mask within = count - start < TILE ? bit(count - start) - 1 : ~0ull;
+            const Mask alive = ~struck[tile] & within;
+            // A box is kept if no kept box hides it.  Asked of all at once, again and again: after n rounds the first n
+            // are right and stay so, and most tiles take few.
+            Mask now = alive, before;
+            do {
+                before = now;
+                const bool first = alive & bit(lane) && !(own_low & before);
+                const bool second = alive & bit(lane + 32) && !(own_high & before);
+                now = __ballot_sync(0xffffffffu, first);
+                now |= static_cast<Mask>(__ballot_sync(0xffffffffu, second)) << 32;
+            } while (now != before);
+            if (lane == 0) chosen = now;
         }
         __syncthreads();
-        if (entry >= 0) order[before[thread / 32] + __popc(mask & ((1u << thread % 32) - 1))] = entry;
-        found = before[THREADS / 32];
+        const Mask left = chosen;
+        if (thread < TILE && left & bit(thread)) output[found + __popcll(left & (bit(thread) - 1))] = order[start + thread];
+        found += __popcll(left);
+        for (int row = thread / 32; row < TILE; row += WALKERS / 32) {
+            if (!(left & bit(row))) continue;
+            const Mask* of_row = hides + static_cast<long long>(start + row) * tiles;
+            for (int behind = tile + 1 + lane; behind < tiles; behind += 32) {
+                if (const Mask mask = of_row[behind]) atomicOr(&struck[behind], mask);
+            }
+        }
         __syncthreads();
     }
     if (thread == 0) *kept = found;

@@ -1,4 +1,4 @@
-"""The layer `layerport_builtin::nms`: what it computes, and how its kernel is launched."""
+"""The layer `layerport_builtin::nms`: what it computes, and how its kernels are launched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 import layerport as lp
 
-_THREADS = 1024  # of the one block, as in kernel.cu
+_TILE = 64  # boxes of a mask; with the three below as in kernel.cu
+_OWN = 4  # boxes whose rank a warp counts
+_WARPS = 8
+_WALKERS = 1024
 
 
 @lp.layer("layerport_builtin::nms", version=1, find=False, purpose="not expressible")
@@ -78,7 +81,9 @@ def rule(boxes: Any) -> Any:
 
 
 @nms.kernel(
-    lp.cuda("kernel.cu", "nms<{boxes}>"),
+    lp.cuda("kernel.cu", "nms_order<{boxes}>"),
+    lp.cuda("kernel.cu", "nms_masks<{boxes}>"),
+    lp.cuda("kernel.cu", "nms_walk"),
     dtypes=tuple({"classes": "int64", "output": "int64", "*": one} for one in ("float32", "float16", "bfloat16")),
     name="nms",
 )
@@ -89,6 +94,16 @@ def launch(
     output: lp.TensorType,
     kept: lp.TensorType,
     iou_threshold: float,
-) -> lp.Launch:
-    args = (boxes, scores, classes, output, kept, boxes.shape[0], iou_threshold)
-    return lp.Launch(grid=1, block=_THREADS, args=args)
+) -> tuple[lp.Launch, ...]:
+    count = boxes.shape[0]
+    tiles = lp.cdiv(count, _TILE)
+    order, hides = lp.scratch(count, "int32"), lp.scratch((count, tiles), "int64")
+    return (
+        lp.Launch(grid=lp.cdiv(count, _WARPS * _OWN), block=32 * _WARPS, args=(scores, order, count)),
+        lp.Launch(
+            grid=(tiles, tiles),
+            block=32 * _WARPS,
+            args=(boxes, classes, order, hides, count, tiles, iou_threshold),
+        ),
+        lp.Launch(grid=1, block=_WALKERS, shared=tiles * 8, args=(hides, order, output, kept, count, tiles)),
+    )
