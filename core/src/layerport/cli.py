@@ -341,7 +341,8 @@ def lock(packs: tuple[str, ...], as_json: bool) -> int:
 def check(pack: str, layers: tuple[str, ...], gpu: bool, seconds: float, junit: str | None, as_json: bool) -> int:
     """Check every layer of PACK, an installed pack or a Python file, without a GPU unless --gpu is given."""
     checking = layerport.commands.checking
-    report = checking.check_pack(pack, layers=layers, gpu=gpu, seconds=seconds)
+    with checking.shown_checks(enabled=not as_json) as begin:
+        report = checking.check_pack(pack, layers=layers, gpu=gpu, seconds=seconds, begin=begin)
     if junit is not None:
         checking.write_junit(report, junit)
     _answer(report, checking.render_check, as_json)

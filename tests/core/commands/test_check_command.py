@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from layerport.cli import main
+from layerport.commands import checking
 from layerport.commands.checking import check_pack
 from layerport.errors import UsageError
 from packs.zoo_conformance import TEXT
@@ -78,6 +80,18 @@ def test_the_command_says_what_fails_and_what_to_change(tmp_path: Path) -> None:
     assert case.get("classname") == "checked::spoilt"
     (failure,) = case.findall("failure")
     assert failure.get("message") == "spoilt-small-int32: the reference changes its input x"
+
+
+def test_the_command_says_what_runs_and_what_took_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_SLOW", 0.01)
+    done = CliRunner().invoke(main, ["check", write(tmp_path, QUICK)])
+    lines = [line.partition(" s] ")[2] for line in done.stderr.splitlines()]
+    assert [line for line in lines if "has run" not in line] == ["checked::double", "checked::double int32"]
+    assert "checked::double onnx has run for 0.01 s" in lines
+    *_, longest, last = done.stdout.splitlines()
+    assert longest.startswith("longest: ") and "checked::double onnx " in longest
+    assert re.search(r"checked\.py: 1 layer, 7 passed, 0 failed, 6 not run in \d+ s; no GPU was asked$", last)
+    assert CliRunner().invoke(main, ["check", write(tmp_path, QUICK), "--json"]).stderr == ""
 
 
 def test_the_command_on_one_layer_in_json(tmp_path: Path) -> None:

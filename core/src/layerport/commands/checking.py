@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ SECONDS = 120.0
 """How long one check may take; compiling for all architectures is part of one."""
 _CHILD = "layerport.testing.conformance.child"
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+_LONGEST = 3
+_SLOW = 10.0
+"""Seconds from which a check is worth a line."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,11 @@ class CheckedThing(Record):
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.layer, self.dtype, self.check)))
+        return _named(self.check, self.layer, self.dtype)
+
+
+def _named(check: str, layer: str | None, dtype: str | None) -> str:
+    return " ".join(filter(None, (layer, dtype, check)))
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,13 @@ def check_pack(
     gpu: bool = False,
     seconds: float = SECONDS,
     tell: Callable[[CheckedThing], None] = lambda one: None,
+    begin: Callable[[str], None] = lambda name: None,
 ) -> CheckReport:
     """Run the conformance kit on an installed pack, or a Python file that is one.
 
     layers: only these.  gpu: also on this machine's GPU.  seconds: what each check may take; the one that takes longer
-    fails and is the last.  tell: called with each check as it ends.  Raises UsageError for a pack, a layer or a GPU
-    that is not there.
+    fails and is the last.  tell: called with each check as it ends; begin: with its layer, dtype and name before it.
+    Raises UsageError for a pack, a layer or a GPU that is not there.
     """
     layerport.packs.named.info_of_name(pack, discover())
     checks: list[CheckedThing] = []
@@ -102,6 +111,8 @@ def check_pack(
                     raise UsageError(said["error"]["fault"], said["error"]["repair"], faults=said["error"]["faults"])
                 is_done = is_done or "done" in said
                 current, since = said.get("begin", current), time.monotonic()
+                if "begin" in said:
+                    begin(_named(**current))
                 if "end" in said:
                     checks.append(CheckedThing(**{**said["end"], "notes": tuple(said["end"]["notes"])}))
                     tell(checks[-1])
@@ -129,6 +140,65 @@ def check_pack(
     return CheckReport(pack, gpu, all(one.answer != FAILED for one in checks), tuple(checks))
 
 
+@contextlib.contextmanager
+def shown_checks(*, enabled: bool = True) -> Iterator[Callable[[str], None]]:
+    """A function to tell of each check that begins, by its name; it prints nothing where not enabled.
+
+    On a terminal the check that runs and its seconds; elsewhere a line for each layer and dtype, and one for a check
+    that takes long.
+    """
+    if not enabled:
+        yield lambda name: None
+    elif sys.stderr.isatty():
+        with _live() as begin:
+            yield begin
+    else:
+        with contextlib.closing(_Lines()) as lines:
+            yield lines.begin
+
+
+@contextlib.contextmanager
+def _live() -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+
+        def begin(name: str) -> None:
+            for task in bar.task_ids:
+                bar.remove_task(task)
+            bar.add_task(escaped(name), total=None)
+
+        yield begin
+
+
+class _Lines:
+    """Tells of checks line by line."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._of = ""
+        self._clock: threading.Timer | None = None
+
+    def begin(self, name: str) -> None:
+        self.close()
+        of = name.rpartition(" ")[0]
+        if of and of != self._of:
+            self._say(of)
+        self._of = of
+        self._clock = threading.Timer(_SLOW, self._say, [f"{name} has run for {_SLOW:g} s"])
+        self._clock.daemon = True
+        self._clock.start()
+
+    def close(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+
+    def _say(self, text: str) -> None:
+        say(f"[{time.monotonic() - self._since:5.1f} s] {text}", file=sys.stderr)
+
+
 def render_check(report: CheckReport) -> None:
     """Print a report: what passed in few words, why some was not run, notes, then each failure with its repair."""
     names = list(dict.fromkeys(one.check for one in report.checks))
@@ -148,9 +218,17 @@ def render_check(report: CheckReport) -> None:
     for one in report.checks:
         if one.answer == FAILED:
             say(f"FAILED {one.name}: {one.reason}")
+    longest = sorted(report.checks, key=lambda one: one.seconds, reverse=True)[:_LONGEST]
+    if slow := [f"{one.name} {one.seconds:.0f} s" for one in longest if one.seconds >= _SLOW]:
+        say(f"longest: {'; '.join(slow)}")
     counts = [sum(one.answer == answer for one in report.checks) for answer in (PASSED, FAILED, NOT_RUN)]
+    layers = len({one.layer for one in report.checks} - {None})
+    took = sum(one.seconds for one in report.checks)
     asked = "" if report.gpu else "; no GPU was asked"
-    say(f"{report.pack}: {counts[0]} passed, {counts[1]} failed, {counts[2]} not run{asked}")
+    say(
+        f"{report.pack}: {layers} layer{'' if layers == 1 else 's'}, {counts[0]} passed, {counts[1]} failed, "
+        f"{counts[2]} not run in {took:.0f} s{asked}"
+    )
 
 
 def write_junit(report: CheckReport, path: str | Path) -> None:

@@ -37,6 +37,10 @@ class Bodies:
             self._derivations[key] = self._derive(node)
         return self._derivations[key]
 
+    def remember(self, node: LayerNode, derivation: Derivation) -> None:
+        """Use a derivation that was made of the tensors and attributes of a node."""
+        self._derivations[_key(node)] = derivation
+
     def _derive(self, node: LayerNode) -> Derivation:
         derivation = derive(
             node.layer.reference,

@@ -5,6 +5,7 @@ For tests: `run_kernel` is reached through `layerport.testing`.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from layerport.kernels.tracing import trace
 from layerport.layers.layer import Layer
 from layerport.packs.conversions import installed_packs
 from layerport.packs.host import Packs, load
+from layerport.packs.loading import Pack
 from layerport.parameters.conversion import to_standard
 from layerport.parameters.signature import Kind
 from layerport.parameters.standard_form import Parameters
@@ -182,7 +184,12 @@ def _converted(
 
 
 def _packs_of(layer: Layer, pack: object) -> Packs | None:
-    """The pack of this very layer, whatever others provide; None where there is none, so that nothing is converted."""
+    """The pack of this very layer, whatever others provide; None where there is none, so that nothing is converted.
+
+    pack: as in `run_kernel`, or loaded packs, which are taken as they are.
+    """
+    if isinstance(pack, Packs):
+        return pack
     if pack is not None:
         return load(pack)
     home = sys.modules.get(layer.reference.__module__)
@@ -191,7 +198,13 @@ def _packs_of(layer: Layer, pack: object) -> Packs | None:
     else:
         found = installed_packs()
     own = [pack for pack in found if any(one is layer for one in pack.layers)]
-    return Packs(own[:1]) if own else None
+    return _alone(own[0]) if own else None
+
+
+@functools.lru_cache(maxsize=4)
+def _alone(pack: Pack) -> Packs:
+    """A pack without the others, each of whose layers is then its own."""
+    return Packs((pack,))
 
 
 def _choose(call: _Call, wanted: str | None) -> Kernel:

@@ -147,7 +147,7 @@ def _run(
 ) -> None:
     try:
         got = run_kernel(
-            subject.layer, *args, kernel=kernel, order=order, sanitize=sanitize, once=True, pack=subject.plugin
+            subject.layer, *args, kernel=kernel, order=order, sanitize=sanitize, once=True, pack=subject.packs
         )
         case.check(got, wanted)
     except AssertionError as error:
@@ -166,7 +166,7 @@ def require_kernels(subject: Subject) -> None:
 
 def kernels_of(subject: Subject, case: Case) -> list[str]:
     """The names of the kernels that take a case.  What a predicate or the pack's conversion raises passes."""
-    return kernels_for(subject.layer, *case.arguments(case.tensors()), pack=subject.plugin)
+    return kernels_for(subject.layer, *case.arguments(case.tensors()), pack=subject.packs)
 
 
 def with_kernel(subject: Subject, choice: DTypeChoice, cases: list[Case]) -> list[Case]:

@@ -6,22 +6,25 @@ The rules are evaluated and nothing is launched.
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from layerport.dtypes import DType
 from layerport.errors import UsageError
+from layerport.foreign import torch_private
 from layerport.kernels.choice import Candidate, candidates
 from layerport.kernels.compilation import Compilation, build_kernels
 from layerport.kernels.cubin import Cubin
 from layerport.kernels.launch_rules import Geometry, LaunchRule, ScalarArg, fits, resource_faults
 from layerport.kernels.tracing import trace
 from layerport.kernels.workspace import lay_out
+from layerport.parameters.frameworks.torch_dtypes import from_dtype, to_dtype
 from layerport.parameters.standard_form import Parameters
 from layerport.sizes.expressions import Expr
 from layerport.sizes.tensors import TensorType, renamed, sizes_of
 from layerport.targets import Target
 from layerport.testing.cases import Case, DTypeChoice
 from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
-from layerport.testing.conformance.subjects import Subject
+from layerport.testing.conformance.subjects import Subject, run_reference
 from layerport.testing.host_outputs import greatest_sizes
 
 _ARCHITECTURE = "sm_89"
@@ -115,7 +118,6 @@ def _tensors(subject: Subject, case: Case) -> dict[str, TensorType | None]:
     No tensor is made but the parameters, whose conversion decides their types; they hold ones.
     """
     layer = subject.layer
-    _, derivation = subject.derivation(case)
     params = {argument.name for argument in layer.signature.params}
     tensors: dict[str, TensorType | None] = {}
     for name, sizes in case.shape.shapes.items():
@@ -128,9 +130,39 @@ def _tensors(subject: Subject, case: Case) -> dict[str, TensorType | None]:
     standard = Parameters(ones, subject.attributes(case))
     for name, array in subject.packs.convert_parameters(layer, standard, _TARGET, path=case.id).items():
         tensors[name] = TensorType(name, DType.from_numpy(array.dtype), tuple(map(int, array.shape)))
+    return tensors | (_known_outputs(subject, case) or _ruled_outputs(subject, case))
+
+
+def _known_outputs(subject: Subject, case: Case) -> dict[str, TensorType | None] | None:
+    """The outputs by the reference on tensors without memory; None where their sizes depend on data.
+
+    A derivation costs twenty times as much, and each size of a parameter has one of its own.
+    """
+    if subject.layer.shapes_override is not None:
+        return None
+    with torch_private.FakeTensorMode():
+        tensors = {
+            name: None if sizes is None else torch.empty(sizes, dtype=from_dtype(case.dtype_of(name)))
+            for name, sizes in case.shape.shapes.items()
+        }
+        try:
+            outputs = run_reference(subject.layer, case.arguments(tensors))
+        except Exception:  # it asks for data, or mixes these with other tensors: the output rule says it
+            return None
+    names = subject.layer.signature.output_names
+    return {
+        name: TensorType(name, to_dtype(one.dtype), tuple(map(int, one.shape)))
+        for name, one in zip(names, outputs, strict=True)
+    }
+
+
+def _ruled_outputs(subject: Subject, case: Case) -> dict[str, TensorType | None]:
+    """The outputs by their rule, those sizes that depend on data at their greatest."""
+    _, derivation = subject.derivation(case)
     known = sizes_of({name: sizes for name, sizes in case.shape.shapes.items() if sizes is not None})
-    known |= greatest_sizes(layer, derivation, known)
-    for output in renamed(derivation.outputs, layer.signature.output_names):
+    known |= greatest_sizes(subject.layer, derivation, known)
+    tensors: dict[str, TensorType | None] = {}
+    for output in renamed(derivation.outputs, subject.layer.signature.output_names):
         tensors[output.name] = TensorType(output.name, output.dtype, output.resolve(known))
     for size in derivation.size_symbols:
         tensors[size.name] = TensorType(size.name, DType.INT64, ())

@@ -48,7 +48,11 @@ def check_onnx(subject: Subject) -> None:
     # All at once: torch.onnx builds its library of operators anew at each call.
     nodes = [_node(subject, case, f"n{place}", known=case.id in known) for place, case in enumerate(cases)]
     model = _model([])
-    Bodies({}).attach(model, nodes)
+    bodies = Bodies({})
+    for case, node in zip(cases, nodes, strict=True):
+        if case.id not in known:
+            bodies.remember(node, subject.derivation(case)[1])
+    bodies.attach(model, nodes)
     for case, node in zip(cases, nodes, strict=True):
         for other in served[case.id]:
             _compare(subject, other, node, model)

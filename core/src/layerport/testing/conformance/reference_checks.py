@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from layerport.errors import LayerportError
+from layerport.layers.derivation import Derivation
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.sizes.tensors import sizes_of
 from layerport.testing.cases import Case, DTypeChoice, Tolerance
@@ -203,7 +204,7 @@ def check_shapes(subject: Subject, choice: DTypeChoice) -> None:
                 "write it without int() of a size and without sizes as constants",
             )
         compared = 0
-        for tensors in _random_shapes(case, params):
+        for tensors in _random_shapes(case, params, derivation):
             args = case.arguments(tensors)
             try:
                 outputs = run_reference(layer, args)
@@ -258,20 +259,32 @@ def _compare_rule(
             )
 
 
-def _random_shapes(case: Case, params: set[str]) -> Iterator[dict[str, torch.Tensor | None]]:
-    """The case's tensors, then some with each size of its inputs replaced by another one, the same for equal sizes."""
+def _random_shapes(case: Case, params: set[str], derivation: Derivation) -> Iterator[dict[str, torch.Tensor | None]]:
+    """The case's tensors, then some with each size of its inputs replaced by another one.
+
+    First the same for all sizes that are equal in the case, then for those alone that the output rule has equal: in a
+    case of one row and one column both are 1, and only one of them may have to stay.
+    """
     tensors = case.tensors()
     yield tensors
-    fixed = {size for name in params for size in case.shape.shapes.get(name) or ()}
+    given = params | set(case.shape.values)
+    by_size: dict[int | str, int] = {size: size for name in params for size in case.shape.shapes.get(name) or ()}
+    first = {second: first for first, second in derivation.equalities}
+    by_place: dict[int | str, int] = {first.get(place, place): size for place, size in derivation.fixed.items()}
+    for name, one in tensors.items():
+        for axis, size in enumerate(one.shape if one is not None and name in given else ()):
+            by_place[first.get(f"{name}.{axis}", f"{name}.{axis}")] = size
     draw = random.Random(0)
-    for _ in range(_SHAPES):
-        chosen: dict[int, int] = {}
+    for turn in range(2 * _SHAPES):
+        chosen: dict[int | str, int] = dict(by_size if turn < _SHAPES else by_place)
         changed: dict[str, torch.Tensor | None] = {}
         for name, one in tensors.items():
-            if one is None or name in params or name in case.shape.values:
+            if one is None or name in given:
                 changed[name] = one
                 continue
-            sizes = [size if size in fixed else chosen.setdefault(size, draw.randint(1, 9)) for size in one.shape]
+            places = [first.get(f"{name}.{axis}", f"{name}.{axis}") for axis in range(one.ndim)]
+            keys = one.shape if turn < _SHAPES else places
+            sizes = [chosen.setdefault(key, draw.randint(1, 9)) for key in keys]
             if case.layer_case.draw is not None:
                 values = case.layer_case.draw(name, tuple(sizes), torch.Generator().manual_seed(0))
             else:

@@ -77,11 +77,6 @@ class Subject:
                 forms.setdefault(f"{present} {sorted(case.shape.attributes.items())} {case.choice}", case)
         return list(forms.values())
 
-    @property
-    def plugin(self) -> object:
-        """The pack as `run_kernel` takes it: None where it is installed, which it finds by itself."""
-        return None if self.pack.info.distribution is not None else self.pack.plugin
-
     def bound(self, case: Case, tensors: Mapping[str, Any]) -> BoundLayer:
         """The layer with the parameters and attributes of a case in the standard form."""
         arguments = self.layer.signature.arguments
