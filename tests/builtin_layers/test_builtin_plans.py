@@ -14,12 +14,15 @@ from torch.export import Dim
 from torch.nn import functional
 
 import layerport as lp
+from layerport.bundle.bundle import PLUGINS, Bundle
+from layerport.bundle.plugin_spec import from_bytes
 from layerport.search.patterns import patterns_of
 from layerport.testing import check_spellings
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.layer_norm import layer_norm
+from layerport_builtin_layers.rms_norm import rms_norm
 from searched import Function, search_in
 from small_setup import ENGINE
 
@@ -65,6 +68,32 @@ def test_a_plan_holds_each_of_them_in_two_dtypes(tmp_path: Path) -> None:
     assert {one.answer for one in report.verification.kernels} == {"right"}
     assert len(report.verification.kernels) == 10
     assert list((tmp_path / "a.lp").glob("*.plan"))
+
+
+class WideResidual(nn.Module):
+    """A model of 16 bits that sums in float32, as Mamba does: weights of 16 bits beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.RMSNorm(WIDTH, eps=1e-5), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.float() + self.linear(x)
+        result: Tensor = rms_norm(total, self.norm.weight, 1e-5).half()
+        return result
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
+def test_weights_of_16_bits_beside_float32_become_float32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WideResidual().half()
+    nn.init.uniform_(model.norm.weight, 0.5, 1.5)
+    report = lp.build((model.eval(), (torch.randn(2, 3, WIDTH).half(),)), tmp_path / "a.lp", target=ENGINE)
+    assert report.counts == {"layerport_builtin::rms_norm": {"plugin": 1}}
+    assert report.verification is not None and report.verification.passed
+    assert [one.answer for one in report.verification.kernels] == ["right"]
+    (spec,) = from_bytes(Bundle.open(tmp_path / "a.lp").read(PLUGINS)).specs.values()
+    assert [one.dtype.value for one in spec.inputs] == ["float32", "float32"]
 
 
 X, Y, W = torch.randn(2, 3, WIDTH), torch.randn(2, 3, WIDTH), torch.rand(WIDTH) + 0.5

@@ -14,7 +14,7 @@ from layerport.front.nodes import LayerNode
 from layerport.front.ways import AS_PLUGIN, DECOMPOSE, Ways
 from layerport.layers.layer import Place
 from layerport.packs.host import Packs
-from layerport.packs.kernel_plugins import why_no_kernel, why_not_chosen
+from layerport.packs.kernel_plugins import why_no_kernel, why_not_chosen, with_wide_parameters
 from layerport.parameters.frameworks.tensorrt_dtypes import in_plugins
 from layerport.targets import Target
 
@@ -76,16 +76,19 @@ def realise(
         bound = dataclasses.replace(
             node.bound, parameters=parameters, place=Place(node.tensors, derivation, node.module or node.name)
         )
+        bound = with_wide_parameters(bound)
         spec = packs.create_plugin(node.layer, bound, target, path=place)
         if spec is None:
             results.append(Realisation(node, DECOMPOSED, why_no_kernel(bound, target)))
             continue
-        if lacking := _types_that_tensorrt_lacks(spec, parameters):
+        if lacking := _types_that_tensorrt_lacks(spec, bound.parameters):
             results.append(Realisation(node, DECOMPOSED, lacking))
             continue
         specs[spec.key] = spec
         keys[node.name] = spec.key
-        differing = {name: array for name, array in parameters.items() if array is not node.bound.parameters.get(name)}
+        differing = {
+            name: array for name, array in bound.parameters.items() if array is not node.bound.parameters.get(name)
+        }
         if differing:
             changed[node.name] = differing
         reason = "its kernel is built for " + ", ".join(target.architectures)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from layerport.bundle.kernel_code import KernelCode, KernelStep
 from layerport.bundle.plugin_spec import PluginSpec
 from layerport.dtypes import DType
 from layerport.kernels import compilation
-from layerport.kernels.choice import Candidate, candidates
+from layerport.kernels.choice import Candidate, candidates, dtypes_for
 from layerport.kernels.compilation import Compilation
 from layerport.kernels.declaration import Kernel
 from layerport.sizes.tensors import TensorType, renamed
@@ -45,6 +45,26 @@ def tensor_arguments(bound: BoundLayer) -> dict[str, TensorType | None]:
     for size in bound.place.derivation.size_symbols:
         tensors[size.name] = TensorType(size.name, DType.INT64, ())
     return tensors
+
+
+def with_wide_parameters(bound: BoundLayer) -> BoundLayer:
+    """With parameters of 16 bits as float32, which loses nothing, where the layer's kernels take only that here.
+
+    A model of 16 bits may keep its residual sum in float32, and then normalises that with weights of 16 bits.
+    """
+    parameters = bound.parameters
+    narrow = {name: array for name, array in parameters.items() if array.dtype.name in ("float16", "bfloat16")}
+    if not narrow or _have_dtypes(bound):
+        return bound
+    arrays = {**parameters, **{name: array.astype("float32") for name, array in narrow.items()}}
+    wide = replace(bound, parameters=type(parameters)(arrays, parameters.attributes))
+    return wide if _have_dtypes(wide) else bound
+
+
+def _have_dtypes(bound: BoundLayer) -> bool:
+    """Whether any kernel of the layer takes the dtypes of this place."""
+    signature, tensors = bound.layer.signature, tensor_arguments(bound)
+    return any(dtypes_for(kernel, signature, tensors) is not None for kernel in bound.layer.kernels)
 
 
 def choose_kernels(bound: BoundLayer, target: Target) -> Choice:
