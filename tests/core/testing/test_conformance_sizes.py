@@ -55,9 +55,15 @@ def gated(x: Tensor, gate: Tensor) -> Tensor:
     return x * gate.reshape(x.shape[0], 2, x.shape[1]).sum(1)
 
 
+@lp.layer("NAMESPACE::smoothed")
+def smoothed(x: Tensor, weight: lp.Param) -> Tensor:
+    \"\"\"Each channel by one filter; ONNX wants to know how many there are.  x: (N, C, L); weight: (1, 1, 3).\"\"\"
+    return torch.conv1d(x, weight.expand(x.shape[1], 1, 3), groups=x.shape[1])
+
+
 @lp.hookimpl
 def layerport_layers():
-    return (placed, turned, gated)
+    return (placed, turned, gated, smoothed)
 
 
 ONE = CaseShape("one place", {"x": (1, 1), "places": (1,)}, {"rows": 1}, values={"places": [0]})
@@ -65,6 +71,15 @@ CASES = (
     LayerCase(placed, (ONE,), ({"places": "int64", "*": "float32"},), CLOSE),
     LayerCase(turned, (CaseShape("square", {"x": (4, 4)}),), ("float32",), CLOSE),
     LayerCase(gated, (CaseShape("some", {"x": (3, 5), "gate": (3, 10)}),), ("float32",), CLOSE),
+    LayerCase(
+        smoothed,
+        (
+            CaseShape("three channels", {"x": (2, 3, 8), "weight": (1, 1, 3)}),
+            CaseShape("five channels", {"x": (4, 5, 9), "weight": (1, 1, 3)}),
+        ),
+        ("float32",),
+        CLOSE,
+    ),
 )
 """
 
@@ -92,6 +107,13 @@ def test_a_rule_that_is_right_for_equal_sizes_only(tmp_path: Path) -> None:
 def test_sizes_that_only_the_case_knows_have_a_body(tmp_path: Path) -> None:
     verdict = verdict_of(tmp_path, "gated", "onnx")
     assert (verdict.answer, verdict.reason) == ("passed", "")
+
+
+def test_channels_are_known_where_onnx_takes_their_number(tmp_path: Path) -> None:
+    verdict = verdict_of(tmp_path, "smoothed", "onnx")
+    assert (verdict.answer, verdict.reason) == ("passed", "")
+    (note,) = verdict.notes
+    assert note.startswith("it has an ONNX form only where the sizes of axis 1 are known: the reference of layer ")
 
 
 def test_one_derivation_serves_rule_and_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

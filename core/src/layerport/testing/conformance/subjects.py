@@ -92,17 +92,18 @@ class Subject:
         """The attributes of a case, with the defaults of the others."""
         return self.layer.signature.bind_attributes(case.shape.attributes, path=self.layer.name)
 
-    def derivation(self, case: Case) -> tuple[dict[str, TensorType | None], Derivation]:
+    def derivation(self, case: Case, *, channels: bool = False) -> tuple[dict[str, TensorType | None], Derivation]:
         """The tensors with every size of an input open that the parameters leave open, and the output rule.
 
-        Makes no tensor, so it is for cases of any size.
+        channels: known, as in every model: axis 1.  Makes no tensor, so it is for cases of any size.
         """
         attributes = self.attributes(case)
         params = {argument.name for argument in self.layer.signature.params}
         shapes: dict[str, TensorType | None] = {}
         for name, sizes in case.shape.shapes.items():
             known = None if sizes is None else TensorType(name, case.dtype_of(name), tuple(sizes))
-            free = known and replace(known, shape=(None,) * known.ndim)
+            open_sizes = tuple(size if channels and axis == 1 else None for axis, size in enumerate(sizes or ()))
+            free = known and replace(known, shape=open_sizes)
             shapes[name] = known if name in params else free
         key = (tuple(shapes.items()), repr(attributes))
         if key not in self.derivations:
@@ -111,7 +112,9 @@ class Subject:
         for name in set(shapes) - params:
             if (free := shapes[name]) is not None:
                 sizes = case.shape.shapes[name] or ()
-                dims = [sizes[axis] if f"{name}.{axis}" in derivation.fixed else None for axis in range(free.ndim)]
+                dims = [
+                    sizes[axis] if f"{name}.{axis}" in derivation.fixed else dim for axis, dim in enumerate(free.shape)
+                ]
                 shapes[name] = replace(free, shape=tuple(dims))
         return shapes, derivation
 
