@@ -78,7 +78,8 @@ class HostCuda:
         assert made.is_contiguous()
         made.reshape(-1).view(torch.uint8).fill_(0xFF) if made.numel() and made.ndim else None
         self.know(made)
-        if dtype is torch.uint8 and isinstance(self.driver, HostLaunchDriver):
+        # Scratch tensors lie in one tensor, and so do the sizes that depend on data.
+        if dtype in (torch.uint8, torch.int64) and isinstance(self.driver, HostLaunchDriver):
             self.driver.workspaces.add(made.data_ptr())
         return made
 

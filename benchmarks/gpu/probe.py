@@ -16,8 +16,6 @@ from typing import Any
 import behaviour
 import torch
 from checks import Place, check_case, operators_of, smallest
-from plugins import check_plugins
-from timing import is_capturable
 
 from layerport.engine.flavours import FLAVOURS, version_of
 from layerport.targets import RTX_ARCHITECTURES
@@ -49,9 +47,6 @@ def probe(
             continue
         try:
             one = smallest(case, "float32", 100)
-            if not is_capturable(case, one.arguments(one.tensors())):  # Torch calls the reference
-                found[name] = [_line(record) for record in check_plugins(case, architecture, seed)]
-                continue
             found[name] = [
                 _line(record) for record in check_case(one, operators_of(case, place.environment), place, seed)
             ] or [{"what": one.id, "fault": "no kernel takes it"}]
