@@ -16,6 +16,7 @@ from typing import Any
 import behaviour
 import torch
 from checks import Place, check_case, operators_of, smallest
+from timing import is_capturable
 
 from layerport.engine.flavours import FLAVOURS, version_of
 from layerport.targets import RTX_ARCHITECTURES
@@ -52,6 +53,8 @@ def probe(
             ] or [{"what": one.id, "fault": "no kernel takes it"}]
         except Exception as error:  # whatever it is, the next layer is to be tried too
             found[name] = [{"what": "its case", "fault": f"{type(error).__name__}: {error}"}]
+            continue
+        if not is_capturable(case, one.arguments(one.tensors())):  # nor is it told without data
             continue
         step(name, "transposed", lambda one=one: behaviour.check_transposed(one, one.layer, place.device))
         if behaviour.has_compiler():
