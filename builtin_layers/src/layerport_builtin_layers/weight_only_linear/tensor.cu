@@ -16,7 +16,6 @@ namespace {
 
 constexpr int WARPS = 8;
 constexpr int UNIT = 32;   // codes that four lanes bring, as in reference.py, as are all of a block's sizes
-constexpr int CHUNK = 4;   // units whose codes are on their way at once
 constexpr int SIDE = 4;    // eights of columns of a warp
 constexpr int ITEMS = 8;   // of a lane and unit
 
@@ -118,6 +117,7 @@ __global__ void __launch_bounds__(32 * WARPS, TILES == 1 ? 2 : 1) weight_only_te
 ) {
     constexpr int ACROSS = TILES == 1 ? 1 : 2, ALONG = WARPS / ACROSS;  // how the warps of a block lie
     constexpr int COLUMNS = ACROSS * SIDE * 8, ROWS = 16 * TILES;
+    constexpr int CHUNK = TILES == 1 && BITS == 4 ? 4 : 2;  // units whose codes are on their way, as registers allow
     __shared__ float result[ROWS][COLUMNS + 8];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     // Blocks that share codes follow each other, so that these are read from device memory once.
