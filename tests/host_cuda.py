@@ -77,14 +77,14 @@ class HostCuda:
         made = torch.empty_strided(shape, strides, dtype=dtype)
         assert made.is_contiguous()
         made.reshape(-1).view(torch.uint8).fill_(0xFF) if made.numel() and made.ndim else None
-        self.know(made)
-        if dtype is torch.uint8 and isinstance(self.driver, HostLaunchDriver):
-            self.driver.workspaces.add(made.data_ptr())
-        return made
+        return self.know(made)
 
     def know(self, tensor: Tensor) -> Tensor:
         if isinstance(self.driver, HostLaunchDriver):
             self.driver.know(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+            # Scratch tensors lie in one tensor, and so do the sizes that depend on data.
+            if tensor.dtype in (torch.uint8, torch.int64):
+                self.driver.workspaces.add(tensor.data_ptr())
         return tensor
 
 

@@ -89,7 +89,7 @@ class HostLaunchDriver(LaunchDriver):
         if address in self.memory:
             start = address
         else:
-            start = max((one for one in self.workspaces if one <= address), default=0)
+            start = max((one for one in self.workspaces if one <= address < one + self.memory[one]), default=0)
         end = start + self.memory.get(start, 0)
         assert address < end or address in self.memory, f"{address:#x} is no memory that was allocated"
         return min([end, *(one for one in others if address < one < end)]) - address

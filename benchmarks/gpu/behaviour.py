@@ -41,7 +41,7 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
     """The fault of each way in which Torch calls the layer, None where there is none."""
     one = smallest(case, "float32", 100)
     layer = case.layer
-    launched = is_capturable(case, one.arguments(one.tensors()))
+    capturable = is_capturable(case, one.arguments(one.tensors()))
 
     def right(got: Any, inputs: Mapping[str, torch.Tensor | None]) -> None:
         compare_on_host(one, got, inputs)
@@ -149,8 +149,8 @@ def torch_checks(case: LayerCase) -> dict[str, str | None]:
             right(fresh(*one.arguments(inputs)), inputs)
 
     checks: list[Callable[[], None]] = [stream, threads, gradients, wrong_device]
-    if not launched:
-        said = "skipped: a size depends on data, so Torch calls the reference"
+    if not capturable:
+        said = "skipped: a size depends on data, which Torch waits for"
         return {check.__name__: fault_of(check) for check in checks} | dict.fromkeys(("graph", "transposed"), said)
     checks += [graph, transposed]
     found = {check.__name__: fault_of(check) for check in checks}

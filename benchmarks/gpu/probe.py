@@ -16,7 +16,6 @@ from typing import Any
 import behaviour
 import torch
 from checks import Place, check_case, operators_of, smallest
-from plugins import check_plugins
 from timing import is_capturable
 
 from layerport.engine.flavours import FLAVOURS, version_of
@@ -49,14 +48,13 @@ def probe(
             continue
         try:
             one = smallest(case, "float32", 100)
-            if not is_capturable(case, one.arguments(one.tensors())):  # Torch calls the reference
-                found[name] = [_line(record) for record in check_plugins(case, architecture, seed)]
-                continue
             found[name] = [
                 _line(record) for record in check_case(one, operators_of(case, place.environment), place, seed)
             ] or [{"what": one.id, "fault": "no kernel takes it"}]
         except Exception as error:  # whatever it is, the next layer is to be tried too
             found[name] = [{"what": "its case", "fault": f"{type(error).__name__}: {error}"}]
+            continue
+        if not is_capturable(case, one.arguments(one.tensors())):  # nor is it told without data
             continue
         step(name, "transposed", lambda one=one: behaviour.check_transposed(one, one.layer, place.device))
         if behaviour.has_compiler():

@@ -141,10 +141,11 @@ def _kernels(case: LayerCase, arguments: Sequence[Any]) -> dict[str, Call]:
 
 
 def is_capturable(case: LayerCase, arguments: Sequence[Any]) -> bool:
-    """Whether Torch launches a kernel for this call: where a size depends on data it calls the reference."""
+    """Whether Torch can capture this call: where a size depends on data it waits for it."""
     operator = case.layer._torch.cuda
     assert operator is not None
-    return operator._call(arguments, arguments)[0] is not None
+    call, _ = operator._call(arguments, arguments)
+    return call is not None and not call.outputs.most
 
 
 def as_plugin(case: LayerCase, arguments: Sequence[Any]) -> Call:

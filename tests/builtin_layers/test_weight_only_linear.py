@@ -107,12 +107,12 @@ def test_a_model_of_them_builds_as_it_is(dtype: torch.dtype, tmp_path: Path) -> 
     assert report.counts == {weight_only_linear.name: {"plugin": 5}}
     assert report.verification is not None and report.verification.passed
     assert {one.answer for one in report.verification.kernels} == {"right"}
-    assert len(report.verification.kernels) == 10  # two of each plugin
+    assert len(report.verification.kernels) == 14  # two of each plugin, four of those with one group, of 32 codes
     (origin,) = [one for one in report.layers[-1].origins if one.name == "codes"]
     assert origin.shape == (5, 32) and origin.steps[-1].shape == (5, 16)
     assert origin.steps[-1].action == "layerport_convert_parameters"
     limit = 1e-4 if dtype == torch.float32 else 3e-2
-    for rows in (1, 9):
+    for rows in (1, 9, 20):
         x = torch.randn(rows, 32).to(dtype)
         with lp.load(tmp_path / "a.lp") as session:
             (got,) = session(input=x).values()
@@ -146,6 +146,56 @@ def test_every_byte_is_a_code_and_what_is_not_finite_stays_in_its_row(rows: int)
     x[0, 7] = float("inf")
     got = run_kernel(weight_only_linear, x, codes, torch.full((1, 1), 0.5), zeros, None, 8)
     assert got[0] == -float("inf") and (got[1:] == 0.5 * (255 * 128 - 255 * 256)).all()
+
+
+TENSOR = ("weight_only_tensor_16", "weight_only_tensor_64")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_tensor_cores_see_every_code_with_every_zero_point_exactly(bits: int, dtype: torch.dtype) -> None:
+    """Rows of one 1 each take single weights out; scales of powers of two leave them what they are."""
+    k, width = 64, 37
+    drawn = torch.Generator().manual_seed(bits)
+    codes = (torch.arange(width * k).reshape(width, k) * 7 % 2**bits).to(torch.uint8)
+    zeros = torch.tensor([0, 1, 8, 15, 16, 127, 128, 129, 254, 255], dtype=torch.uint8)
+    zeros = zeros[torch.randint(0, 10, (width, 2), generator=drawn)]
+    scales = torch.tensor([0.25, 1.0, 4.0], dtype=dtype)[torch.randint(0, 3, (width, 2), generator=drawn)]
+    x = torch.eye(k, dtype=dtype)
+    expected = weight_only_linear(x, codes, scales, zeros, None, bits)
+    assert expected.unique().numel() > 2**bits / 2
+    for kernel, rows in ((TENSOR[0], 16), (TENSOR[1], k)):
+        got = run_kernel(weight_only_linear, x[-rows:], codes, scales, zeros, None, bits, kernel=kernel)
+        assert torch.equal(torch.from_numpy(got.astype(np.float32)), expected[-rows:].float())
+
+
+@needs_compiler
+def test_what_is_not_finite_stays_in_its_row_on_tensor_cores() -> None:
+    x, codes = torch.ones(20, 64, dtype=torch.float16), torch.full((5, 64), 9, dtype=torch.uint8)
+    x[3, 7], x[17, 40] = float("inf"), float("nan")
+    got = run_kernel(weight_only_linear, x, codes, torch.ones(5, 2, dtype=torch.float16), kernel=TENSOR[1])
+    assert (got[3] == float("inf")).all() and np.isnan(got[17]).all()
+    assert (np.delete(got, [3, 17], 0) == 64).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "dtype", "kernel"),
+    [
+        (1, 3, torch.float16, "weight_only_linear_row"),
+        (8, 3, torch.float16, "weight_only_linear_rows"),
+        (9, 3, torch.float16, TENSOR[0]),
+        (16, 1, torch.bfloat16, TENSOR[0]),
+        (17, 3, torch.bfloat16, TENSOR[1]),
+        (300, 3, torch.float16, TENSOR[1]),
+        (300, 3, torch.float32, "weight_only_linear_rows"),
+        (300, 6, torch.float16, "weight_only_linear_rows"),  # groups of 16
+    ],
+)
+def test_which_kernel_takes_how_many_rows(rows: int, groups: int, dtype: torch.dtype, kernel: str) -> None:
+    x, codes = torch.empty(rows, 96, dtype=dtype), torch.zeros(4, 96, dtype=torch.uint8)
+    said = lp.explain_dispatch(weight_only_linear, x, codes, torch.ones(4, groups, dtype=dtype))
+    assert f"on a GPU it would be kernel {kernel}" in said.reasons[0]
 
 
 class Words(nn.Module):
@@ -227,7 +277,7 @@ class Mlp(nn.Module):
 @needs_compiler
 def test_linear_layers_are_quantised_where_the_user_names_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    source = (Mlp().half().eval(), (torch.randn(3, 48).half(),), ({0: Dim("rows", min=1, max=8)},))
+    source = (Mlp().half().eval(), (torch.randn(3, 48).half(),), ({0: Dim("rows", min=1, max=32)},))
     wishes = {weight_only_linear.name: {"*": 1.0, "down": 0.1, "head": 0}}
     report = lp.build(source, tmp_path / "a.lp", target=ENGINE, lossy=wishes)
     assert report.counts == {weight_only_linear.name: {"plugin": 2}}

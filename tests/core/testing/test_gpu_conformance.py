@@ -18,6 +18,7 @@ from layerport.testing.conformance.gpu_checks import check_gpu_graph, check_gpu_
 from layerport.testing.conformance.kit import checks_of
 from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
 from layerport.testing.conformance.subjects import Subject
+from layerport_builtin_layers.nms.case import CASE as NMS
 
 SHAPES = [
     CaseShape("small", {"x": (2, 5), "weight": (5,)}),
@@ -88,6 +89,12 @@ def test_what_no_kernel_takes_is_not_run(subject: Subject) -> None:
     other = LayerCase(subject.layer, SHAPES, ["float16"], {"float16": Tolerance(1e-2, 1e-2)})
     with pytest.raises(NotApplicableError, match="no kernel takes float16"):
         check_gpu_numbers(Subject(None, None, subject.layer, other), "float16")  # type: ignore[arg-type]
+
+
+def test_a_size_that_depends_on_data_is_not_captured() -> None:
+    subject = Subject(None, None, NMS.layer, NMS)  # type: ignore[arg-type]
+    with pytest.raises(NotApplicableError, match="it cannot while it captures"):
+        check_gpu_graph(subject, NMS.dtypes[0])
 
 
 def test_without_a_gpu_it_is_wrong_use() -> None:

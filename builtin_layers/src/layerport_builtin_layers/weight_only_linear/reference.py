@@ -12,6 +12,9 @@ import layerport as lp
 
 _WARPS = 8  # of a block, one for each column
 _ROWS = 8  # that a warp takes at once, as in the entry below
+_UNIT = 32  # codes of one group that tensor.cu takes together
+# Rows and columns of a block of tensor.cu by the tiles of its warps.
+_BLOCKS = {1: (16, 32), 4: (64, 64)}
 
 
 @lp.layer("layerport_builtin::weight_only_linear", version=1, find=False, purpose="other precision or layout")
@@ -82,6 +85,38 @@ _DTYPES = tuple(
 )
 
 
+def _tensor_kernel(tiles: int) -> None:
+    """Above the rows of the plain kernel, which is an estimate: where they cross was not measured."""
+    block_rows, block_columns = _BLOCKS[tiles]
+
+    @weight_only_linear.kernel(
+        lp.cuda("tensor.cu", f"weight_only_tensor<{{x}}, {{scales}}, {{bits}}, {tiles}>"),
+        dtypes=_DTYPES[1:],
+        when=(lambda x, scales: _fits(x, scales) & (_rows(x) <= block_rows)) if tiles == 1 else _fits,
+        name=f"weight_only_tensor_{block_rows}",
+    )
+    def launch(
+        x: lp.TensorType,
+        codes: lp.TensorType,
+        scales: lp.TensorType,
+        zeros: lp.TensorType | None,
+        bias: lp.TensorType | None,
+        y: lp.TensorType,
+    ) -> lp.Launch:
+        width, groups = scales.shape
+        k, rows = x.shape[-1], _rows(x)
+        blocks = lp.cdiv(rows, block_rows)
+        return lp.Launch(
+            grid=blocks * lp.cdiv(width, block_columns),
+            block=256,
+            args=(x, codes, scales, zeros, bias, y, blocks, rows, width, k, codes.shape[1], groups, k // groups),
+        )
+
+
+def _fits(x: lp.TensorType, scales: lp.TensorType) -> bool | lp.Expr:
+    return (_rows(x) > _ROWS) & (x.shape[-1] // scales.shape[1] % _UNIT == 0)
+
+
 def _kernel(rows_of_warp: int) -> None:
     @weight_only_linear.kernel(
         lp.cuda("kernel.cu", f"weight_only_linear<{{x}}, {{scales}}, {{bits}}, {rows_of_warp}>"),
@@ -111,5 +146,7 @@ def _rows(x: lp.TensorType) -> int | lp.Expr:
     return math.prod(x.shape[:-1])
 
 
+_tensor_kernel(1)
+_tensor_kernel(4)
 _kernel(1)
 _kernel(_ROWS)

@@ -36,6 +36,7 @@ _GPU = "a kernel's launch by a layer's operator"
 _OLDER = "use an older Torch"
 _PLAIN = "make them plain tensors first, or use an older Torch"
 _ENV = "torch.fx.experimental.symbolic_shapes.ShapeEnv"
+NO_LIMIT = 2**62  # Torch says that a size has none with numbers around 2**63
 _ALWAYS = "the public function of the same use is called: slower"
 
 NAMES = Names(
@@ -347,6 +348,12 @@ def example_size(size: Any, symbol: Any) -> Any:
 def expression(size: torch.SymInt) -> Any:
     """The sympy expression of a symbolic size."""
     return NAMES.of(size, "torch.SymInt.node").expr
+
+
+def greatest(size: torch.SymInt, symbol: Any) -> int | None:
+    """The largest value of a symbol in a symbolic size; None where none is known."""
+    upper = NAMES.of(NAMES.of(size, "torch.SymInt.node").shape_env, f"{_ENV}.var_to_range")[symbol].upper
+    return int(upper) if upper.is_Integer and int(upper) < NO_LIMIT else None
 
 
 def with_own_constants(program: torch.export.ExportedProgram) -> None:

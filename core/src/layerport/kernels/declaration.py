@@ -126,6 +126,11 @@ class Kernel:
         """Whether all of it is CUDA C++, so that one launch rule serves all sizes; Triton wants numbers."""
         return all(isinstance(one, CudaSource) for one in self.sources)
 
+    def writes_sizes(self, signature: Signature) -> bool:
+        """Whether it is in CUDA C++ and takes more than the layer's arguments and outputs: sizes that it finds out."""
+        known = {argument.name for argument in signature.arguments}
+        return self.in_cuda and len(set(self.parameters) - known) > signature.outputs
+
     def output_aliases(self, outputs: Sequence[str], known: Sequence[str], *, sizes: bool = False) -> dict[str, str]:
         """The author's names for the outputs, each with the layer's own name.
 

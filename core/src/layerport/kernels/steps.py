@@ -43,8 +43,8 @@ class Steps:
 
         def launch(pointers: Mapping[str, int], stream: int) -> None:
             if offsets:
-                start = pointers[WORKSPACE]
-                if not start:
+                start = pointers[WORKSPACE] if nbytes else 0  # sizes may be such that no launch has any memory
+                if nbytes and not start:
                     raise UsageError("a kernel needs a workspace, and there is none", "build the bundle again")
                 pointers = {**pointers, **{name: start + offset for name, offset in offsets.items()}}
             for one in launches:

@@ -26,6 +26,7 @@ from layerport.kernels.launcher import Launcher, require_driver
 from layerport.kernels.steps import Steps
 from layerport.kernels.tracing import trace
 from layerport.layers.binding import Dispatch
+from layerport.layers.call_outputs import call_outputs
 from layerport.layers.converted import ConvertedParameters
 from layerport.layers.launch import Call, LaunchPlan, tensor_arg
 from layerport.parameters.conversion import from_standard, to_standard
@@ -201,36 +202,24 @@ class CudaOperator:
             return None
         environment = self._environment()
         steps = self._loaded(chosen.kernel, chosen.dtypes, call, environment, index)
-        names = self.layer.signature.output_names
-        return LaunchPlan(self._tensors, names, steps, call, environment, index)
+        return LaunchPlan(self._tensors, steps, call, environment, index, layer=self.layer.name)
 
     def _call(self, given: Sequence[Any], args: Sequence[Any]) -> tuple[Call | None, str]:
         """What rules and predicates see of a call; or None and why the reference does not tell the outputs' sizes.
 
         given: the arguments of the call, which the reference takes; args: the same with converted parameters.
-        The reference runs without data, so its own checks of shapes are made before a kernel trusts them.
         """
-        values = {one.name: value for one, value in zip(self.layer.signature.arguments, given, strict=True)}
-        without_data = {
-            name: torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in values.items()
-        }
+        signature = self.layer.signature
+        values = {one.name: value for one, value in zip(signature.arguments, given, strict=True)}
         try:
-            answer = self.layer.reference(**without_data)
-            outputs = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
-            tensors = {name: tensor_arg(name, args[place]) for place, name in self._tensors}
-            tensors |= {
-                name: tensor_arg(name, output)
-                for name, output in zip(self.layer.signature.output_names, outputs, strict=True)
-            }
+            outputs = call_outputs(self.layer, values)
+            tensors = {name: tensor_arg(name, args[place]) for place, name in self._tensors} | outputs.written()
         except Exception as error:
             return None, f"its reference does not say what it returns here: {type(error).__name__}: {error}"
-        attributes = self.layer.signature.bind_attributes(
+        attributes = signature.bind_attributes(
             {one.name: given[place] for place, one in self._attributes}, path=self.layer.name
         )
-        return Call(tensors, attributes, [(tuple(one.shape), one.dtype) for one in outputs]), ""
+        return Call(tensors, attributes, outputs), ""
 
     def _select(self, call: Call) -> Selection:
         return select(self.layer, call.tensors, call.attributes, only=self._only)

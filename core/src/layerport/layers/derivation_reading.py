@@ -22,8 +22,6 @@ from layerport.sizes.expressions import Const, Expr, Symbol, as_expr, minimum
 from layerport.sizes.output_rules import SizeSymbol, by_first_place, output_name
 from layerport.sizes.tensors import TensorType
 
-# Torch says "no limit" with numbers around 2**63.
-_NO_LIMIT = 2**62
 # As many elements as the input has, at most.
 _PICKING = frozenset({"nonzero", "nonzero_numpy", "_unique2", "_unique", "unique_consecutive"})
 
@@ -164,7 +162,7 @@ class Reading:
             if symbol in keys:
                 bounds += self._bound_from_operator(node)
         upper = self._facts.upper(symbol)
-        if isinstance(upper, sympy.Integer) and int(upper) < _NO_LIMIT:
+        if isinstance(upper, sympy.Integer) and int(upper) < torch_private.NO_LIMIT:
             bounds.append(Const(int(upper)))
         return reduce(minimum, bounds) if bounds else None
 

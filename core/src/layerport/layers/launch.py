@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layerport.errors import UsageError
 from layerport.kernels.workspace import WORKSPACE
+from layerport.layers.call_outputs import CallOutputs
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.parameters.signature import Attribute
 from layerport.sizes.tensors import TensorType, sizes_of
@@ -17,13 +19,10 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """One call as launch rules see it, and the shapes and Torch dtypes of its outputs."""
+    """One call as launch rules see it."""
 
     def __init__(
-        self,
-        tensors: Mapping[str, TensorType | None],
-        attributes: Mapping[str, Attribute],
-        outputs: list[tuple[tuple[int, ...], torch.dtype]],
+        self, tensors: Mapping[str, TensorType | None], attributes: Mapping[str, Attribute], outputs: CallOutputs
     ) -> None:
         self.tensors = tensors
         self.attributes = attributes
@@ -40,22 +39,23 @@ class LaunchPlan:
     def __init__(
         self,
         tensors: Sequence[tuple[int, str]],
-        output_names: Sequence[str],
         steps: Steps,
         call: Call,
         environment: Any,
         index: int,
+        *,
+        layer: str,
     ) -> None:
+        self._layer = layer
+        self._told = call.outputs
+        self._late = tuple(call.outputs.most)
         self._launch, self._workspace = steps.prepare(call.sizes)
         self._environment, self._index = environment, index
         alignments = steps.alignments
         self._inputs = [
             (place, name, alignments.get(name, 1) - 1) for place, name in tensors if call.tensors[name] is not None
         ]
-        self._outputs = [
-            (name, shape, _dense_strides(shape), dtype)
-            for name, (shape, dtype) in zip(output_names, call.outputs, strict=True)
-        ]
+        self._outputs = [(name, shape, _dense_strides(shape), dtype) for name, shape, dtype in call.outputs.largest()]
 
     def __call__(self, args: Sequence[Any]) -> Any:
         environment, index = self._environment, self._index
@@ -63,6 +63,12 @@ class LaunchPlan:
             with environment.on(index):
                 return self(args)
         environment.enter(index)
+        if self._late and environment.capturing():
+            raise UsageError(
+                f"layer {self._layer} is called while a CUDA graph is captured, and it waits for the size of its "
+                "output, which depends on data",
+                "capture what comes before it and what comes after it",
+            )
         pointers: dict[str, int] = {}
         copies = []  # freed after the launch: Torch's allocator gives their memory to later work of the stream only
         for place, name, mask in self._inputs:
@@ -82,7 +88,14 @@ class LaunchPlan:
         if self._workspace:
             copies.append(work := empty((self._workspace,), (1,), torch.uint8))
             pointers[WORKSPACE] = work.data_ptr()
+        if self._late:
+            sizes = empty((len(self._late),), (1,), torch.int64)
+            pointers |= {name: sizes.data_ptr() + 8 * place for place, name in enumerate(self._late)}
         self._launch(pointers, environment.stream(index))
+        if self._late:
+            # The one wait for the GPU: on Torch's current stream, which is the one of the launch.
+            shapes = self._told.shapes(sizes.tolist(), layer=self._layer)
+            outputs = [output.resize_(shape) for output, shape in zip(outputs, shapes, strict=True)]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 

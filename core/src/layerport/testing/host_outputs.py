@@ -38,9 +38,7 @@ def output_arrays(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping
 
 def data_dependent(layer: Layer, arrays: Mapping[str, Array], attributes: Mapping[str, Any]) -> Derivation | None:
     """The output rules where a size depends on data, which shows in a kernel that takes more than the outputs."""
-    known = {argument.name for argument in layer.signature.arguments}
-    outputs = len(layer.signature.output_names)
-    if not any(len(set(kernel.parameters) - known) > outputs for kernel in layer.kernels if kernel.in_cuda):
+    if not any(kernel.writes_sizes(layer.signature) for kernel in layer.kernels):
         return None
     shapes: dict[str, TensorType | None] = {argument.name: None for argument in layer.signature.tensors}
     shapes |= {
