@@ -12,6 +12,7 @@ import layerport as lp
 from layerport_builtin_layers import plugin
 
 ROOT = Path(__file__).parents[1]
+NOT_RUN = ("grid_sample",)  # on a GPU
 
 
 def dtypes_of(layer: lp.Layer) -> set[str]:
@@ -30,8 +31,12 @@ def test_every_layer_has_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(f"`{one.name}`" in rows["attributes"] for one in layer.signature.attributes)
         assert {dtype for dtype in dtypes_of(layer) if dtype not in rows["dtypes"]} <= {"int64", "int32"}, layer.name
         assert rows["a plugin for"].startswith(layer.purpose or "not stated")
-        assert "0 wrong" not in rows["on NVIDIA H100 80GB HBM3"] and "float64 right" in rows["on NVIDIA H100 80GB HBM3"]
-        assert "µs (copy" in rows["time there"] or layer.short_name == "selective_scan"
+        on_gpu, time_there = rows["on NVIDIA H100 80GB HBM3"], rows["time there"]
+        if layer.short_name in NOT_RUN:
+            assert on_gpu == time_there == "not measured on a GPU yet"
+            continue
+        assert "0 wrong" not in on_gpu and "float64 right" in on_gpu
+        assert "µs (copy" in time_there or layer.short_name == "selective_scan"
 
 
 def test_what_was_measured_is_of_layers_that_there_are() -> None:

@@ -83,6 +83,8 @@ _BINARY = {
     "Max": aten.maximum.default,
     "Min": aten.minimum.default,
 }
+_PADDINGS = ("zeros", "border", "reflection")  # in Torch's order, as the numbers of the modes
+_SAMPLINGS = {"linear": 0, "bilinear": 0, "nearest": 1, "cubic": 2, "bicubic": 2}
 _TAKE_NUMBERS = frozenset({"Add", "Sub", "Mul", "Div"})
 _REDUCE = {
     "ReduceMean": aten.mean.dim,
@@ -209,6 +211,16 @@ def _gemm(graph: Graph, node: ir.Node) -> Any:
     made = graph.call(aten.matmul.default, first, second)
     bias = input_of(node, 2)
     return made if bias is None else graph.call(aten.add.Tensor, made, graph.tensor(bias))
+
+
+@rule("GridSample")
+def _grid_sample(graph: Graph, node: ir.Node) -> Any:
+    mode, padding = attribute_of(node, "mode", "linear"), attribute_of(node, "padding_mode", "zeros")
+    if mode not in _SAMPLINGS or padding not in _PADDINGS:
+        raise NoRuleError
+    x, grid = (graph.tensor(value) for value in node.inputs)
+    align = bool(attribute_of(node, "align_corners", 0))
+    return graph.call(aten.grid_sampler.default, x, grid, _SAMPLINGS[mode], _PADDINGS.index(padding), align)
 
 
 @rule("Reshape")

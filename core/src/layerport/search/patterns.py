@@ -23,7 +23,8 @@ from layerport.search.values import CONSTANT, INPUT, PRODUCT, SUM, Value
 
 _SIZE = 8
 _MOST_TRIES = 300
-_MOST_PATTERNS = 16
+_MOST_PATTERNS = 32  # of the reference, and of each other spelling
+_MOST_CHOICES = 32  # of attributes' values
 # Values that nothing else in a reference is likely to be.
 _SENTINELS = (0.371712, 0.424317, 0.289125)
 _WHOLE_SENTINELS = (2, 4, 8)
@@ -80,11 +81,12 @@ def _patterns(layer: Layer, find: bool | None) -> Found:
     reasons: list[str] = []
     for function in (layer.reference, *layer.spellings):
         seen: set[Any] = set()
+        most = len(found) + _MOST_PATTERNS
         for present in _presences(layer):
             for made in _with_tensors(layer, function, present, seen, reasons):
                 if made.operators < 2 and find is not True:
                     reasons.append("its reference is a single operator (find=True searches it all the same)")
-                elif len(found) < _MOST_PATTERNS:
+                elif len(found) < most:
                     found.append(made)
     if not found:
         return Found((), reasons[0] if reasons else "its reference runs with no tensors that were tried")
@@ -146,7 +148,7 @@ def _attribute_choices(
         else:
             reasons.append(f"its attribute {argument.name} ({argument.schema_type}) has no default to search with")
             return
-    for chosen in itertools.islice(itertools.product(*choices), 8):
+    for chosen in itertools.islice(itertools.product(*choices), _MOST_CHOICES):
         fixed = {name: value for name, value in chosen if value is not MISSING}
         yield fixed, {name: values for name, values in varied.items() if name not in fixed}
 
@@ -184,7 +186,10 @@ def _shapes(
 
 
 def _tries(inputs: list[str], params: list[str]) -> Iterator[tuple[Iterator[_Shapes], int]]:
-    """Shapes to try, and how many of them to take: of one size, of any ranks, of several sizes in the last axis."""
+    """Shapes to try, and how many of them to take.
+
+    Of one size, of any ranks, of several sizes in the last axis, with places in a map of two or three axes.
+    """
     names = [*inputs, *params]
     plain = [
         (*itertools.repeat(rank, len(inputs)), *ranks)
@@ -197,6 +202,8 @@ def _tries(inputs: list[str], params: list[str]) -> Iterator[tuple[Iterator[_Sha
     lasts = itertools.product((_SIZE, _SIZE // 2, 2 * _SIZE), repeat=len(names))
     any_size = itertools.product(plain[:6], lasts)
     yield (_sized(names, ranks, last) for ranks, last in itertools.islice(any_size, _MOST_TRIES)), 1
+    places = itertools.product((4, 5, 3, 2), itertools.product((_SIZE, 2, 3), repeat=len(names)))
+    yield (_sized(names, (rank,) * len(names), last) for rank, last in itertools.islice(places, _MOST_TRIES)), 2
 
 
 def _sized(names: list[str], ranks: tuple[int, ...], lasts: tuple[int, ...] | None = None) -> _Shapes:
