@@ -205,7 +205,12 @@ def _source(model: str, dtype: str) -> Any:
         name: value.to(kind) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in case.feed(case.at(0)).items()
     }
-    return case.model.to(kind), values, case.dynamic_shapes()
+    # An engine needs a greatest size for each dynamic dim; those that the zoo leaves to Torch have none.
+    shapes = {
+        name: axes and {axis: dim for axis, dim in axes.items() if dim is not torch.export.Dim.AUTO}
+        for name, axes in case.dynamic_shapes().items()
+    }
+    return case.model.to(kind), values, shapes
 
 
 def _raft() -> Any:
