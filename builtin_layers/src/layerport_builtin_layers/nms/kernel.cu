@@ -4,7 +4,7 @@
 // for each pair.  `nms_walk`, one block, goes through the tiles: it settles which boxes of a tile are kept, and strikes
 // out what those hide behind it.
 //
-// The overlap is rounded step by step as the reference is, because a fused product would decide otherwise here and there.
+// The overlap is rounded step by step as the reference is: a fused product would decide otherwise here and there.
 
 #include "../include/layerport_kernels.h"
 
@@ -14,9 +14,10 @@ namespace {
 
 using Mask = unsigned long long;
 
-constexpr int TILE = 64;   // as in reference.py, as is the next; bits of a mask
-constexpr int OWN = 4;     // boxes whose rank a warp counts at once
-constexpr int WARPS = 8;   // of a block of `nms_order` and of `nms_masks`
+// All as in reference.py.
+constexpr int TILE = 64;  // bits of a mask
+constexpr int OWN = 4;    // boxes whose rank a warp counts at once
+constexpr int WARPS = 8;  // of a block of `nms_order` and of `nms_masks`
 constexpr int WALKERS = 1024;
 
 struct Box {
@@ -48,7 +49,9 @@ __device__ __forceinline__ Mask bit(int place) { return 1ull << place; }
 }  // namespace
 
 template <typename T>
-__global__ void __launch_bounds__(32 * WARPS) nms_order(const T* __restrict__ scores, int* __restrict__ order, int count) {
+__global__ void __launch_bounds__(32 * WARPS) nms_order(
+    const T* __restrict__ scores, int* __restrict__ order, int count
+) {
     const int lane = threadIdx.x % 32;
     const int first = (static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32) * OWN;
     unsigned own[OWN];
@@ -149,7 +152,9 @@ __global__ void __launch_bounds__(WALKERS) nms_walk(
         }
         __syncthreads();
         const Mask left = chosen;
-        if (thread < TILE && left & bit(thread)) output[found + __popcll(left & (bit(thread) - 1))] = order[start + thread];
+        if (thread < TILE && left & bit(thread)) {
+            output[found + __popcll(left & (bit(thread) - 1))] = order[start + thread];
+        }
         found += __popcll(left);
         for (int row = thread / 32; row < TILE; row += WALKERS / 32) {
             if (!(left & bit(row))) continue;

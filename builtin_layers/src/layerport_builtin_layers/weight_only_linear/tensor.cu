@@ -1,8 +1,8 @@
 // What kernel.cu computes, on the tensor cores, for several rows of x in 16 bits and groups of a multiple of 32 codes.
 //
 // A warp makes 16 TILES rows by 32 columns.  It takes the codes from device memory straight into the registers in which
-// the tensor cores want them: which of the 32 products of a unit are summed first does not matter, so each lane brings 8
-// neighbouring codes of a column, and 8 neighbouring items of x for them.  The warps of a block share the codes of a
+// the tensor cores want them: which of the 32 products of a unit are summed first does not matter, so each lane brings
+// 8 neighbouring codes of a column, and 8 neighbouring items of x for them.  The warps of a block share the codes of a
 // column out among them and add up what they have at the end.
 //
 // code - zero is a whole number below 256, which both kinds of 16 bits hold exactly; the scale of a group is applied to
@@ -15,18 +15,20 @@ using namespace layerport;
 namespace {
 
 constexpr int WARPS = 8;
-constexpr int UNIT = 32;   // codes that four lanes bring, as in reference.py, as are all of a block's sizes
-constexpr int SIDE = 4;    // eights of columns of a warp
-constexpr int ITEMS = 8;   // of a lane and unit
+constexpr int UNIT = 32;  // codes that four lanes bring; as in reference.py, as are the rows and columns of a block
+constexpr int SIDE = 4;   // eights of columns of a warp
+constexpr int ITEMS = 8;  // of a lane and unit
 
-// Eight codes as eight items of T, in words of two.  Of codes of 4 bits the words are 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+// Eight codes as eight items of T, in words of two: of codes of 4 bits 0 and 4, 1 and 5, 2 and 6, 3 and 7.
 template <typename T, int BITS>
 struct Codes;
 
 // The number 1024 + code has the code in its last bits.
 template <int BITS>
 struct Codes<__half, BITS> {
-    static __device__ __forceinline__ void unpack(const unsigned (&words)[BITS / 4], float zero, unsigned (&values)[4]) {
+    static __device__ __forceinline__ void unpack(
+        const unsigned (&words)[BITS / 4], float zero, unsigned (&values)[4]
+    ) {
         const __half2 less = __float2half2_rn(1024.0f + zero);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -50,7 +52,8 @@ struct Codes<__nv_bfloat16, 4> {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const unsigned word = words[0] >> 4 * i & 0x000f000fu | 0x43004300u;
-            const __nv_bfloat162 value = __hsub2(__hsub2(*reinterpret_cast<const __nv_bfloat162*>(&word), first), second);
+            const __nv_bfloat162 code = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&word), first);
+            const __nv_bfloat162 value = __hsub2(code, second);
             values[i] = *reinterpret_cast<const unsigned*>(&value);
         }
     }
@@ -166,7 +169,8 @@ __global__ void __launch_bounds__(32 * WARPS, TILES == 1 ? 2 : 1) weight_only_te
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const long long row = first + m * 16 + half * 8 + g;
-                    if (row < rows) load_items<T, BITS>(x + row * k + unit * UNIT + q * ITEMS, in_packs, items[m][half]);
+                    const T* from = x + row * k + unit * UNIT + q * ITEMS;
+                    if (row < rows) load_items<T, BITS>(from, in_packs, items[m][half]);
                 }
             }
 #pragma unroll
@@ -191,7 +195,10 @@ __global__ void __launch_bounds__(32 * WARPS, TILES == 1 ? 2 : 1) weight_only_te
 #pragma unroll
                 for (int n = 0; n < SIDE; ++n) {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) totals[m][n][i] += sums[m][n][i] * scale[n][i % 2], sums[m][n][i] = 0.0f;
+                    for (int i = 0; i < 4; ++i) {
+                        totals[m][n][i] += sums[m][n][i] * scale[n][i % 2];
+                        sums[m][n][i] = 0.0f;
+                    }
                 }
             }
         }
