@@ -59,10 +59,10 @@ ARCHITECTURES = {
     "Mixtral": Architecture(
         "mixtral-as-it-comes", {"rms_norm": 5, "experts_linear": 4, "packed_gate_mul": 2, "rope": 4}
     ),
-    "Mamba": Architecture("mamba", {"rms_norm": 3, "selective_scan": 2}),
+    "Mamba": Architecture("mamba", {"rms_norm": 3, "selective_scan": 2, "causal_conv1d": 2}),
     # Its blocks normalise the states' step, input and output matrices, too.
-    "Falcon-Mamba": Architecture("falcon-mamba", {"rms_norm": 9, "selective_scan": 2}),
-    "Mamba2": Architecture("mamba2", {"rms_norm": 3, "gated_rms_norm": 2}),
+    "Falcon-Mamba": Architecture("falcon-mamba", {"rms_norm": 9, "selective_scan": 2, "causal_conv1d": 2}),
+    "Mamba2": Architecture("mamba2", {"rms_norm": 3, "gated_rms_norm": 2, "causal_conv1d": 2}),
     # One block of the encoder, two of the decoder.
     "Deformable DETR": Architecture("deformable-detr", {"ms_deform_attn": 3}),
     "RT-DETR": Architecture("rt-detr", {"ms_deform_attn": 2}),

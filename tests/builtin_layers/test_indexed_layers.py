@@ -13,6 +13,7 @@ from torch import Tensor
 
 from layerport.testing import Case, LayerCase, kernel_for, run_kernel
 from layerport_builtin_layers.add_layer_norm.case import CASE as ADD_LAYER_NORM
+from layerport_builtin_layers.causal_conv1d.case import CASE as CAUSAL_CONV1D
 from layerport_builtin_layers.deform_conv2d.case import CASE as DEFORM_CONV2D
 from layerport_builtin_layers.experts_linear.case import CASE as EXPERTS_LINEAR
 from layerport_builtin_layers.gated_rms_norm.case import CASE as GATED_RMS_NORM
@@ -32,6 +33,7 @@ LAYER_CASES = (
     *(MS_DEFORM_ATTN, EXPERTS_LINEAR, SELECTIVE_SCAN, WEIGHT_ONLY_LINEAR),
     *(DEFORM_CONV2D, GRID_SAMPLE, ROI_ALIGN, NMS, LOCAL_CORRELATION, SCATTER_PILLARS),
     *ROWS,
+    CAUSAL_CONV1D,
 )
 CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
 EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))

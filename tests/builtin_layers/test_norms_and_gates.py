@@ -195,6 +195,42 @@ def test_a_gated_norm_is_claimed_as_a_whole(tmp_path: Path) -> None:
     assert report.verification is not None and report.verification.passed
 
 
+@needs_compiler
+@pytest.mark.parametrize("gate_first", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "offset"),
+    [
+        ((3, 512), "lanes", 0),
+        ((3, 520), "block", 0),
+        ((1, 8200), "block", 0),  # more than a block keeps
+        ((2, 520), "block", {"x": 2, "gate": 6, "weight": 4, "output": 10}),
+        ((5, 72), "lanes", {"x": 0, "gate": 0, "weight": 2, "output": 0}),
+    ],
+)
+def test_gated_rows_in_registers_and_out_of_them(
+    shape: tuple[int, ...], kernel: str, offset: Any, gate_first: bool
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, gate = torch.randn(shape, generator=generator).half(), torch.randn(shape, generator=generator).half()
+    weight = (torch.rand(shape[-1], generator=generator) + 0.5).half()
+    arguments = (x, gate, weight, 1e-5, 1, gate_first)
+    assert kernel_for(gated_rms_norm, *arguments) == f"gated_rms_norm_{kernel}"
+    got = run_kernel(gated_rms_norm, *arguments, offset=offset, sanitize=True, once=True)
+    expected = gated_rms_norm.reference(x.double(), gate.double(), weight.double(), *arguments[3:])
+    torch.testing.assert_close(torch.from_numpy(got).double(), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_gated_norm_of_a_mamba2_in_16_bits_keeps_its_scan_in_float32() -> None:
+    from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+
+    x, gate, norm = X.expand(2, 3, WIDTH), Y.half(), MambaRMSNormGated(WIDTH, 6).half()
+    with torch.no_grad():
+        norm.weight.copy_(W)
+    got = gated_rms_norm(x, gate, norm.weight, 1e-6, 2)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, norm(x, gate))
+
+
 IMAGE = torch.ones(2, 6, 3)
 
 
@@ -206,7 +242,9 @@ IMAGE = torch.ones(2, 6, 3)
         (add_layer_norm, (X, Y, W[:3]), "add_layer_norm: shapes do not fit"),
         (add_layer_norm, (X, Y, W, W[:3]), "add_layer_norm: shapes do not fit"),
         (gated_rms_norm, (X, Y[:1]), "gated_rms_norm: x is torch.float32"),
-        (gated_rms_norm, (X, Y.half()), "gated_rms_norm: x is torch.float32"),
+        (gated_rms_norm, (X.half(), Y), "gated_rms_norm: x is torch.float16"),
+        (gated_rms_norm, (X, Y.double()), "gated_rms_norm: x is torch.float32"),
+        (gated_rms_norm, (X.half(), Y.bfloat16()), "gated_rms_norm: x is torch.float16"),
         (gated_rms_norm, (X, Y, W[:3]), "gated_rms_norm: shapes do not fit"),
         (gated_rms_norm, (X, Y, W, 1e-6, 5), "gated_rms_norm: 5 groups of 12 channels"),
         (gated_rms_norm, (X, Y, W, 1e-6, 0), "gated_rms_norm: 0 groups of 12 channels"),

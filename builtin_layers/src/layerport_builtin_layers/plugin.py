@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import layerport as lp
 from layerport_builtin_layers.add_layer_norm import add_layer_norm
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
+from layerport_builtin_layers.causal_conv1d import causal_conv1d
 from layerport_builtin_layers.circular_pad import circular_pad
 from layerport_builtin_layers.deform_conv2d import deform_conv2d
 from layerport_builtin_layers.deform_conv2d.claims import claim_deform_conv2d
@@ -52,7 +53,7 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
         *(rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_mul, rope, circular_pad),
         *(ms_deform_attn, experts_linear, selective_scan, weight_only_linear),
         *(deform_conv2d, grid_sample, roi_align, nms, local_correlation, scatter_pillars),
-        *(add_layer_norm, gated_rms_norm, packed_gate_mul, group_norm_silu),
+        *(add_layer_norm, gated_rms_norm, packed_gate_mul, group_norm_silu, causal_conv1d),
     )
 
 

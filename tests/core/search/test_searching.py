@@ -81,6 +81,20 @@ def test_a_gate_is_bound_to_what_stands_in_the_graph() -> None:
     assert found(lambda g, u: functional.silu(g) * u, (X, Y)) == [("gate", "exact", {})]
 
 
+def test_a_parameter_behind_views_that_undo_each_other_is_varied_as_one_value() -> None:
+    weight = torch.ones(8, dtype=torch.float16)
+    model = Function(lambda x, weight: functional.silu(x * weight.unsqueeze(0).squeeze(0)) * x, weight=weight)
+    args = (X.half(),)
+
+    @lp.layer("search_tests::scaled_gate")
+    def scaled_gate(x: Tensor, weight: lp.Param) -> Tensor:
+        if weight.shape != x.shape[-1:]:
+            raise ValueError("weight is not (C,)")
+        return (functional.silu(x.float() * weight.float()) * x.float()).to(x.dtype)
+
+    assert found(model, args, scaled_gate) == [("scaled_gate", "formula", {})]
+
+
 def changed_later(g: Tensor, u: Tensor) -> Tensor:
     y = functional.silu(g)
     g.mul_(2)

@@ -23,6 +23,7 @@ CASE = LayerCase(
         _shape("wide and odd, the gate at the end", 3, 1031, gate_first=False),
         _shape("wide groups, no weight", 2, 2200, weight=False, groups=2),
         _shape("no weight, a large eps", 5, 32, weight=False, eps=0.5),
+        _shape("more than the largest block keeps", 1, 16400),
         _shape("no rows", 0, 64),
         _shape("a prompt of Mamba2-2.7B", 2048, 5120, gpu_only=True),
     ),
@@ -32,6 +33,8 @@ CASE = LayerCase(
         "float16",
         "bfloat16",
         {"weight": "float32", "*": "bfloat16"},
+        {"gate": "float16", "weight": "float16", "*": "float32"},
+        {"gate": "bfloat16", "weight": "bfloat16", "*": "float32"},
     ),
     tolerances={
         "float64": Tolerance(1e-12, 1e-12),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +12,15 @@ from torch import Tensor
 import layerport as lp
 from layerport_builtin_layers.row_launches import RMS_DTYPES
 
-_WIDE = 1024  # elements: from here on a block shares a row
-_THREADS = 256
+_DTYPES = (
+    *RMS_DTYPES,
+    {"gate": "float16", "weight": "float16", "*": "float32"},
+    {"gate": "bfloat16", "weight": "bfloat16", "*": "float32"},
+)
+_PACK_BYTES = 16
+_ITEMS = 2  # that a thread keeps
+_LANES_THREADS = 256
+_BLOCK_THREADS = 512
 _MOST_BLOCKS = 2**31 - 1
 
 
@@ -28,14 +37,15 @@ def gated_rms_norm(
 
     gate_first: normal(x * silu(gate)) * weight; without it normal(x) * weight * silu(gate).  normal(v) is
     v * rsqrt(mean(v * v) + eps), over each of `groups` equal parts of the last axis.
-    x, gate: (..., C), floating point, of one shape and dtype.  weight: (C,), of their dtype or float32; ones if absent.
+    x: (..., C), floating point.  gate: of x's shape and dtype, or of 16 bits beside a float32 x, as in a Mamba2 of 16
+    bits.  weight: (C,), of the dtype of one of them or float32; ones if absent.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
     Raises ValueError for shapes, dtypes or groups that do not fit.
     """
-    if x.shape != gate.shape or x.dtype != gate.dtype:
+    if x.shape != gate.shape or gate.dtype not in _gates_beside(x.dtype):
         raise ValueError(
             f"gated_rms_norm: x is {x.dtype} {list(x.shape)}, gate is {gate.dtype} {list(gate.shape)}; "
-            "give both the same shape and dtype"
+            "give both the same shape and dtype, or a gate of 16 bits beside float32"
         )
     if x.ndim == 0 or (weight is not None and weight.shape != x.shape[-1:]):
         wrong = f"x {list(x.shape)}" + ("" if weight is None else f" and weight {list(weight.shape)}")
@@ -56,11 +66,25 @@ def gated_rms_norm(
     return result.to(x.dtype)
 
 
-def _kernel(name: str, most: int | None) -> None:
+def _gates_beside(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    return (dtype, torch.float16, torch.bfloat16) if dtype == torch.float32 else (dtype,)
+
+
+def _item(x: lp.TensorType, gate: lp.TensorType, weight: lp.TensorType | None) -> int:
+    """How many elements an item has: a pack of the narrowest type."""
+    return _PACK_BYTES // min(one.itemsize for one in (x, gate, weight) if one is not None)
+
+
+def _is_narrow(x: lp.TensorType, gate: lp.TensorType, weight: lp.TensorType | None, groups: int) -> bool | lp.Expr:
+    """Whether a group fits into the registers of one warp."""
+    return x.shape[-1] // groups <= 32 * _ITEMS * _item(x, gate, weight)
+
+
+def _kernel(name: str, when: Callable[..., Any] | None) -> None:
     @gated_rms_norm.kernel(
-        lp.cuda("kernel.cu", f"gated_rms_norm_{name}<{{x}}, {{weight}}, {{gate_first}}>"),
-        dtypes=RMS_DTYPES,
-        when=None if most is None else (lambda x, groups: x.shape[-1] // groups < most),
+        lp.cuda("kernel.cu", f"gated_rms_norm_{name}<{{x}}, {{gate}}, {{weight}}, {{gate_first}}>"),
+        dtypes=_DTYPES,
+        when=when,
         name=f"gated_rms_norm_{name}",
     )
     def launch(
@@ -71,14 +95,26 @@ def _kernel(name: str, most: int | None) -> None:
         groups: int,
         y: lp.TensorType,
     ) -> lp.Launch:
-        rows = math.prod(x.shape[:-1]) * groups
-        of_block = _THREADS // 32 if name == "narrow" else 1
+        rows, cols = math.prod(x.shape[:-1]) * groups, x.shape[-1] // groups
+        items = lp.cdiv(cols, _item(x, gate, weight))
+        if name == "lanes":
+            threads = _lanes(items)
+            of_block = _LANES_THREADS // threads
+        else:
+            threads = lp.minimum(lp.cdiv(items, 32 * _ITEMS) * 32, _BLOCK_THREADS)
+            of_block = 1
         return lp.Launch(
             grid=lp.minimum(lp.cdiv(rows, of_block), _MOST_BLOCKS),
-            block=(_THREADS // of_block, of_block),
-            args=(x, gate, weight, y, rows, groups, x.shape[-1] // groups, eps),
+            block=(threads, of_block),
+            args=(x, gate, weight, y, rows, groups, cols, eps),
         )
 
 
-_kernel("narrow", _WIDE)
-_kernel("wide", None)
+def _lanes(items: Any) -> Any:
+    """As many as there are items, up to 8, which read lines of 128 bytes; more where each had more than it keeps."""
+    wide = lp.where(items <= 8 * _ITEMS, 8, lp.where(items <= 16 * _ITEMS, 16, 32))
+    return lp.where(items <= 1, 1, lp.where(items <= 2, 2, lp.where(items <= 4, 4, wide)))
+
+
+_kernel("lanes", _is_narrow)
+_kernel("block", None)

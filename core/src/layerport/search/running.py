@@ -55,7 +55,8 @@ def _checked(model: ModelValues, place: Match, values: Mapping[Node, Any], compa
         varied = {node: values[node] for node in leaves}
         for name, node in place.tensors.items():
             if is_varied and node is not None and not is_input(place, name):
-                varied[node] = _varied(values[node])
+                changed = _varied(values[node])
+                varied |= {one: changed for one in leaves if _are_one(model, one, node)}
         wanted = evaluated(model, outputs, varied)
         arguments = {name: None if node is None else varied[node].detach() for name, node in place.tensors.items()}
         with torch.no_grad():
@@ -113,6 +114,11 @@ def _leaves(model: ModelValues, place: Match) -> set[Node]:
     return {one for node in place.inner for one in node.all_input_nodes if one not in place.inner} | {
         node for node in place.tensors.values() if node is not None
     }
+
+
+def _are_one(model: ModelValues, one: Node, other: Node) -> bool:
+    """Whether two nodes give one value, as an axis that is taken away and put back does."""
+    return one is other or (one in model.numbers and model.numbers[one].exact is model.numbers[other].exact)
 
 
 def _varied(tensor: torch.Tensor) -> torch.Tensor:
