@@ -68,7 +68,7 @@ def test_the_command_says_what_fails_and_what_to_change(tmp_path: Path) -> None:
     file, junit = write(tmp_path, QUICK.partition("\n\n@lp.hookimpl")[0] + SPOILT), tmp_path / "report.xml"
     done = CliRunner().invoke(main, ["check", file, "--junit", str(junit)])
     assert done.exit_code == 3
-    assert "checked::double int32: passed: reference, operator, shapes, network\n" in done.output
+    assert "checked::double int32: passed: reference, operator, shapes, onnx, network\n" in done.output
     assert "checked::double int32: not run: compilation, plugin, launch, kernel, sanitizer\n" in done.output
     assert "checked::spoilt int32: FAILED: reference, " in done.output
     assert (
@@ -87,9 +87,9 @@ def test_the_command_says_what_runs_and_what_took_long(tmp_path: Path, monkeypat
     done = CliRunner().invoke(main, ["check", write(tmp_path, QUICK)])
     lines = [line.partition(" s] ")[2] for line in done.stderr.splitlines()]
     assert [line for line in lines if "has run" not in line] == ["checked::double", "checked::double int32"]
-    assert "checked::double onnx has run for 0.01 s" in lines
+    assert "checked::double int32 onnx has run for 0.01 s" in lines
     *_, longest, last = done.stdout.splitlines()
-    assert longest.startswith("longest: ") and "checked::double onnx " in longest
+    assert re.fullmatch(r"longest: (checked::double int32 \w+ \d+ s(; |$)){3}", longest)
     assert re.search(r"checked\.py: 1 layer, 7 passed, 0 failed, 6 not run in \d+ s; no GPU was asked$", last)
     assert CliRunner().invoke(main, ["check", write(tmp_path, QUICK), "--json"]).stderr == ""
 

@@ -34,12 +34,12 @@ _OF_LAYERS: dict[str, Callable[[Subject], Sequence[str] | None]] = {
     "record": reference_checks.check_record,
     "gradients": reference_checks.check_gradients,
     "spellings": reference_checks.check_spellings_of,
-    "onnx": onnx_checks.check_onnx,
 }
 _OF_DTYPES: dict[str, Callable[..., Sequence[str] | None]] = {
     "reference": reference_checks.check_reference,
     "operator": reference_checks.check_operator,
     "shapes": reference_checks.check_shapes,
+    "onnx": onnx_checks.check_onnx,
     "conversion": kernel_checks.check_conversion,
     "compilation": kernel_checks.check_compilation,
     "plugin": kernel_checks.check_plugin,

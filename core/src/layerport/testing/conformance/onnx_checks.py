@@ -19,37 +19,37 @@ from layerport.parameters.frameworks.onnx_dtypes import from_dtype
 from layerport.parameters.frameworks.torch_dtypes import to_dtype
 from layerport.session.onnxruntime import open_session, open_twin, run_session
 from layerport.sizes.tensors import TensorType, sizes_of
-from layerport.testing.cases import Case
+from layerport.testing.cases import Case, DTypeChoice
 from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
 from layerport.testing.conformance.subjects import Subject, is_empty, run_reference
 
 _IR_VERSION = 10
 
 
-def check_onnx(subject: Subject) -> list[str]:
+def check_onnx(subject: Subject, choice: DTypeChoice) -> list[str]:
     """Every form of the reference runs in ONNX Runtime and gives the reference's numbers, at all shapes of its case.
 
     Where it has no form with every size open, such as a convolution in as many groups as there are channels, those of
     axis 1 are known, as they are in a model.
     """
-    if not subject.smallest():
+    if not subject.smallest(choice):
         raise NotApplicableError("it has no case")
     try:
-        _check(subject, channels=False)
+        _check(subject, choice, channels=False)
     except BuildError as error:
         try:
-            _check(subject, channels=True)
+            _check(subject, choice, channels=True)
         except BuildError:
             raise error from None
         return [f"it has an ONNX form only where the sizes of axis 1 are known: {error.fault}"]
     return []
 
 
-def _check(subject: Subject, *, channels: bool) -> None:
-    cases = subject.smallest()
+def _check(subject: Subject, choice: DTypeChoice, *, channels: bool) -> None:
+    cases = subject.smallest(choice)
     known: set[str] = set()
     served = {case.id: [case] for case in cases}
-    for other in subject.cases():
+    for other in subject.cases(choice):
         if other in cases or is_empty(other):
             continue
         near = [case for case in cases if _is_near(subject, case, other)]
