@@ -85,9 +85,19 @@ _TORCH: dict[str, dict[str, Call]] = {
         )
     },
     "circular_pad": {"torch": _padded},
+    "grid_sample": {"torch": functional.grid_sample},
     "experts_linear": {"torch grouped_mm": _grouped},
     "weight_only_linear": {"linear, not packed": _plain_linear},
 }
+
+
+def _averaged(roi_align: Call) -> Call:
+    def call(*args: Any) -> Any:
+        if args[6] != "avg":
+            raise ValueError("it averages only")
+        return roi_align(*args[:6])
+
+    return call
 
 
 def _vision(name: str) -> dict[str, Call]:
@@ -96,7 +106,7 @@ def _vision(name: str) -> dict[str, Call]:
     except ImportError:
         return {}
     known: dict[str, Call] = {
-        "roi_align": ops.roi_align,
+        "roi_align": _averaged(ops.roi_align),
         "deform_conv2d": lambda x, offset, weight, bias, mask, stride, padding, dilation: ops.deform_conv2d(
             x, offset, weight, bias, stride, padding, dilation, mask
         ),

@@ -19,7 +19,10 @@ from torch.nn import functional
 
 import layerport as lp
 from layerport.errors import UsageError
+from layerport.sizes.tensors import sizes_of
+from layerport.targets import Target
 from layerport.testing import check_spellings, run_kernel
+from layerport.testing.specs import plugin_spec
 from layerport_builtin_layers.grid_sample import grid_sample as layer
 from small_setup import ENGINE
 
@@ -229,6 +232,14 @@ def test_a_plan_holds_it(form: tuple[Any, ...], tmp_path: Path) -> None:
     with lp.load(tmp_path / "a.lp") as session, torch.no_grad():
         (got,) = session.run({"image": args[0].numpy(), "grid": args[1].numpy()}).values()
         torch.testing.assert_close(torch.from_numpy(got), model(*args), rtol=1e-4, atol=1e-4)
+
+
+def test_a_spec_of_tensors_takes_no_two_axes_for_one_that_differ() -> None:
+    x, grid = torch.randn(2, 5, 6, 7), torch.randn(2, 5, 3, 2)
+    spec = plugin_spec(layer, Target("tensorrt", ("sm_90",)), x, grid, "bilinear", "zeros", False)
+    assert spec is not None
+    sizes = dict(sizes_of({"x": tuple(x.shape), "grid": tuple(grid.shape)}))
+    assert spec.outputs[0].resolve(sizes) == (2, 5, 5, 3)
 
 
 X, GRID = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 7, 2)

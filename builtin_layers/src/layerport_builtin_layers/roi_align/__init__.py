@@ -1,4 +1,4 @@
-"""Boxes of a map, averaged to one size: `layerport_builtin::roi_align`."""
+"""Boxes of a map, pooled to one size: `layerport_builtin::roi_align`."""
 
 from layerport_builtin_layers.roi_align.reference import roi_align
 

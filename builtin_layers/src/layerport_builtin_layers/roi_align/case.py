@@ -65,6 +65,17 @@ CASE = LayerCase(
             spatial_scale=0.03125,
             sampling_ratio=2,
         ),
+        _shape(
+            "the largest of two points along an axis",
+            (2, 3, 6, 7),
+            [[1, 1, 0.5, 5, 4.75], [0, 2, 2, 6, 5]],
+            output_size=[2, 3],
+            sampling_ratio=2,
+            pool_mode="max",
+        ),
+        _shape(
+            "the largest in boxes of any kind", (2, 5, 7, 6), _LOOSE, output_size=[2, 2], aligned=True, pool_mode="max"
+        ),
         _shape("no boxes", (1, 2, 4, 4), [], output_size=[7, 7]),
         _shape(
             "the boxes of Mask R-CNN",
@@ -74,6 +85,16 @@ CASE = LayerCase(
             spatial_scale=0.25,
             gpu_only=True,
             sampling_ratio=2,
+        ),
+        _shape(
+            "the same, the largest points",
+            (1, 256, 200, 336),
+            1000,
+            output_size=[7, 7],
+            spatial_scale=0.25,
+            gpu_only=True,
+            sampling_ratio=2,
+            pool_mode="max",
         ),
     ),
     dtypes=(

@@ -1,4 +1,4 @@
-"""Which modules average boxes of a map: those that call torchvision's function for it, or mmcv's.
+"""Which modules pool boxes of a map: those that call torchvision's function for it, or mmcv's.
 
 torchvision's and mmcv's own module `RoIAlign` calls it too.
 """
@@ -32,12 +32,11 @@ def roi_align_of_any(
     """torchvision's goes on with `aligned`, mmcv's with the kind of pooling and `aligned`, which is True there."""
     names = ("pool_mode", "aligned") if (args and isinstance(args[0], str)) or "pool_mode" in kwargs else ("aligned",)
     more = dict(zip(names, args, strict=False)) | kwargs
-    if (kind := more.get("pool_mode", "avg")) != "avg":
-        raise ValueError(f"roi_align: pool_mode is {kind!r}; it averages only")
     if not isinstance(boxes := more.get("rois", boxes), Tensor):
         numbers = [one.new_full((one.shape[0], 1), number) for number, one in enumerate(boxes)]
         boxes = torch.cat([torch.cat(pair, 1) for pair in zip(numbers, boxes, strict=True)])
     size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
     aligned = more.get("aligned", "pool_mode" in more or "rois" in more)
-    result: Tensor = roi_align(input, boxes, size, float(spatial_scale), sampling_ratio, aligned)
+    pool_mode = more.get("pool_mode", "avg")
+    result: Tensor = roi_align(input, boxes, size, float(spatial_scale), sampling_ratio, aligned, pool_mode)
     return result

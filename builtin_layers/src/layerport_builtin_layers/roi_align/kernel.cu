@@ -1,4 +1,4 @@
-// The boxes of a map, averaged to one size, summed in fp32.
+// The boxes of a map, averaged to one size, summed in fp32; or the largest point of each bin.
 //
 // Each thread has one bin of one box and CHANNELS channels, whose points lie at the same places.  The threads of a box
 // are neighbours, so that what they read lies together.
@@ -52,8 +52,8 @@ struct Axis {
 
 }  // namespace
 
-// T is the type of x and y, B that of the boxes (T or float).
-template <typename T, typename B>
+// T is the type of x and y, B that of the boxes (T or float).  LARGEST: of a bin's points, instead of their average.
+template <typename T, typename B, bool LARGEST>
 __global__ void __launch_bounds__(256) roi_align(
     const T* __restrict__ x, const B* __restrict__ boxes, T* __restrict__ y, int images, int channels, int height,
     int width, int bins_y, int bins_x, float scale, int ratio, bool aligned
@@ -70,17 +70,24 @@ __global__ void __launch_bounds__(256) roi_align(
     const long long pixels = 1ll * height * width;
     const int inside = channels - channel < CHANNELS ? channels - channel : CHANNELS;
 
-    float sums[CHANNELS] = {};
-    if (image > -1.0f && image < static_cast<float>(images)) {
+    float sums[CHANNELS];
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) sums[c] = LARGEST ? -__int_as_float(0x7f800000) : 0.0f;
+    int rows_inside = 0, columns_inside = 0;
+    const bool has_image = image > -1.0f && image < static_cast<float>(images);
+    if (has_image) {
         const T* map = x + (static_cast<long long>(image) * channels + channel) * pixels;
         for (int i = 0; i < rows.most; ++i) {
             int top, bottom;
             float down;
             if (!rows.at(i, top, bottom, down)) continue;
+            ++rows_inside;
+            columns_inside = 0;
             for (int j = 0; j < columns.most; ++j) {
                 int left, right;
                 float across;
                 if (!columns.at(j, left, right, across)) continue;
+                ++columns_inside;
                 const T* upper = map + static_cast<long long>(top) * width;
                 const T* lower = map + static_cast<long long>(bottom) * width;
 #pragma unroll
@@ -90,16 +97,26 @@ __global__ void __launch_bounds__(256) roi_align(
                                         to_float(upper[c * pixels + right]) * across;
                     const float below = to_float(lower[c * pixels + left]) * (1.0f - across) +
                                         to_float(lower[c * pixels + right]) * across;
-                    sums[c] += above * (1.0f - down) + below * down;
+                    const float value = above * (1.0f - down) + below * down;
+                    if (LARGEST) {
+                        sums[c] = value > sums[c] || value != value ? value : sums[c];  // NaN stays
+                    } else {
+                        sums[c] += value;
+                    }
                 }
             }
         }
     }
     const float points = fmaxf(rows.points * columns.points, 1.0f);
+    const bool has_points = has_image && rows.points > 0.0f && columns.points > 0.0f;
+    // Points outside of the map read zero.
+    const bool zero_too =
+        static_cast<float>(rows_inside) < rows.points || static_cast<float>(columns_inside) < columns.points;
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         if (c >= inside) continue;
-        y[((number * channels + channel + c) * bins_y + bin / bins_x) * bins_x + bin % bins_x] =
-            from_float<T>(sums[c] / points);
+        float value = sums[c] / points;
+        if (LARGEST) value = !has_points || (zero_too && sums[c] < 0.0f) ? 0.0f : sums[c];
+        y[((number * channels + channel + c) * bins_y + bin / bins_x) * bins_x + bin % bins_x] = from_float<T>(value);
     }
 }

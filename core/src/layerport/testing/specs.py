@@ -31,14 +31,22 @@ def plugin_spec(layer: Layer, target: Target, *args: Any) -> PluginSpec | None:
     values = layer.signature.bind(args, {}, layer=layer.name)
     inputs = {one.name for one in layer.signature.arguments if one.kind is Kind.INPUT}
     shapes: dict[str, TensorType | None] = {}
+    known: dict[str, int] = {}
     for argument in layer.signature.tensors:
         tensor = values[argument.name]
         if tensor is None:
             shapes[argument.name] = None
             continue
-        dims: tuple[Dim, ...] = tuple(int(size) for size in tensor.shape)
+        sizes = [int(size) for size in tensor.shape]
+        dims: tuple[Dim, ...] = tuple(sizes)
         if argument.name in inputs:
-            dims = (*(Symbol(f"axis_{axis}_of_{len(dims)}") for axis in range(len(dims) - 1)), *dims[-1:])
+            names = {f"axis_{axis}_of_{len(sizes)}": size for axis, size in enumerate(sizes[:-1])}
+            # An axis of several inputs is one size only where it is one here.
+            symbols = (
+                Symbol(name if known.setdefault(name, size) == size else f"{name}_of_{argument.name}")
+                for name, size in names.items()
+            )
+            dims = (*symbols, *dims[-1:])
         shapes[argument.name] = TensorType(argument.name, to_dtype(tensor.dtype), dims)
     given = {name: value for name, value in values.items() if name not in inputs and value is not None}
     bound = layer.bind(**given)
