@@ -66,14 +66,6 @@ CASE = LayerCase(
             sampling_ratio=2,
         ),
         _shape(
-            "the largest of two points along an axis",
-            (2, 3, 6, 7),
-            [[1, 1, 0.5, 5, 4.75], [0, 2, 2, 6, 5]],
-            output_size=[2, 3],
-            sampling_ratio=2,
-            pool_mode="max",
-        ),
-        _shape(
             "the largest in boxes of any kind", (2, 5, 7, 6), _LOOSE, output_size=[2, 2], aligned=True, pool_mode="max"
         ),
         _shape("no boxes", (1, 2, 4, 4), [], output_size=[7, 7]),
