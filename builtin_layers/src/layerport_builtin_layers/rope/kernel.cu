@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(64) rope(
 }
 
 template <typename T, typename C>
-__global__ void __launch_bounds__(64) rope_interleaved(
+__global__ void __launch_bounds__(64, 1) rope_interleaved(
     const T* __restrict__ x, const C* __restrict__ cos, const C* __restrict__ sin, T* __restrict__ y, long long groups,
     int parts, int part, int heads, int positions, int width, int rotary, int tables, bool first
 ) {
