@@ -7,10 +7,15 @@ from layerport_builtin_layers.rope.reference import rope
 
 
 def _shape(
-    reason: str, *x: int, rotary: int | None = None, tables: int | None = None, gpu_only: bool = False
+    reason: str,
+    *x: int,
+    rotary: int | None = None,
+    tables: int | None = None,
+    form: str = "halves",
+    gpu_only: bool = False,
 ) -> CaseShape:
     table = (x[0] if tables is None else tables, x[2], x[3] if rotary is None else rotary)
-    return CaseShape(reason, {"x": x, "cos": table, "sin": table}, gpu_only=gpu_only)
+    return CaseShape(reason, {"x": x, "cos": table, "sin": table}, {"form": form}, gpu_only)
 
 
 CASE = LayerCase(
@@ -26,9 +31,15 @@ CASE = LayerCase(
         _shape("an odd width behind the rotated part", 1, 3, 2, 11, rotary=6),
         _shape("heads of 128", 1, 2, 9, 128),
         _shape("wider than 8 lanes take in fp32", 1, 2, 3, 256),
+        _shape("neighbours, prime batch of small heads", 7, 2, 3, 16, form="interleaved"),
+        _shape("neighbours, no multiple of a pack", 2, 3, 3, 10, form="interleaved"),
+        _shape("neighbours, an odd width behind them", 1, 3, 2, 11, rotary=6, form="interleaved", tables=1),
+        _shape("neighbours, half is rotated, by the first columns", 2, 5, 3, 32, rotary=16, form="interleaved_first"),
+        _shape("neighbours, a pair, by the first column", 2, 2, 1, 2, form="interleaved_first"),
         _shape("nothing is rotated", 2, 2, 3, 8, rotary=0),
         _shape("no positions", 2, 2, 0, 16),
         _shape("a prompt of a 7B model", 1, 32, 4096, 128, gpu_only=True),
+        _shape("a prompt of a 7B model, neighbours", 1, 32, 4096, 128, form="interleaved", gpu_only=True),
         _shape("one token on a GPU", 8, 32, 1, 128, gpu_only=True),
         _shape("more than 2^31 elements", 9, 64, 32768, 128, gpu_only=True),
     ),

@@ -1,8 +1,9 @@
-// Rotary position embedding, the halves of a row's first `rotary` elements rotated against each other, in fp32.
+// Rotary position embedding of a row's first `rotary` elements, in fp32: `rope` rotates their halves against each other,
+// `rope_interleaved` neighbours.
 //
 // blockDim.x neighbouring lanes share a group: the rows at one position of up to `part` neighbouring heads, for which cos
 // and sin are read once.  A block has blockDim.y groups.  A row is gone through in items: first the pairs
-// (i, i + rotary / 2), then what lies behind `rotary`, which is copied.  An item is a pack of 16 bytes where every
+// (i, i + rotary / 2), or of neighbours, then what lies behind `rotary`, which is copied.  An item is a pack of 16 bytes where every
 // pointer and both sizes allow it, else one element.
 
 #include "../include/layerport_kernels.h"
@@ -13,8 +14,9 @@ namespace {
 
 template <int WIDTH, typename T>
 __device__ __forceinline__ void read_item(const T* __restrict__ from, float (&values)[WIDTH]) {
-    if constexpr (WIDTH == 1) {
-        values[0] = to_float(from[0]);
+    if constexpr (WIDTH * sizeof(T) < 16) {
+#pragma unroll
+        for (int k = 0; k < WIDTH; ++k) values[k] = to_float(from[k]);
     } else {
         constexpr int PIECE = 16 / sizeof(T);
 #pragma unroll
@@ -28,8 +30,9 @@ __device__ __forceinline__ void read_item(const T* __restrict__ from, float (&va
 
 template <int WIDTH, typename T>
 __device__ __forceinline__ void write_item(T* __restrict__ to, const float (&values)[WIDTH]) {
-    if constexpr (WIDTH == 1) {
-        to[0] = from_float<T>(values[0]);
+    if constexpr (WIDTH * sizeof(T) < 16) {
+#pragma unroll
+        for (int k = 0; k < WIDTH; ++k) to[k] = from_float<T>(values[k]);
     } else {
         Pack<T> pack;
 #pragma unroll
@@ -83,6 +86,56 @@ __device__ __forceinline__ void rotate_rows(
     }
 }
 
+// The same for neighbours.  first: both have the angle of one column of the first half of the tables.
+template <int WIDTH, typename T, typename C>
+__device__ __forceinline__ void rotate_neighbours(
+    const T* __restrict__ x, const C* __restrict__ cos, const C* __restrict__ sin, T* __restrict__ y, int heads,
+    long long distance, int width, int rotary, bool first
+) {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x) * WIDTH; i < width; i += blockDim.x * WIDTH) {
+        const T* from = x + i;
+        T* to = y + i;
+        float values[WIDTH];
+        if (i >= rotary) {
+            // An odd width ends with half an item.
+            const bool whole = i + WIDTH <= width;
+#pragma unroll 1
+            for (int head = 0; head < heads; ++head, from += distance, to += distance) {
+                if (whole) {
+                    read_item<WIDTH>(from, values);
+                    write_item<WIDTH>(to, values);
+                } else {
+                    to[0] = from[0];
+                }
+            }
+            continue;
+        }
+        float by_cos[WIDTH], by_sin[WIDTH];
+        if (first) {
+#pragma unroll
+            for (int k = 0; k < WIDTH; ++k) {
+                by_cos[k] = to_float(cos[(i + k) / 2]);
+                by_sin[k] = to_float(sin[(i + k) / 2]);
+            }
+        } else {
+            read_item<WIDTH>(cos + i, by_cos);
+            read_item<WIDTH>(sin + i, by_sin);
+        }
+#pragma unroll 1
+        for (int head = 0; head < heads; ++head, from += distance, to += distance) {
+            read_item<WIDTH>(from, values);
+#pragma unroll
+            for (int k = 0; k < WIDTH; k += 2) {
+                const float value = values[k];
+                values[k] = value * by_cos[k] - values[k + 1] * by_sin[k];
+                values[k + 1] = values[k + 1] * by_cos[k + 1] + value * by_sin[k + 1];
+            }
+            write_item<WIDTH>(to, values);
+        }
+    }
+}
+
 }  // namespace
 
 template <typename T, typename C>
@@ -108,6 +161,34 @@ __global__ void __launch_bounds__(64) rope(
             rotate_rows<WIDTH>(x + start, cos + angle, sin + angle, y + start, count, distance, width, half);
         } else {
             rotate_rows<1>(x + start, cos + angle, sin + angle, y + start, count, distance, width, half);
+        }
+    }
+}
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(64, 1) rope_interleaved(
+    const T* __restrict__ x, const C* __restrict__ cos, const C* __restrict__ sin, T* __restrict__ y, long long groups,
+    int parts, int part, int heads, int positions, int width, int rotary, int tables, bool first
+) {
+    constexpr int WIDTH = 16 / sizeof(T);
+    const bool aligned =
+        (bytes_off(x) | bytes_off(cos) | bytes_off(sin) | bytes_off(y)) == 0 && width % WIDTH == 0 && rotary % WIDTH == 0;
+    const long long distance = static_cast<long long>(positions) * width;
+    const long long step = static_cast<long long>(gridDim.x) * blockDim.y;
+    for (long long group = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y; group < groups; group += step) {
+        const long long above = quotient(group, positions);
+        const long long position = group - above * positions;
+        const long long batch = quotient(above, parts);
+        const int head = static_cast<int>(above - batch * parts) * part;
+        const int count = heads - head < part ? heads - head : part;
+        const long long angle = ((tables == 1 ? 0 : batch) * positions + position) * rotary;
+        const long long start = (batch * heads + head) * distance + position * width;
+        if (aligned) {
+            rotate_neighbours<WIDTH>(
+                x + start, cos + angle, sin + angle, y + start, count, distance, width, rotary, first
+            );
+        } else {
+            rotate_neighbours<2>(x + start, cos + angle, sin + angle, y + start, count, distance, width, rotary, first);
         }
     }
 }

@@ -34,7 +34,8 @@ _CHEAP = (
     *("alias", "detach", "clone", "contiguous", "lift_fresh_copy", "_to_copy", "to", "convert_element_type"),
     *("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "expand"),
     *("expand_as", "permute", "transpose", "t", "slice", "narrow", "select", "split", "split_with_sizes", "chunk"),
-    *("unbind", "type_as"),
+    # The last is unsqueeze, expand and flatten.
+    *("unbind", "type_as", "repeat_interleave"),
 )
 
 
