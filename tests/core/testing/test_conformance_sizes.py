@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerport.front import bodies
+from layerport.testing.conformance import network_checks
 from layerport.testing.conformance.kit import checks_of, judge
 from layerport.testing.conformance.records import Verdict
 from layerport.testing.conformance.subjects import Subject
@@ -55,6 +56,15 @@ def gated(x: Tensor, gate: Tensor) -> Tensor:
     return x * gate.reshape(x.shape[0], 2, x.shape[1]).sum(1)
 
 
+@lp.layer("NAMESPACE::halved")
+def halved(x: Tensor) -> Tensor:
+    \"\"\"The product of both halves of the last axis.  x: (..., 2 C).\"\"\"
+    if x.shape[-1] % 2 != 0:
+        raise ValueError("halved: x is not (..., 2 C)")
+    one, other = x.chunk(2, -1)
+    return one * other
+
+
 @lp.layer("NAMESPACE::smoothed")
 def smoothed(x: Tensor, weight: lp.Param) -> Tensor:
     \"\"\"Each channel by one filter; ONNX wants to know how many there are.  x: (N, C, L); weight: (1, 1, 3).\"\"\"
@@ -63,7 +73,7 @@ def smoothed(x: Tensor, weight: lp.Param) -> Tensor:
 
 @lp.hookimpl
 def layerport_layers():
-    return (placed, turned, gated, smoothed)
+    return (placed, turned, gated, smoothed, halved)
 
 
 ONE = CaseShape("one place", {"x": (1, 1), "places": (1,)}, {"rows": 1}, values={"places": [0]})
@@ -71,6 +81,12 @@ CASES = (
     LayerCase(placed, (ONE,), ({"places": "int64", "*": "float32"},), CLOSE),
     LayerCase(turned, (CaseShape("square", {"x": (4, 4)}),), ("float32",), CLOSE),
     LayerCase(gated, (CaseShape("some", {"x": (3, 5), "gate": (3, 10)}),), ("float32",), CLOSE),
+    LayerCase(
+        halved,
+        (CaseShape("one of each", {"x": (2,)}), CaseShape("some", {"x": (2, 3, 8)})),
+        ("float32",),
+        CLOSE,
+    ),
     LayerCase(
         smoothed,
         (
@@ -114,6 +130,20 @@ def test_channels_are_known_where_onnx_takes_their_number(tmp_path: Path) -> Non
     assert (verdict.answer, verdict.reason) == ("passed", "")
     (note,) = verdict.notes
     assert note.startswith("it has an ONNX form only where the sizes of axis 1 are known: the reference of layer ")
+
+
+def test_a_last_axis_is_known_where_onnx_cuts_it(tmp_path: Path) -> None:
+    verdict = verdict_of(tmp_path, "halved", "onnx")
+    assert (verdict.answer, verdict.reason) == ("passed", "")
+    (note,) = verdict.notes
+    assert note.startswith("it has an ONNX form only where the sizes of the last axis are known: ")
+
+
+def test_a_network_is_of_more_than_a_few_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(network_checks, "_build", lambda subject, cases, target: built.extend(one.id for one in cases))
+    assert verdict_of(tmp_path, "halved", "network").answer == "passed"
+    assert built == ["halved-some-float32"]
 
 
 def test_one_derivation_serves_rule_and_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,10 @@ from layerport.errors import LayerportError
 from layerport.testing.cases import Case, DTypeChoice
 from layerport.testing.conformance.kernel_checks import kernels_of
 from layerport.testing.conformance.records import FoundFaultError, NotApplicableError
-from layerport.testing.conformance.subjects import Subject, is_empty
+from layerport.testing.conformance.subjects import Subject, elements, is_empty
 
 _TARGET = "rtx:sm_89"
+_FEW = 8
 # What TensorRT has no tensors of.
 _NOT_IN_TENSORRT = {"float64", "uint8", "uint16", "uint32", "uint64", "int16"}
 
@@ -88,8 +89,12 @@ def _wanted(subject: Subject, choice: DTypeChoice) -> tuple[Case, str, list[str]
     cases = subject.smallest(choice)
     if not cases:
         raise NotApplicableError("it has no case")
-    # A scalar is no network's usual input.
-    usual = [one for one in subject.cases(choice) if not is_empty(one) and () not in one.shape.shapes.values()]
+    # A scalar is no network's usual input, and one element no measure of how near the others are.
+    usual = [
+        one
+        for one in subject.cases(choice)
+        if not is_empty(one) and () not in one.shape.shapes.values() and elements(one) > _FEW
+    ]
     case = cases[0] if cases[0] in usual else (usual or cases)[0]
     dtypes = {case.dtype_of(name).value for name, sizes in case.shape.shapes.items() if sizes is not None}
     wants_plugin = bool(kernels_of(subject, case)) or "layerport_create_plugin" in subject.pack.hooks

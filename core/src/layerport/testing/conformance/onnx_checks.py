@@ -24,28 +24,30 @@ from layerport.testing.conformance.records import FoundFaultError, NotApplicable
 from layerport.testing.conformance.subjects import Subject, is_empty, run_reference
 
 _IR_VERSION = 10
+_CHANNELS = {None: "", 1: "the sizes of axis 1", -1: "the sizes of the last axis"}
 
 
 def check_onnx(subject: Subject, choice: DTypeChoice) -> list[str]:
     """Every form of the reference runs in ONNX Runtime and gives the reference's numbers, at all shapes of its case.
 
     Where it has no form with every size open, such as a convolution in as many groups as there are channels, those of
-    axis 1 are known, as they are in a model.
+    the axis of channels are known, as they are in a model: axis 1, or the last.
     """
     if not subject.smallest(choice):
         raise NotApplicableError("it has no case")
-    try:
-        _check(subject, choice, channels=False)
-    except BuildError as error:
+    failed: BuildError | None = None
+    for channels, where in _CHANNELS.items():
         try:
-            _check(subject, choice, channels=True)
-        except BuildError:
-            raise error from None
-        return [f"it has an ONNX form only where the sizes of axis 1 are known: {error.fault}"]
-    return []
+            _check(subject, choice, channels=channels)
+        except BuildError as error:
+            failed = failed or error
+        else:
+            return [] if failed is None else [f"it has an ONNX form only where {where} are known: {failed.fault}"]
+    assert failed is not None
+    raise failed
 
 
-def _check(subject: Subject, choice: DTypeChoice, *, channels: bool) -> None:
+def _check(subject: Subject, choice: DTypeChoice, *, channels: int | None) -> None:
     cases = subject.smallest(choice)
     known: set[str] = set()
     served = {case.id: [case] for case in cases}
@@ -89,7 +91,7 @@ def _ranks(case: Case) -> list[int | None]:
     return [None if sizes is None else len(sizes) for sizes in case.shape.shapes.values()]
 
 
-def _serves(subject: Subject, case: Case, other: Case, *, channels: bool) -> bool:
+def _serves(subject: Subject, case: Case, other: Case, *, channels: int | None) -> bool:
     """Whether the body of a case is that of one alike: what it was traced with is so there too."""
     shapes, derivation = subject.derivation(case, channels=channels)
     before, sizes = (
@@ -112,7 +114,7 @@ def _known(shapes: Mapping[str, TensorType | None]) -> list[str]:
     ]
 
 
-def _node(subject: Subject, case: Case, name: str, *, known: bool, channels: bool) -> LayerNode:
+def _node(subject: Subject, case: Case, name: str, *, known: bool, channels: int | None) -> LayerNode:
     """The layer in a model.  known: whether the model knows every size, which alone leads to this body."""
     shapes, _ = subject.derivation(case, channels=channels)
     if known:

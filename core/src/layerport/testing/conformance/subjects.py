@@ -92,17 +92,20 @@ class Subject:
         """The attributes of a case, with the defaults of the others."""
         return self.layer.signature.bind_attributes(case.shape.attributes, path=self.layer.name)
 
-    def derivation(self, case: Case, *, channels: bool = False) -> tuple[dict[str, TensorType | None], Derivation]:
+    def derivation(self, case: Case, *, channels: int | None = None) -> tuple[dict[str, TensorType | None], Derivation]:
         """The tensors with every size of an input open that the parameters leave open, and the output rule.
 
-        channels: known, as in every model: axis 1.  Makes no tensor, so it is for cases of any size.
+        channels: the axis whose sizes are known, as in every model.  Makes no tensor, so it is for cases of any size.
         """
         attributes = self.attributes(case)
         params = {argument.name for argument in self.layer.signature.params}
         shapes: dict[str, TensorType | None] = {}
         for name, sizes in case.shape.shapes.items():
             known = None if sizes is None else TensorType(name, case.dtype_of(name), tuple(sizes))
-            open_sizes = tuple(size if channels and axis == 1 else None for axis, size in enumerate(sizes or ()))
+            open_sizes = tuple(
+                size if channels is not None and axis == channels % len(sizes or ()) else None
+                for axis, size in enumerate(sizes or ())
+            )
             free = known and replace(known, shape=open_sizes)
             shapes[name] = known if name in params else free
         key = (tuple(shapes.items()), repr(attributes))
