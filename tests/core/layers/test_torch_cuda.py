@@ -6,7 +6,10 @@ What stands in for Torch's CUDA half is `HostCuda`: CPU memory, one stream.  Tha
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -342,6 +345,24 @@ def test_parameters_are_converted_once_for_each_state(cuda: HostCuda, monkeypatc
         weight.mul_(3.0)
     torch.testing.assert_close(run(x, weight), x * weight.detach().flip(0) * 2.0)
     assert pack.targets == ["torch:sm_90"] * 2
+
+
+def test_threads_convert_at_once(cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Reversing):
+        @lp.hookimpl
+        def layerport_convert_parameters(self, layer: lp.Layer, parameters: lp.Parameters, target: lp.Target) -> Any:
+            time.sleep(0.02)
+            return parameters.replace(weight=parameters["weight"][::-1].copy())
+
+    layer = scaled("converted_at_once")
+    loaded = packs.load(Slow(layer), environ={"LAYERPORT_DISABLE_PACKS": "builtin"})
+    monkeypatch.setattr(conversions, "installed_packs", lambda: loaded)
+    run = operator(layer, cuda)
+    printed = sys.stdout  # a hook's own goes to stderr
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(run._convert, [(torch.ones(2, 5), torch.arange(5.0), 2.0) for _ in range(8)]))
+    assert all(one[1].tolist() == [4.0, 3, 2, 1, 0] for one in made)
+    assert sys.stdout is printed
 
 
 def test_the_torch_target_is_no_engine() -> None:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _MOST_PLANS = 4096  # of one layer: a model that never repeats a shape must not grow for ever
 _NEW: Any = object()
+# A pack's hook is watched for what it changes in the whole process, so threads ask one after the other.
+_asking = threading.RLock()
 # Looked up once: these are in every call.
 _Tensor = torch.Tensor
 _identity = operator.attrgetter("shape", "dtype", "device")
@@ -319,7 +321,8 @@ class CudaOperator:
         parameters = Parameters(standard, attributes)
         target = TorchTarget(self._environment().architecture(device.index or 0))
         assert self.layer.converter is not None
-        answer = self.layer.converter.convert(self.layer, parameters, target)
+        with _asking:
+            answer = self.layer.converter.convert(self.layer, parameters, target)
         return {
             place: from_standard(answer[name], "torch").to(device)
             for place, name in present
