@@ -35,7 +35,7 @@ CASE = LayerCase(
         _shape("a part of a tile, classes", 60, classes=3, iou_threshold=0.3),
         _shape("a prime of boxes", 131, iou_threshold=0.4),
         _shape("three tiles, classes", 150, classes=4, iou_threshold=0.1),
-        _shape("more boxes than threads", 1100, iou_threshold=0.8),
+        _shape("six tiles", 330, iou_threshold=0.8),
         _shape("no box is too near", 70, iou_threshold=1.0),
         _shape("no boxes", 0, classes=1),
         _shape("the proposals of a detector", 1000, gpu_only=True, iou_threshold=0.7),
