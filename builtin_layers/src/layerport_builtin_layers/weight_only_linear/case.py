@@ -53,7 +53,7 @@ CASE = LayerCase(
         _shape("rows of one tile, groups of 32", (11, 96), 37, 3),
         _shape("rows of two tiles, bytes, more than a round of units", (65, 320), 66, 5, 8, absent=("bias",)),
         _shape("whole tiles, groups that end within a chunk", (2, 32, 192), 64, 2, absent=("zeros",)),
-        _shape("thousands of products in a sum", (9, 4096), 3, 1, 8),
+        _shape("more than a thousand products in a sum", (9, 1152), 3, 1, 8),
         _shape("a token of a 7B model", (1, 4096), 11008, 32, gpu_only=True),
         _shape("16 tokens of a 7B model, bytes", (16, 4096), 11008, 32, 8, gpu_only=True),
     ),
