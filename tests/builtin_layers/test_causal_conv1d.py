@@ -58,6 +58,13 @@ def test_a_sequence_in_parts_with_the_columns_before_each(width: int) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=-1), whole)
 
 
+@needs_compiler
+def test_a_sequence_of_nothing() -> None:
+    """Which Torch's own convolution refuses, and so the spelling."""
+    assert causal_conv1d(drawn(2, 3, 0), drawn(3, 4)).shape == (2, 3, 0)
+    assert run_kernel(causal_conv1d, drawn(2, 3, 0), drawn(3, 4)).shape == (2, 3, 0)
+
+
 def test_the_spelling_is_the_layer() -> None:
     for activation in ("none", "silu"):
         check_spellings(causal_conv1d, drawn(2, 3, 9), drawn(3, 1, 4), drawn(3), activation)

@@ -9,13 +9,13 @@ from layerport_builtin_layers.causal_conv1d.reference import causal_conv1d
 def _shape(
     reason: str,
     *x: int,
-    weight: tuple[int, ...] = (4,),
+    width: int = 4,
     bias: bool = True,
     activation: str = "silu",
     gpu_only: bool = False,
 ) -> CaseShape:
-    """weight: its axes after the channels."""
-    shapes = {"x": x, "weight": (x[1], *weight), "bias": (x[1],) if bias else None}
+    # As torch.nn.Conv1d has it; without the axis of one, a weight lies in memory just the same.
+    shapes = {"x": x, "weight": (x[1], 1, width), "bias": (x[1],) if bias else None}
     return CaseShape(reason, shapes, {"activation": activation}, gpu_only)
 
 
@@ -25,14 +25,13 @@ CASE = LayerCase(
         _shape("one of everything", 1, 1, 1),
         _shape("shorter than the weight", 2, 3, 2),
         _shape("one position of many channels", 3, 89, 1),
-        _shape("whole packs, the weight of a Conv1d", 2, 3, 64, weight=(1, 4)),
+        _shape("whole packs", 2, 3, 64),
         _shape("rows that start anywhere", 2, 5, 37),
         _shape("more than a chunk of odd rows, nothing optional", 1, 2, 2053, bias=False, activation="none"),
-        _shape("a weight of two columns", 2, 3, 19, weight=(2,)),
-        _shape("a weight of three columns, no bias", 1, 5, 24, weight=(1, 3), bias=False),
-        _shape("a weight of seven columns", 2, 3, 21, weight=(7,), activation="none"),
-        _shape("a weight of one column", 2, 3, 9, weight=(1,)),
-        _shape("no columns", 2, 3, 0),
+        _shape("a weight of two columns", 2, 3, 19, width=2),
+        _shape("a weight of three columns, no bias", 1, 5, 24, width=3, bias=False),
+        _shape("a weight of seven columns", 2, 3, 21, width=7, activation="none"),
+        _shape("a weight of one column", 2, 3, 9, width=1),
         _shape("no sequences", 0, 4, 3),
         _shape("a prompt of Mamba-2.8B", 1, 5120, 2048, gpu_only=True),
         _shape("a prompt of Mamba-2.8B, one position more", 1, 5120, 2049, gpu_only=True),
