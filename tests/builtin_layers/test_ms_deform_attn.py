@@ -195,7 +195,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, tuple[str, ...]]] = {
     "RT-DETR": (lambda: rt_detr("RTDetr"), 2, BOXES),
     "RT-DETR v2": (lambda: rt_detr("RTDetrV2"), 2, BOXES),
 }
-# In 16 bits an RT-DETR and a whole Mask2Former do not verify; both choose by comparing numbers, which may be why.
+# In 16 bits an RT-DETR and a whole Mask2Former choose by comparing numbers, some of which are equal with these weights.
 CASES = [
     ("Deformable DETR", torch.float16),
     ("Mask2Former's maps", torch.float16),
