@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 import subprocess
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ _MISALIGNED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
 _SANITIZER_FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer")
 # Pieces of shared memory are aligned to more than they may measure, so that nothing lies in the gaps between them.
 _LINK_FLAGS = ("-Wl,--sort-section=alignment",)
+_PRELUDE, _PRELUDE_FILE = '#include "cuda_host.h"\n', "prelude.h"
 _STATIC_SHARED_LIMIT = 48 * 1024
 _ALIGNMENT = r"(?:__align__|alignas)\s*\([^()]*\)"
 _DYNAMIC_SHARED = re.compile(
@@ -96,7 +98,7 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
     headers = local_headers(text, folder, include)
     key = cache_key(
         {
-            "format": 4,
+            "format": 5,
             "program": program,
             "flags": flags,
             "headers": headers,
@@ -116,12 +118,9 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
 def _program(text: str, name: str, entry: str) -> str:
     text = _DYNAMIC_SHARED.sub(_dynamic_shared, text)
     text = _ALIGNED_SHARED.sub(r"\g<alignment> __shared__", text)
-    # Each takes a third of a second to compile; a header of the pack's own may include any of them.
-    types = [kind for kind in ("fp16", "bf16", "fp8") if f"cuda_{kind}" in text or '#include "' in text]
-    defines = "".join(f"#define LAYERPORT_{kind.upper()}\n" for kind in types)
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
     return (
-        f'{defines}#include "cuda_host.h"\n#line 1 "{quoted}"\n{text}\n#line 1 "layerport"\n#undef __CUDA_ARCH__\n'
+        f'#line 1 "{quoted}"\n{text}\n#line 1 "layerport"\n#undef __CUDA_ARCH__\n'
         f"int main(int count, char** paths) {{ return ::cuda_host::run(count, paths, {entry}); }}\n"
     )
 
@@ -189,6 +188,31 @@ def _runtime(sanitize: bool) -> bytes:
     return code
 
 
+@lru_cache(maxsize=4)
+def _precompiled(flags: tuple[str, ...]) -> bytes | None:
+    """What stands before every kernel, compiled with these flags, which takes most of the time of a small kernel.
+
+    None where it is of no use: a compiler that is not GCC, or definitions of the author's own, of which there are many.
+    """
+    if "Free Software Foundation" not in _tools()[0] or any(flag.startswith(("-D", "-U")) for flag in flags):
+        return None
+    key = cache_key({"format": 1, "prelude": _PRELUDE, "flags": flags, "tools": _tools()})
+    store = default_cache("host")
+    if (found := store.get(key)) is not None:
+        return zlib.decompress(found[1])
+    with own_temporary_folder("layerport-host-") as folder:
+        header, made = folder / _PRELUDE_FILE, folder / f"{_PRELUDE_FILE}.gch"
+        header.write_text(_PRELUDE)
+        done = _call_compiler(
+            [*flags, *_folders(()), "-x", "c++-header", str(header), "-o", str(made)], "prelude", folder
+        )
+        if done.returncode != 0:
+            return None  # the kernel is compiled with the text, which tells the fault
+        code = made.read_bytes()
+    store.put(key, {}, zlib.compress(code, 1))
+    return code
+
+
 def source_line(program: Path, address: int) -> str | None:
     """`file:line` of an address of a program, measured from the program's anchor; None where no source is known."""
     return host_symbols.source_line(program, address, _NOT_THE_AUTHORS, _environment())
@@ -225,7 +249,12 @@ def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], lab
         )
         source.write_text(program)
         library.write_bytes(_runtime(sanitize))
-        done = _call_compiler([*flags, *_folders(include), "-c", str(source), "-o", str(code)], label, folder)
+        prelude = folder / _PRELUDE_FILE
+        prelude.write_text(_PRELUDE)
+        if (compiled := _precompiled(flags)) is not None:
+            prelude.with_name(f"{_PRELUDE_FILE}.gch").write_bytes(compiled)
+        before = ("-include", str(prelude))
+        done = _call_compiler([*flags, *_folders(include), *before, "-c", str(source), "-o", str(code)], label, folder)
         if done.returncode == 0:
             link = (*_LINK_FLAGS, *(_SANITIZER_FLAGS if sanitize else ()))
             done = _call_compiler([str(code), str(library), *link, "-o", str(binary)], label, folder)
