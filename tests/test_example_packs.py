@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from layerport.system.disk_cache import default_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKS = sorted(path.parent for path in (ROOT / "examples" / "packs").glob("*/pyproject.toml"))
 ALL = os.environ.get("LAYERPORT_TEST_PACKS") == "1"
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the environment
 def run(folder: Path, *command: str | Path) -> str:
     """What a command prints, away from the packs' sources and from what this process has on its path."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    environment |= {"LAYERPORT_CACHE_DIR": str(folder / "cache")}
+    environment |= {"LAYERPORT_CACHE_DIR": str(default_folder())}  # what the tests have compiled before
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
     )

