@@ -51,7 +51,7 @@ def test_a_kernel_gives_the_same_with_it_and_without(sanitize: bool, monkeypatch
     for name in ("plain", "precompiled"):
         with monkeypatch.context() as patch:
             if name == "plain":
-                patch.setattr(compiler, "_precompiled", lambda flags: None)
+                patch.setattr(compiler, "_precompiled", lambda *_: None)
             runs.append(run_kernel(layer_of(f"{name}_{sanitize}", f"// {name}\n{source}"), x, sanitize=sanitize))
     assert runs[0].tolist() == runs[1].tolist() == (x * 0.5).tolist()
     assert compiler._precompiled.cache_info().currsize == 1
@@ -61,7 +61,7 @@ def test_definitions_of_the_author_hold() -> None:
     layer = layer_of("defined", SOURCE, "-DT=__half", "-DHALF=0.5f")
     x = torch.linspace(-3, 3, 7).half()
     assert run_kernel(layer, x).tolist() == (x * 0.5).tolist()
-    assert compiler._precompiled(("-O1", "-DHALF=2")) is None
+    assert compiler._precompiled("", ("-O1", "-DHALF=2")) is None
 
 
 def test_an_error_is_told_with_its_own_line(tmp_path: Path) -> None:

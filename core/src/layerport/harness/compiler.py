@@ -45,7 +45,7 @@ _MISALIGNED = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
 _SANITIZER_FLAGS = ("-fsanitize=address", "-fno-omit-frame-pointer")
 # Pieces of shared memory are aligned to more than they may measure, so that nothing lies in the gaps between them.
 _LINK_FLAGS = ("-Wl,--sort-section=alignment",)
-_PRELUDE, _PRELUDE_FILE = '#include "cuda_host.h"\n', "prelude.h"
+_PRELUDE = "prelude.h"
 _STATIC_SHARED_LIMIT = 48 * 1024
 _ALIGNMENT = r"(?:__align__|alignas)\s*\([^()]*\)"
 _DYNAMIC_SHARED = re.compile(
@@ -94,11 +94,12 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
     include = tuple(os.path.abspath(os.path.join(source.folder or os.curdir, each)) for each in source.include)
     watched = (*_MISALIGNED, *(_SANITIZER_FLAGS if sanitize else _WATCHED))
     flags = (*_FLAGS, *watched, *_language_options(source.options))
-    program = _program(text, "inline.cu" if path is None else str(path), entry)
+    prelude, program = _prelude(text), _program(text, "inline.cu" if path is None else str(path), entry)
     headers = local_headers(text, folder, include)
     key = cache_key(
         {
             "format": 5,
+            "prelude": prelude,
             "program": program,
             "flags": flags,
             "headers": headers,
@@ -109,10 +110,16 @@ def compile_for_host(source: CudaSource, entry: str, *, label: str, sanitize: bo
     if headers is not None and (found := store.get(key)) is not None:
         metadata, image = found
         return HostProgram.of(metadata, image)
-    made = _compile(program, (folder, *include), flags, label, sanitize)
+    made = _compile(prelude, program, (folder, *include), flags, label, sanitize)
     if headers is not None:
         store.put(key, made.metadata(), made.image)
     return made
+
+
+def _prelude(text: str) -> str:
+    """What stands before a source: of CUDA's types those that it includes; a header of the pack's may include any."""
+    types = [kind for kind in ("fp16", "bf16", "fp8") if f"cuda_{kind}" in text or '#include "' in text]
+    return "".join(f"#define LAYERPORT_{kind.upper()}\n" for kind in types) + '#include "cuda_host.h"\n'
 
 
 def _program(text: str, name: str, entry: str) -> str:
@@ -189,20 +196,20 @@ def _runtime(sanitize: bool) -> bytes:
 
 
 @lru_cache(maxsize=4)
-def _precompiled(flags: tuple[str, ...]) -> bytes | None:
-    """What stands before every kernel, compiled with these flags, which takes most of the time of a small kernel.
+def _precompiled(prelude: str, flags: tuple[str, ...]) -> bytes | None:
+    """What stands before a kernel, compiled with these flags, which takes most of the time of a small kernel.
 
     None where it is of no use: a compiler that is not GCC, or definitions of the author's own, of which there are many.
     """
     if "Free Software Foundation" not in _tools()[0] or any(flag.startswith(("-D", "-U")) for flag in flags):
         return None
-    key = cache_key({"format": 1, "prelude": _PRELUDE, "flags": flags, "tools": _tools()})
+    key = cache_key({"format": 1, "prelude": prelude, "flags": flags, "tools": _tools()})
     store = default_cache("host")
     if (found := store.get(key)) is not None:
         return zlib.decompress(found[1])
     with own_temporary_folder("layerport-host-") as folder:
-        header, made = folder / _PRELUDE_FILE, folder / f"{_PRELUDE_FILE}.gch"
-        header.write_text(_PRELUDE)
+        header, made = folder / _PRELUDE, folder / f"{_PRELUDE}.gch"
+        header.write_text(prelude)
         done = _call_compiler(
             [*flags, *_folders(()), "-x", "c++-header", str(header), "-o", str(made)], "prelude", folder
         )
@@ -242,18 +249,20 @@ def _environment() -> dict[str, str]:
     return os.environ | {"LC_ALL": "C", "GCC_COLORS": ""}
 
 
-def _compile(program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str, sanitize: bool) -> HostProgram:
+def _compile(
+    prelude: str, program: str, include: tuple[str, ...], flags: tuple[str, ...], label: str, sanitize: bool
+) -> HostProgram:
     with own_temporary_folder("layerport-host-") as folder:
         source, code, library, binary = (
             Path(folder, name) for name in ("program.cpp", "program.o", "runtime.o", "program")
         )
         source.write_text(program)
         library.write_bytes(_runtime(sanitize))
-        prelude = folder / _PRELUDE_FILE
-        prelude.write_text(_PRELUDE)
-        if (compiled := _precompiled(flags)) is not None:
-            prelude.with_name(f"{_PRELUDE_FILE}.gch").write_bytes(compiled)
-        before = ("-include", str(prelude))
+        header = folder / _PRELUDE
+        header.write_text(prelude)
+        if (compiled := _precompiled(prelude, flags)) is not None:
+            header.with_name(f"{_PRELUDE}.gch").write_bytes(compiled)
+        before = ("-include", str(header))
         done = _call_compiler([*flags, *_folders(include), *before, "-c", str(source), "-o", str(code)], label, folder)
         if done.returncode == 0:
             link = (*_LINK_FLAGS, *(_SANITIZER_FLAGS if sanitize else ()))

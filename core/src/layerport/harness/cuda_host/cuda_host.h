@@ -21,9 +21,15 @@
 // Under __CUDACC__ these headers declare their arithmetic too, all of which has host code.
 #define __CUDACC__
 LAYERPORT_DEVICE void __syncthreads() {}
+#ifdef LAYERPORT_FP16
 #include <cuda_fp16.h>
+#endif
+#ifdef LAYERPORT_BF16
 #include <cuda_bf16.h>
+#endif
+#ifdef LAYERPORT_FP8
 #include <cuda_fp8.h>
+#endif
 #undef __CUDACC__
 
 #include "threads.h"
