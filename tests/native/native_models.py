@@ -9,11 +9,13 @@ import torch
 from layerport import building
 from layerport_builtin_layers.add_layer_norm import add_layer_norm
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
+from layerport_builtin_layers.causal_conv1d import causal_conv1d
 from layerport_builtin_layers.circular_pad import circular_pad
 from layerport_builtin_layers.deform_conv2d import deform_conv2d
 from layerport_builtin_layers.experts_linear import experts_linear
 from layerport_builtin_layers.gated_rms_norm import gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
+from layerport_builtin_layers.grid_sample import grid_sample
 from layerport_builtin_layers.group_norm_silu import group_norm_silu
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.local_correlation import local_correlation
@@ -88,12 +90,14 @@ class Others(torch.nn.Module):
         sampled, _ = add_layer_norm(sampled, gated_rms_norm(sampled, sampled, weight), weight, weight)
         sampled = group_norm_silu(sampled.mT, 4, weight, weight)
         sampled = packed_gate_mul(torch.cat((sampled.mT, sampled.mT), -1))
+        sampled = causal_conv1d(sampled, table[0, :5, :2], activation="silu")
         return self.of_images(sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8])
 
     def of_images(self, x: torch.Tensor) -> torch.Tensor:
         offset = x[:, :2]
         deformed = deform_conv2d(x, offset, self.filters.to(x.dtype), mask=offset[:, :1])
         pooled: torch.Tensor = roi_align(deformed, self.boxes.to(x.dtype), [8, 16], sampling_ratio=1)
+        pooled = grid_sample(pooled, self.middles.to(x.dtype).permute(0, 2, 3, 1) / 4 - 1)
         found = local_correlation(pooled, self.maps.to(x.dtype), self.middles.to(x.dtype), 0)
         pillars: torch.Tensor = scatter_pillars(found.reshape(64, 4), self.places, 2, 8, 16)
         return pillars

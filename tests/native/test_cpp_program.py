@@ -9,6 +9,8 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +144,7 @@ def test_it_takes_what_python_takes(tmp_path: Path) -> None:
     """The comparison in C++ against the one of `verify`, on values just within and just beyond the tolerances."""
     from layerport.parameters.comparison import compare, tolerance
 
-    wanted, got = {}, {}
+    wanted, got, coarse = {}, {}, {}
     for dtype in ("float32", "float16", "bfloat16"):
         kind = DType(dtype).to_numpy()
         want = np.linspace(-3, 5, 40).reshape(5, 8).astype(kind)
@@ -153,10 +155,14 @@ def test_it_takes_what_python_takes(tmp_path: Path) -> None:
             changed = want.copy()
             changed[3, 3] = float(want[3, 3]) + far * step
             wanted[f"{dtype}_{name}"], got[f"{dtype}_{name}"] = want, changed
+    wide = np.linspace(-3, 5, 40, dtype=np.float32)  # computed in 16 bits: 0.004 is near
+    for name, far in (("coarse_near", 0.004), ("coarse_far", 0.2)):
+        wanted[name], got[name], coarse[name] = wide, wide + np.float32(far), "float16"
     wanted["int64_same"], got["int64_same"] = np.arange(3), np.arange(3)
     wanted["int64_far"], got["int64_far"] = np.arange(3), np.arange(1, 4)
     wanted["bool_same"], got["bool_same"] = np.ones((), bool), np.ones((), bool)
-    exporting._write_samples(tmp_path, {"an input": np.zeros((2, 0), np.float32)}, wanted, {})
+    opened: Any = SimpleNamespace(losses={}, precisions=coarse)
+    exporting._write_samples(tmp_path, {"an input": np.zeros((2, 0), np.float32)}, wanted, opened)
     for name, array in got.items():
         (tmp_path / f"got_{name}").write_bytes(array.tobytes())
     (tmp_path / "check.cpp").write_text(CHECK)
@@ -165,7 +171,9 @@ def test_it_takes_what_python_takes(tmp_path: Path) -> None:
     done = subprocess.run([tmp_path / "check", tmp_path], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     answers = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
-    python = {name: str(int(compare(name, got[name], wanted[name]).passed)) for name in wanted}
+    python = {
+        name: str(int(compare(name, got[name], wanted[name], precision=coarse.get(name)).passed)) for name in wanted
+    }
     assert answers == python
     assert {name for name, passed in answers.items() if passed == "1"} == {
         name for name in wanted if name.endswith(("same", "near"))
