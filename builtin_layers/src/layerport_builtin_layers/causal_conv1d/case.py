@@ -22,7 +22,6 @@ def _shape(
 CASE = LayerCase(
     layer=causal_conv1d,
     shapes=(
-        _shape("one of everything", 1, 1, 1),
         _shape("shorter than the weight", 2, 3, 2),
         _shape("one position of many channels", 3, 89, 1),
         _shape("whole packs", 2, 3, 64),
