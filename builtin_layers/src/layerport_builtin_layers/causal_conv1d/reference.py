@@ -9,19 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import layerport as lp
+from layerport_builtin_layers.row_launches import CENTRED_DTYPES
 
 _THREADS = 256
 _PACK_BYTES = 16
 _LANES = 64  # of a row, at most
 _PACKS = 4  # that a lane goes through
 _NARROW = 4  # columns of a weight
-_DTYPES = (
-    "float32",
-    "float16",
-    "bfloat16",
-    {"weight": "float32", "bias": "float32", "*": "float16"},
-    {"weight": "float32", "bias": "float32", "*": "bfloat16"},
-)
 
 
 @lp.layer("layerport_builtin::causal_conv1d", version=1, find=True, purpose="fusion that TensorRT lacks")
@@ -92,7 +86,7 @@ def _kernel(entry: str, name: str, fixed: int | None = None) -> None:
     """fixed: the width of the weight that the kernel is compiled for, and takes alone; None where it is told."""
     takes = None if fixed is None else lambda weight: weight.shape[-1] == fixed
 
-    @causal_conv1d.kernel(lp.cuda("kernel.cu", entry), dtypes=_DTYPES, when=takes, name=f"causal_conv1d_{name}")
+    @causal_conv1d.kernel(lp.cuda("kernel.cu", entry), dtypes=CENTRED_DTYPES, when=takes, name=f"causal_conv1d_{name}")
     def launch(
         x: lp.TensorType, weight: lp.TensorType, bias: lp.TensorType | None, activation: str, y: lp.TensorType
     ) -> lp.Launch:

@@ -49,7 +49,7 @@ _CLASSES = ("CorrBlock", "AlternateCorrBlock")
 
 def _looks_up(block: Any) -> bool:
     """Whether it is torchvision's block of lookups, by its methods and what it holds."""
-    if not isinstance(block, torch.nn.Module) or any(True for _ in block.parameters()):
+    if not isinstance(block, torch.nn.Module) or next(block.parameters(), None) is not None:
         return False
     sizes = (held(block, "num_levels"), held(block, "radius"))
     return all(type(one) is int for one in sizes) and [_names(block, method) for method in _METHODS] == _ARGUMENTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,16 +85,12 @@ _DTYPES = tuple(
 )
 
 
-def _tensor_kernel(tiles: int) -> None:
-    """Above the rows of the plain kernel, which is an estimate: where they cross was not measured."""
-    block_rows, block_columns = _BLOCKS[tiles]
+def _kernel(
+    file: str, entry: str, name: str, dtypes: Any, when: Any, tile: tuple[int, int], block: Any, *, rows_first: bool
+) -> None:
+    """tile: rows and columns of y that a block has; rows_first: whether the block after it has the next rows."""
 
-    @weight_only_linear.kernel(
-        lp.cuda("tensor.cu", f"weight_only_tensor<{{x}}, {{scales}}, {{bits}}, {tiles}>"),
-        dtypes=_DTYPES[1:],
-        when=(lambda x, scales: _fits(x, scales) & (_rows(x) <= block_rows)) if tiles == 1 else _fits,
-        name=f"weight_only_tensor_{block_rows}",
-    )
+    @weight_only_linear.kernel(lp.cuda(file, entry), dtypes=dtypes, when=when, name=f"weight_only_{name}")
     def launch(
         x: lp.TensorType,
         codes: lp.TensorType,
@@ -105,41 +101,46 @@ def _tensor_kernel(tiles: int) -> None:
     ) -> lp.Launch:
         width, groups = scales.shape
         k, rows = x.shape[-1], _rows(x)
-        blocks = lp.cdiv(rows, block_rows)
+        blocks, others = lp.cdiv(rows, tile[0]), lp.cdiv(width, tile[1])
+        if not rows_first:
+            blocks, others = others, blocks
         return lp.Launch(
-            grid=blocks * lp.cdiv(width, block_columns),
-            block=256,
+            grid=blocks * others,
+            block=block,
             args=(x, codes, scales, zeros, bias, y, blocks, rows, width, k, codes.shape[1], groups, k // groups),
         )
+
+
+def _tensor_kernel(tiles: int) -> None:
+    """Above the rows of the plain kernel, which is an estimate: where they cross was not measured."""
+    tile = _BLOCKS[tiles]
+    _kernel(
+        "tensor.cu",
+        f"weight_only_tensor<{{x}}, {{scales}}, {{bits}}, {tiles}>",
+        f"tensor_{tile[0]}",
+        _DTYPES[1:],
+        (lambda x, scales: _fits(x, scales) & (_rows(x) <= tile[0])) if tiles == 1 else _fits,
+        tile,
+        256,
+        rows_first=True,
+    )
 
 
 def _fits(x: lp.TensorType, scales: lp.TensorType) -> bool | lp.Expr:
     return (_rows(x) > _ROWS) & (x.shape[-1] // scales.shape[1] % _UNIT == 0)
 
 
-def _kernel(rows_of_warp: int) -> None:
-    @weight_only_linear.kernel(
-        lp.cuda("kernel.cu", f"weight_only_linear<{{x}}, {{scales}}, {{bits}}, {rows_of_warp}>"),
-        dtypes=_DTYPES,
-        when=(lambda x: _rows(x) <= 1) if rows_of_warp == 1 else None,
-        name=f"weight_only_linear_{'row' if rows_of_warp == 1 else 'rows'}",
+def _plain_kernel(rows_of_warp: int) -> None:
+    _kernel(
+        "kernel.cu",
+        f"weight_only_linear<{{x}}, {{scales}}, {{bits}}, {rows_of_warp}>",
+        f"linear_{'row' if rows_of_warp == 1 else 'rows'}",
+        _DTYPES,
+        (lambda x: _rows(x) <= 1) if rows_of_warp == 1 else None,
+        (rows_of_warp, _WARPS),
+        (32, _WARPS),
+        rows_first=False,
     )
-    def launch(
-        x: lp.TensorType,
-        codes: lp.TensorType,
-        scales: lp.TensorType,
-        zeros: lp.TensorType | None,
-        bias: lp.TensorType | None,
-        y: lp.TensorType,
-    ) -> lp.Launch:
-        width, groups = scales.shape
-        k, rows = x.shape[-1], _rows(x)
-        blocks = lp.cdiv(width, _WARPS)
-        return lp.Launch(
-            grid=blocks * lp.cdiv(rows, rows_of_warp),
-            block=(32, _WARPS),
-            args=(x, codes, scales, zeros, bias, y, blocks, rows, width, k, codes.shape[1], groups, k // groups),
-        )
 
 
 def _rows(x: lp.TensorType) -> int | lp.Expr:
@@ -148,5 +149,5 @@ def _rows(x: lp.TensorType) -> int | lp.Expr:
 
 _tensor_kernel(1)
 _tensor_kernel(4)
-_kernel(1)
-_kernel(_ROWS)
+_plain_kernel(1)
+_plain_kernel(_ROWS)

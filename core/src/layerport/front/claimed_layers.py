@@ -38,7 +38,7 @@ def run_candidate(answer: BoundLayer | Rewrite, module: torch.nn.Module, args: A
 
 def rewritten(answer: Rewrite, module: torch.nn.Module) -> Callable[..., Any]:
     """The module's forward as this candidate writes it, with the signature of the module's own."""
-    return like(module.forward, types.MethodType(answer.forward, module))
+    return _like(module.forward, types.MethodType(answer.forward, module))
 
 
 class ClaimedLayer(LayerModule):
@@ -52,7 +52,7 @@ class ClaimedLayer(LayerModule):
             self._names: tuple[str, ...] | None = tuple(inspect.signature(module.forward).parameters)
         except (TypeError, ValueError):
             self._names = None
-        self.__dict__["forward"] = like(module.forward, self.forward)
+        self.__dict__["forward"] = _like(module.forward, self.forward)
 
     def __getattr__(self, name: str) -> Any:
         # Modules around it may read its attributes (`self.norm.variance_epsilon`).
@@ -74,7 +74,7 @@ class ClaimedLayer(LayerModule):
         return super().forward(*args[: self._most_inputs])
 
 
-def like(original: Callable[..., Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+def _like(original: Callable[..., Any], forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward with the signature of the module's own, by which torch.export matches dynamic shapes to inputs."""
 
     @functools.wraps(original)

@@ -9,6 +9,8 @@ import math
 
 import onnx_ir as ir
 
+from layerport.parameters.frameworks.onnx_dtypes import to_dtype
+
 _BITS: dict[ir.DataType | None, int] = {  # of the mantissa
     ir.DataType.DOUBLE: 52,
     ir.DataType.FLOAT: 23,
@@ -17,13 +19,7 @@ _BITS: dict[ir.DataType | None, int] = {  # of the mantissa
     ir.DataType.FLOAT8E4M3FN: 3,
     ir.DataType.FLOAT8E5M2: 2,
 }
-_NAMES = {
-    10: "float16",
-    7: "bfloat16",
-    3: "float8_e4m3fn",
-    2: "float8_e5m2",
-    23: "float32",
-}
+_KINDS = {bits: kind for kind, bits in _BITS.items() if kind is not None}
 # Operators that only move or choose values round nothing.
 _MOVES = frozenset(
     {
@@ -53,7 +49,7 @@ def coarsest_types(model: ir.Model) -> dict[str, str]:
     for output in model.graph.outputs:
         bits = through.get(output, math.inf)
         if output.name is not None and output.dtype in _BITS and bits < _BITS[output.dtype]:
-            coarse[output.name] = _NAMES[int(bits)]
+            coarse[output.name] = to_dtype(_KINDS[int(bits)]).value
     return coarse
 
 

@@ -12,6 +12,7 @@ from layerport.kernels import compilation
 from layerport.kernels.choice import Candidate, candidates, dtypes_for
 from layerport.kernels.compilation import Compilation
 from layerport.kernels.declaration import Kernel
+from layerport.parameters.standard_form import Parameters
 from layerport.sizes.tensors import TensorType, renamed
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def with_wide_parameters(bound: BoundLayer) -> BoundLayer:
     if not narrow or _have_dtypes(bound):
         return bound
     arrays = {**parameters, **{name: array.astype("float32") for name, array in narrow.items()}}
-    wide = replace(bound, parameters=type(parameters)(arrays, parameters.attributes))
+    wide = replace(bound, parameters=Parameters(arrays, parameters.attributes))
     return wide if _have_dtypes(wide) else bound
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from layerport.search.onnx_rules import Graph, NoRuleError, Rule, aten, attribute_of, input_of
+from layerport.search.onnx_rules import Graph, NoRuleError, Rule, aten, attribute_of, float_of, input_of
 from layerport.search.rules import into
 
 ACTIVATION_RULES: dict[str, Rule] = {}
@@ -16,11 +16,6 @@ _ALIKE = {
     "HardSwish": aten.hardswish.default,
     "Softplus": aten.softplus.default,
 }
-
-
-def float_of(node: ir.Node, name: str, default: float) -> float:
-    """An attribute, which is a float of 32 bits in the file, as the number that was written."""
-    return float(f"{attribute_of(node, name, default):.7g}")
 
 
 @rule(*_ALIKE)

@@ -103,6 +103,11 @@ def attribute_of(node: ir.Node, name: str, default: Any) -> Any:
     return default if attribute is None else attribute.value
 
 
+def float_of(node: ir.Node, name: str, default: float) -> float:
+    """An attribute, which is a float of 32 bits in the file, as the number that was written."""
+    return float(f"{attribute_of(node, name, default):.7g}")
+
+
 def input_of(node: ir.Node, place: int) -> ir.Value | None:
     """An input; None where it is left out."""
     return node.inputs[place] if place < len(node.inputs) else None
@@ -348,7 +353,7 @@ def _norm(graph: Graph, node: ir.Node) -> Any:
     x = graph.tensor(node.inputs[0])
     shape = sizes_of(x)
     axes = shape[attribute_of(node, "axis", -1) % len(shape) :]
-    eps = float(f"{attribute_of(node, 'epsilon', 1e-5):.7g}")
+    eps = float_of(node, "epsilon", 1e-5)
     weight, bias = (None if value is None else graph.tensor(value) for value in (input_of(node, 1), input_of(node, 2)))
     if len(node.outputs) > 1 or not all(isinstance(size, int) for size in axes):
         raise NoRuleError
