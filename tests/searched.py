@@ -10,7 +10,7 @@ import torch
 
 from layerport.foreign.torch_private import pytree
 from layerport.front.comparison import compare
-from layerport.front.export import quiet
+from layerport.front.exporter import quiet
 from layerport.layers.derivation import any_size
 from layerport.layers.layer import Layer
 from layerport.search.searching import Findings, search

@@ -13,7 +13,7 @@ from torch import nn
 
 import layerport as lp
 from core.search.test_formulas import ONE, Beside, X, layer_of
-from layerport.front.export import quiet
+from layerport.front.exporter import quiet
 from layerport.front.found_in_onnx import find_in_onnx
 from layerport.front.found_layers import FindWishes
 from layerport.front.onnx_files import read_model

@@ -21,7 +21,7 @@ from core.search.test_families import ASKED, CASES, EVERY, LAYERS, counted, mode
 from layerport.bundle.bundle import MANIFEST
 from layerport.commands.explaining import explain
 from layerport.errors import UsageError
-from layerport.front.export import quiet
+from layerport.front.exporter import quiet
 from layerport.front.found_in_onnx import find_in_onnx
 from layerport.front.found_layers import FindWishes
 from layerport.front.onnx_files import read_model, reference_outputs

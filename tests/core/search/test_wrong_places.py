@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import layerport as lp
-from layerport.front.export import quiet
+from layerport.front.exporter import quiet
 from layerport.search.searching import search
 from searched import Function, compared, program_of, search_in
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
-import torch
 
 from layerport.errors import BuildError, UsageError
 from layerport.front.body_cache import body_key, load_body, save_body
-from layerport.front.export import quiet
 from layerport.front.export_errors import first_line, innermost
+from layerport.front.exporter import to_onnx
 from layerport.front.nodes import LayerNode
 from layerport.layers.derivation import Derivation, derive, export_together
 from layerport.sizes.dims import DimRange
@@ -122,20 +121,19 @@ def _kept_functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Fun
 def _functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function]:
     """The ONNX function of each use.
 
-    All references go through one call of torch.onnx, because each call builds its operator library anew (0.5 s).
+    All references go through one call of torch.onnx, because each call builds its operator library anew (0.1 s, the first time 0.5).
     """
     if not uses:
         return []
-    with quiet(), torch.no_grad():
-        try:
-            graph = _onnx_graph([derivation for _, derivation in uses])
-        except Exception as error:
-            culprit, reason = _culprit(uses) or (uses[0][0], error)
-            raise BuildError(
-                f"the reference of layer {culprit.layer.name} ({culprit.layer.origin}) has no ONNX form: "
-                f"{first_line(innermost(reason))}",
-                "write it with Torch operators that torch.onnx can translate",
-            ) from reason
+    try:
+        graph = _onnx_graph([derivation for _, derivation in uses])
+    except Exception as error:
+        culprit, reason = _culprit(uses) or (uses[0][0], error)
+        raise BuildError(
+            f"the reference of layer {culprit.layer.name} ({culprit.layer.origin}) has no ONNX form: "
+            f"{first_line(innermost(reason))}",
+            "write it with Torch operators that torch.onnx can translate",
+        ) from reason
     inputs, outputs = iter(list(graph.inputs)), iter(list(graph.outputs))
     functions = []
     for node, derivation in uses:
@@ -146,9 +144,7 @@ def _functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function
 
 
 def _onnx_graph(derivations: Sequence[Derivation]) -> ir.Graph:
-    exported = torch.onnx.export(export_together(derivations), dynamo=True, verbose=False)
-    assert exported is not None
-    graph: ir.Graph = exported.model.graph
+    graph: ir.Graph = to_onnx(export_together(derivations)).model.graph
     return graph
 
 

@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import values as onnxscript_values
 
 from layerport.errors import BuildError
 from layerport.foreign import torch_private
-from layerport.foreign.torch_modules import ONNX_LOGGER
 from layerport.front.dynamic_dims import as_torch_takes_them, read_dims
 from layerport.front.export_errors import not_traced, not_translated
+from layerport.front.exporter import to_onnx
 from layerport.front.found_layers import FindWishes, SearchedError, searched
 from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.guards import Guards, guards_of
 from layerport.front.leaves import check_outputs, output_names
-from layerport.front.nodes import VERSION
 from layerport.front.origins import Origins, read_origins
 from layerport.front.sources import Source
 from layerport.layers.derivation import any_size, quiet_export
 from layerport.layers.layer import Layer
 from layerport.parameters.frameworks.onnx_dtypes import to_dtype
-from layerport.parameters.signature import Kind
 from layerport.search.searching import Findings
 from layerport.sizes.conditions import Condition
 from layerport.sizes.dims import DimRange, follows_from, port
 from layerport.sizes.tensors import TensorType
-
-_ATTRIBUTE_TYPES = {
-    "int": onnx.defs.OpSchema.AttrType.INT,
-    "bool": onnx.defs.OpSchema.AttrType.INT,
-    "float": onnx.defs.OpSchema.AttrType.FLOAT,
-    "str": onnx.defs.OpSchema.AttrType.STRING,
-    "int[]": onnx.defs.OpSchema.AttrType.INTS,
-    "bool[]": onnx.defs.OpSchema.AttrType.INTS,
-    "float[]": onnx.defs.OpSchema.AttrType.FLOATS,
-    "str[]": onnx.defs.OpSchema.AttrType.STRINGS,
-}
-_TENSOR_TYPES = [
-    f"tensor({name})"
-    for name in (
-        *("float", "double", "float16", "bfloat16", "bool", "float8e4m3fn", "float8e5m2", "int4", "uint4"),
-        *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
-    )
-]
 
 
 @dataclass(frozen=True)
@@ -87,19 +62,10 @@ def export_model(
     dynamic = read_dims(source, program)
     layers = tuple(layers)
     program, findings = searched(program, source, find or FindWishes())
-    table = {layer.operator: translation(layer) for layer in layers}
-    # The graph was traced without gradients, and some of its views are refused with them.
-    with quiet(), torch.no_grad():
-        try:
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                custom_translation_table=table,
-            )
-        except Exception as error:
-            raise not_translated(error, source.name, model) from error
-    assert exported is not None
+    try:
+        exported = to_onnx(program, layers)
+    except Exception as error:
+        raise not_translated(error, source.name, model) from error
     graph = exported.model
     _name_outputs(graph.graph, output_names(outputs))
     _rename_inputs(graph.graph, program)
@@ -117,12 +83,11 @@ def find_in(source: Source, model: Any, find: FindWishes) -> Findings:
     """What a search finds in a model.  Raises BuildError where the export stops before."""
     program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
     program, findings = searched(program, source, find, only=True)
-    with quiet(), torch.no_grad():
-        try:
-            torch.onnx.export(program, dynamo=True, verbose=False)
-        except Exception as error:
-            if not isinstance(error.__cause__, SearchedError):
-                raise not_translated(error, source.name, model) from error
+    try:
+        to_onnx(program)
+    except Exception as error:
+        if not isinstance(error.__cause__, SearchedError):
+            raise not_translated(error, source.name, model) from error
     return findings()
 
 
@@ -159,59 +124,6 @@ def _trace(source: Source, model: torch.nn.Module) -> torch.export.ExportedProgr
             raise not_traced(error, source.name, model) from error
 
 
-def translation(layer: Layer) -> Callable[..., Any]:
-    """The function by which torch.onnx writes one call of the layer's operator as a node."""
-    schema = _schema(layer)
-    operator = onnxscript_values.Op(onnxscript_values.Opset(layer.namespace, 1), layer.short_name, schema)
-    tensors = [argument.kind is not Kind.ATTRIBUTE for argument in layer.signature.arguments]
-    names = [argument.name for argument in layer.signature.arguments]
-
-    def translate(*args: Any, **kwargs: Any) -> Any:
-        values = list(layer.signature.bind(args, kwargs, layer=layer.name).values())
-        inputs = [value for value, tensor in zip(values, tensors, strict=True) if tensor]
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        attributes = {
-            name: value
-            for name, value, tensor in zip(names, values, tensors, strict=True)
-            if not tensor and value is not None
-        }
-        result = operator(*inputs, **attributes)
-        first = result[0] if isinstance(result, (tuple, list)) else result
-        first.producer().metadata_props[VERSION] = str(layer.version)
-        return result
-
-    return translate
-
-
-def _schema(layer: Layer) -> onnx.defs.OpSchema:
-    option = onnx.defs.OpSchema.FormalParameterOption
-    tensors = layer.signature.tensors
-    outputs = layer.signature.output_names
-    return onnx.defs.OpSchema(
-        layer.short_name,
-        layer.namespace,
-        1,
-        doc=layer.reference.__doc__ or "",
-        inputs=[
-            onnx.defs.OpSchema.FormalParameter(
-                tensor.name,
-                f"T_{tensor.name}",
-                param_option=option.Optional if tensor.optional else option.Single,
-            )
-            for tensor in tensors
-        ],
-        outputs=[onnx.defs.OpSchema.FormalParameter(name, f"T_{name}") for name in outputs],
-        type_constraints=[
-            (f"T_{name}", _TENSOR_TYPES, "") for name in (*(tensor.name for tensor in tensors), *outputs)
-        ],
-        attributes=[
-            onnx.defs.OpSchema.Attribute(argument.name, _ATTRIBUTE_TYPES[argument.type], "", required=False)
-            for argument in layer.signature.attributes
-        ],
-    )
-
-
 def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
     """Give the outputs these names.  torch.onnx would not look whether an input or inner value has one of them."""
     inputs = {value.name for value in graph.inputs}
@@ -246,18 +158,3 @@ def port_of(value: ir.Value, dims: Mapping[str, DimRange]) -> TensorType:
     sizes = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
     known = (size if isinstance(size, int) or follows_from(size, dims) else None for size in sizes)
     return port(value.name, to_dtype(value.dtype), known)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages it does not need and its own deprecations."""
-    logger = logging.getLogger(ONNX_LOGGER)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -14,7 +14,8 @@ from torch.fx import Node
 
 from layerport.dtypes import DType
 from layerport.front.bodies import Bodies
-from layerport.front.export import ExportedModel, quiet
+from layerport.front.export import ExportedModel
+from layerport.front.exporter import quiet
 from layerport.front.found_layers import FindWishes, compared
 from layerport.front.nodes import VERSION, layer_nodes, onnx_attributes
 from layerport.front.onnx_files import example, reference_values
