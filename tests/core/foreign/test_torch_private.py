@@ -253,3 +253,25 @@ def test_a_name_that_is_not_listed_cannot_be_asked_for() -> None:
         names.look_up("torch._C.nothing")
     with pytest.raises(BuildError, match="has no torch.utils._pytree"):
         raise torch_private.NAMES.error("torch.utils._pytree")
+
+
+def test_operators_are_listed_once_and_new_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = torch._export.utils._materialize_cpp_cia_ops
+    times: list[None] = []
+
+    def counted() -> None:
+        times.append(None)
+        listed()
+
+    monkeypatch.setattr(torch._export.utils, "_materialize_cpp_cia_ops", counted)
+    with torch_private.operators_listed_once():
+        first = torch._export.utils._collect_all_valid_cia_ops()
+        assert len(times) == 1
+        library = torch.library.Library("listed_once", "DEF")
+        library.define("double(Tensor x) -> Tensor")
+        library.impl("double", lambda x: x * 2, "CompositeImplicitAutograd")
+        torch.ops.listed_once.double
+        second = torch._export.utils._collect_all_valid_cia_ops()
+    assert len(times) == 2
+    assert second - first == {torch.ops.listed_once.double.default}
+    assert torch._export.utils._materialize_cpp_cia_ops is counted

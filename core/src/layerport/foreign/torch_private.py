@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from layerport.foreign.names import Name, Names
+from layerport.foreign.torch_names import ENV, NAMES
+from layerport.foreign.torch_names import missing as missing
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -25,104 +26,12 @@ if TYPE_CHECKING:
 
     __all__ = ["FakeTensorMode", "GuardOnDataDependentSymNode", "ShapeEnv", "TorchDispatchMode", "pytree"]
 
-_OPERATOR = "the Autograd implementation of a layer's operator"
-_REGISTERED = "torch.library.register_autograd makes it: twice the overhead of a call"
-_SIZES = "the sizes of a layer's outputs, read off its reference"
-_SEARCH = "layers found in a model's graph"
-_PACKS = "looking after what a pack's hook does to a model"
-_MODELS = "the inputs and outputs of a model, which may be nested"
-_SUBCLASS = "parameters that are tensors of a class of their own"
-_GPU = "a kernel's launch by a layer's operator"
-_OLDER = "use an older Torch"
-_PLAIN = "make them plain tensors first, or use an older Torch"
-_ENV = "torch.fx.experimental.symbolic_shapes.ShapeEnv"
 NO_LIMIT = 2**62  # Torch says that a size has none with numbers around 2**63
-_ALWAYS = "the public function of the same use is called: slower"
-
-NAMES = Names(
-    "torch",
-    (
-        Name("torch._C._AutoDispatchBelowAutograd", _OPERATOR, _REGISTERED, True),
-        Name("torch._C._after_autograd_keyset", _OPERATOR, _REGISTERED, True),
-        Name("torch._ops.OpOverload.redispatch", _OPERATOR, _REGISTERED, True),
-        Name("torch._C._any_requires_grad", _OPERATOR, "each argument is asked, in Python", True),
-        Name("torch._C._ExcludeDispatchKeyGuard", "a layer's operator under autocast", _REGISTERED, True),
-        Name("torch._C.DispatchKeySet", "a layer's operator under autocast", _REGISTERED, True),
-        Name("torch._C.DispatchKey.AutocastCPU", "a layer's operator under autocast", _REGISTERED, True),
-        Name("torch._C.DispatchKey.AutocastCUDA", "a layer's operator under autocast", _REGISTERED, True),
-        Name("torch._ops.OpOverload._op", "a call of a layer's operator", "one more call in Python", True, True),
-        Name(
-            "torch._C._any_output_is_alias_to_input_or_output",
-            "outputs of a reference in memory of their own",
-            "their storages are compared, in Python",
-            True,
-        ),
-        Name(
-            "torch._ops.OpOverload._schema",
-            "what an operator writes, and whether it draws random numbers",
-            _OLDER,
-            of_instances=True,
-        ),
-        Name("torch._C._cuda_getCurrentRawStream", _GPU, _ALWAYS, True),
-        Name("torch._C._cuda_getDevice", _GPU, _ALWAYS, True),
-        Name("torch._C._dynamo.guards._empty_strided_cuda", _GPU, _ALWAYS, True),
-        Name(
-            "torch.nn.Module._modules",
-            "a module put in the place of another, in a copy of a model",
-            _OLDER,
-            of_instances=True,
-        ),
-        Name("torch.Tensor._version", "whether a tensor was written to in place", _OLDER),
-        Name("torch._C.DisableTorchFunctionSubclass", _SUBCLASS, _PLAIN),
-        Name("torch._C._EnableTorchFunction", _SUBCLASS, _PLAIN),
-        Name(
-            "torch._C._functorch.is_functorch_wrapped_tensor",
-            "the words in which a tensor inside vmap is refused",
-            "Torch refuses it in its own",
-            True,
-        ),
-        Name("torch._subclasses.fake_tensor.FakeTensorMode", _SIZES, _OLDER),
-        Name(_ENV, _SIZES, _OLDER),
-        Name("torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode", _SIZES, _OLDER),
-        *(
-            Name(f"{_ENV}.{attribute}", _SIZES, _OLDER, of_instances=True)
-            for attribute in ("guards", "deferred_runtime_asserts", "var_to_range", "replace", "backed_var_to_val")
-        ),
-        Name("torch.export.ExportedProgram._constants", _SEARCH, _OLDER, of_instances=True),
-        Name("torch.fx.experimental.proxy_tensor.make_fx", _SEARCH, _OLDER),
-        Name(f"{_ENV}.error_on_new_guards", _SEARCH, _OLDER, of_instances=True),
-        Name("torch._ops.OpOverload", _SEARCH, _OLDER),
-        Name("torch._subclasses.fake_tensor.FakeTensorMode.cache_enabled", _SEARCH, _OLDER, of_instances=True),
-        Name("torch.SymInt.node", _SIZES, _OLDER, of_instances=True),
-        Name("torch.fx.experimental._config.patch", _SIZES, _OLDER),
-        Name("torch.fx.experimental._config.backed_size_oblivious", _SIZES, _OLDER),
-        Name("torch.fx.experimental._config.use_duck_shape", _SIZES, _OLDER),
-        Name(
-            "torch._dynamo.exc.Unsupported",
-            "what an export raises that a second one does not",
-            "after any error it is tried a second time",
-            True,
-        ),
-        Name("torch.ops.higher_order.scan", "references that go through a sequence step by step (lp.scan)", _OLDER),
-        Name("torch._assert_async", "references that check values (lp.check_values)", "they are not checked", True),
-        Name("torch.utils._pytree", _MODELS, _OLDER),
-        Name("torch.utils._python_dispatch.TorchDispatchMode", _PACKS, _OLDER),
-        Name("torch.utils._python_dispatch._disable_current_modes", _PACKS, _OLDER),
-        *(
-            Name(f"torch.nn.modules.module._global_{kind}_hooks", _PACKS, "these hooks are not looked after", True)
-            for kind in (
-                *("forward", "forward_pre", "backward", "backward_pre"),
-                *("module_registration", "parameter_registration", "buffer_registration"),
-            )
-        ),
-    ),
-)
-_CUDA_ONLY = frozenset(name.path for name in NAMES if name.use == _GPU)
 # Names that stand for a class or a module, by what they are called here.
 _OBJECTS = {
     "FakeTensorMode": "torch._subclasses.fake_tensor.FakeTensorMode",
     "GuardOnDataDependentSymNode": "torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode",
-    "ShapeEnv": _ENV,
+    "ShapeEnv": ENV,
     "TorchDispatchMode": "torch.utils._python_dispatch.TorchDispatchMode",
     "pytree": "torch.utils._pytree",
 }
@@ -132,11 +41,6 @@ def __getattr__(name: str) -> Any:
     if name not in _OBJECTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return NAMES.find(_OBJECTS[name])
-
-
-def missing() -> list[Name]:
-    """The names that this Torch lacks; those of its CUDA half only where it has one."""
-    return [name for name in NAMES.missing() if name.path not in _CUDA_ONLY or torch.version.cuda is not None]
 
 
 # A layer's operator
@@ -225,7 +129,7 @@ def make_fx() -> Callable[..., Any]:
 
 def without_new_guards(env: ShapeEnv) -> contextlib.AbstractContextManager[Any]:
     """A block in which a decision on a symbolic size that is not settled yet raises."""
-    block: contextlib.AbstractContextManager[Any] = NAMES.of(env, f"{_ENV}.error_on_new_guards")()
+    block: contextlib.AbstractContextManager[Any] = NAMES.of(env, f"{ENV}.error_on_new_guards")()
     return block
 
 
@@ -305,14 +209,43 @@ def unsupported() -> type[Exception]:
     return found or Exception
 
 
+@contextlib.contextmanager
+def operators_listed_once() -> Iterator[None]:
+    """A block in which exports list the operators that Torch decomposes by itself once, not once for each namespace.
+
+    With the namespaces of many packs that is most of an export's time: each listing takes 10 ms.
+    """
+    listed, registered = (
+        NAMES.find(f"torch.{name}")
+        for name in ("_export.utils._materialize_cpp_cia_ops", "_C._dispatch_get_registrations_for_dispatch_key")
+    )
+    if listed is None or registered is None:
+        yield
+        return
+    known: list[str] | None = None
+
+    def list_new() -> None:
+        nonlocal known
+        now = registered("CompositeImplicitAutograd")
+        if now != known:
+            listed()
+            known = now
+
+    torch._export.utils._materialize_cpp_cia_ops = list_new
+    try:
+        yield
+    finally:
+        torch._export.utils._materialize_cpp_cia_ops = listed
+
+
 class SizeFacts:
     """What an exported program says of its symbolic sizes, as sympy expressions."""
 
     def __init__(self, env: Any) -> None:
         # The conditions that tracing relied on, and those that are checked when data is known.
-        self.guards: Sequence[Any] = NAMES.of(env, f"{_ENV}.guards")
-        self.asserts: Mapping[Any, Sequence[Any]] = NAMES.of(env, f"{_ENV}.deferred_runtime_asserts")
-        self._ranges, self._replace = NAMES.of(env, f"{_ENV}.var_to_range"), NAMES.of(env, f"{_ENV}.replace")
+        self.guards: Sequence[Any] = NAMES.of(env, f"{ENV}.guards")
+        self.asserts: Mapping[Any, Sequence[Any]] = NAMES.of(env, f"{ENV}.deferred_runtime_asserts")
+        self._ranges, self._replace = NAMES.of(env, f"{ENV}.var_to_range"), NAMES.of(env, f"{ENV}.replace")
 
     @property
     def conditions(self) -> list[Any]:
@@ -342,7 +275,7 @@ def example_size(size: Any, symbol: Any) -> Any:
     """The example value of a symbol in a symbolic size; None where it has none."""
     env = NAMES.of(size, "torch.SymInt.node").shape_env
     older = None if hasattr(env, "backed_var_to_val") else getattr(env, "var_to_val", None)  # its name in Torch 2.10
-    return (NAMES.of(env, f"{_ENV}.backed_var_to_val") if older is None else older).get(symbol)
+    return (NAMES.of(env, f"{ENV}.backed_var_to_val") if older is None else older).get(symbol)
 
 
 def expression(size: torch.SymInt) -> Any:
@@ -352,7 +285,7 @@ def expression(size: torch.SymInt) -> Any:
 
 def greatest(size: torch.SymInt, symbol: Any) -> int | None:
     """The largest value of a symbol in a symbolic size; None where none is known."""
-    upper = NAMES.of(NAMES.of(size, "torch.SymInt.node").shape_env, f"{_ENV}.var_to_range")[symbol].upper
+    upper = NAMES.of(NAMES.of(size, "torch.SymInt.node").shape_env, f"{ENV}.var_to_range")[symbol].upper
     return int(upper) if upper.is_Integer and int(upper) < NO_LIMIT else None
 
 

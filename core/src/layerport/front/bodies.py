@@ -121,7 +121,8 @@ def _kept_functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Fun
 def _functions(uses: Sequence[tuple[LayerNode, Derivation]]) -> list[ir.Function]:
     """The ONNX function of each use.
 
-    All references go through one call of torch.onnx, because each call builds its operator library anew (0.1 s, the first time 0.5).
+    All references go through one call of torch.onnx, because each call builds its operator library anew: 0.1 s, the
+    first time 0.5.
     """
     if not uses:
         return []

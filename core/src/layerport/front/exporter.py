@@ -13,6 +13,7 @@ import onnx
 import torch
 from onnxscript import values as onnxscript_values
 
+from layerport.foreign import torch_private
 from layerport.foreign.torch_modules import ONNX_LOGGER
 from layerport.front.nodes import VERSION
 from layerport.layers.layer import Layer
@@ -41,7 +42,7 @@ def to_onnx(program: torch.export.ExportedProgram, layers: Iterable[Layer] = ())
     """The program as ONNX; the layers' operators become nodes `namespace::name`.  Raises what torch.onnx raises."""
     table = {layer.operator: translation(layer) for layer in layers}
     # The graph was traced without gradients, and some of its views are refused with them.
-    with quiet(), _signatures_read_once(), torch.no_grad():
+    with quiet(), _signatures_read_once(), torch_private.operators_listed_once(), torch.no_grad():
         exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=table)
     assert exported is not None
     return exported
