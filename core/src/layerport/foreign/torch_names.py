@@ -87,6 +87,12 @@ NAMES = Names(
         ),
         Name("torch._export.utils._materialize_cpp_cia_ops", _EXPORTER, _REPEATED, True),
         Name("torch._C._dispatch_get_registrations_for_dispatch_key", _EXPORTER, _REPEATED, True),
+        Name(
+            "torch.onnx._internal.exporter._schemas.op_signature_from_function",
+            "an export that keeps the signatures of its operators",
+            "each export makes them anew: slower",
+            True,
+        ),
         Name("torch.ops.higher_order.scan", "references that go through a sequence step by step (lp.scan)", _OLDER),
         Name("torch._assert_async", "references that check values (lp.check_values)", "they are not checked", True),
         Name("torch.utils._pytree", _MODELS, _OLDER),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from layerport.foreign.names import look_up
 from layerport.foreign.torch_names import ENV, NAMES
 from layerport.foreign.torch_names import missing as missing
 
@@ -236,6 +237,34 @@ def operators_listed_once() -> Iterator[None]:
         yield
     finally:
         torch._export.utils._materialize_cpp_cia_ops = listed
+
+
+_signatures: dict[tuple[Any, ...], Any] = {}
+
+
+@contextlib.contextmanager
+def signatures_kept(kind: type) -> Iterator[None]:
+    """A block in which torch.onnx makes the signature of each function of a class once in a process."""
+    path = "torch.onnx._internal.exporter._schemas.op_signature_from_function"
+    made = NAMES.find(path)
+    if made is None:
+        yield
+        return
+
+    def kept(function: Any, *args: Any, **options: Any) -> Any:
+        if not isinstance(function, kind):
+            return made(function, *args, **options)
+        key = (function, *args, *options.items())
+        if key not in _signatures:
+            _signatures[key] = made(function, *args, **options)
+        return _signatures[key]
+
+    module = look_up(path.rpartition(".")[0])
+    module.op_signature_from_function = kept
+    try:
+        yield
+    finally:
+        module.op_signature_from_function = made
 
 
 class SizeFacts:

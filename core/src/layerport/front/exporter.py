@@ -42,7 +42,7 @@ def to_onnx(program: torch.export.ExportedProgram, layers: Iterable[Layer] = ())
     """The program as ONNX; the layers' operators become nodes `namespace::name`.  Raises what torch.onnx raises."""
     table = {layer.operator: translation(layer) for layer in layers}
     # The graph was traced without gradients, and some of its views are refused with them.
-    with quiet(), _signatures_read_once(), torch_private.operators_listed_once(), torch.no_grad():
+    with quiet(), _made_once(), torch.no_grad():
         exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=table)
     assert exported is not None
     return exported
@@ -117,17 +117,18 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signatures_read_once() -> Iterator[None]:
-    """Let torch.onnx keep the signatures of its 500 operators, which each export parses anew (0.3 s)."""
+def _made_once() -> Iterator[None]:
+    """Let torch.onnx keep what it knows of its 500 operators, which each export would read anew (0.5 s)."""
     functions = onnxscript_values.TracedOnnxFunction
-    parsed = vars(functions).get("function_ir")
-    if not isinstance(parsed, property) or parsed.fget is None:  # another thread has done it, or it is no longer so
-        yield
-        return
-    kept = functools.cached_property(parsed.fget)
-    kept.__set_name__(functions, "function_ir")
-    functions.function_ir = kept
-    try:
-        yield
-    finally:
-        functions.function_ir = parsed
+    with torch_private.operators_listed_once(), torch_private.signatures_kept(functions):
+        parsed = vars(functions).get("function_ir")
+        if not isinstance(parsed, property) or parsed.fget is None:  # another thread has done it, or it is gone
+            yield
+            return
+        kept = functools.cached_property(parsed.fget)
+        kept.__set_name__(functions, "function_ir")
+        functions.function_ir = kept
+        try:
+            yield
+        finally:
+            functions.function_ir = parsed
