@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from kernel_figures import compiled, has_disassembler
 from layerport.layers.derivation import derive
 from layerport.sizes.dims import port
 from layerport.sizes.tensors import TensorType
@@ -324,18 +325,11 @@ def test_output_rules_follow_from_anonymous_dims() -> None:
     assert (derivation.fixed, derivation.constraints) == ({}, ())
 
 
+@pytest.mark.skipif(not has_disassembler(), reason="no cuobjdump on PATH or in Triton's wheel")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_120"])
-def test_kernels_do_not_spill_and_move_16_bytes_at_once(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import kernel_resources
-
-    if kernel_resources.cuobjdump() is None:
-        pytest.skip("no cuobjdump on PATH or in Triton's wheel")
-    apart = (LAYER_NORM, GELU_MUL, CIRCULAR_PAD) if architecture == "sm_80" else (ADD_RMS_NORM,)
-    layers = [case.layer for case in LAYER_CASES if case not in apart]
-    entries = [entry for layer in layers for entry in kernel_resources.entries_of(layer, (architecture,))]
-    kernel_resources.read_all(entries)
-    assert len(entries) == 28 + (10 if architecture == "sm_80" else 10 + 6 + 3)
+def test_kernels_do_not_spill_and_move_16_bytes_at_once(architecture: str) -> None:
+    entries = compiled([case.layer for case in LAYER_CASES], (architecture,), every=EVERY)
+    assert {entry["layer"] for entry in entries} == {case.layer.name for case in LAYER_CASES}
     # More than the aligned path has: the last block and misaligned tensors move packs too.
     least = {rms_norm.name: (17, 6), LAYER_NORM.layer.name: (27, 6), add_rms_norm.name: (29, 12), rope.name: (9, 5)}
     least |= {circular_pad.name: (2, 2), "rope_interleaved": (4, 2)}  # whose pairs lie in one pack

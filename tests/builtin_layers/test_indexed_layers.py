@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from kernel_figures import ARCHITECTURES, compiled
 from layerport.testing import Case, LayerCase, kernel_for, run_kernel
 from layerport_builtin_layers.add_layer_norm.case import CASE as ADD_LAYER_NORM
 from layerport_builtin_layers.causal_conv1d.case import CASE as CAUSAL_CONV1D
@@ -131,15 +131,7 @@ def test_gradients_of_first_and_second_order(layer_case: LayerCase) -> None:
 
 
 @each_layer
-def test_kernels_do_not_spill(layer_case: LayerCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import kernel_resources
-
-    entries = kernel_resources.entries_of(layer_case.layer, ("sm_120",))
-    if layer_case in ROWS:  # in 16 bits most registers go to a wider weight, where there is one
-        mixed = any("," in one["dtypes"] for one in entries)
-        less = ("float16", "bfloat16") if mixed else ("bfloat16",)
-        entries = [one for one in entries if one["dtypes"] not in less and "x bfloat16" not in one["dtypes"]]
-    kernel_resources.read_all(entries)
-    figures = [entry["architectures"]["sm_120"] for entry in entries]
+def test_kernels_do_not_spill(layer_case: LayerCase) -> None:
+    entries = compiled([layer_case.layer], ARCHITECTURES if EVERY else ("sm_120",), every=EVERY)
+    figures = [one for entry in entries for one in entry["architectures"].values()]
     assert figures and [one["local_bytes"] for one in figures] == [0] * len(figures)
