@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from made_once import made_once
 from native.native_parts import compile_all
 from native.probe import Probe
 
@@ -21,24 +21,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with all that `compile_all` makes; whatever the number of test processes, it is made once."""
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile the native library with")
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    folder, done = root / "native", root / "native.done"
-    try:
-        (root / "native.lock").mkdir()
-    except FileExistsError:
-        limit = time.monotonic() + 240
-        while not done.exists():
-            assert time.monotonic() < limit, "the process that compiles the native library did not end"
-            time.sleep(0.05)
-    else:
-        try:
-            compile_all(folder)
-        finally:
-            done.touch()
-    assert (folder / "cuda" / "libcuda.so.1").exists(), "compiling the native library failed in another test process"
-    return folder
+    return made_once(tmp_path_factory, "native", compile_all)[0]
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +36,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pytest.importorskip("tensorrt_rtx")
     from native.native_models import build_all
 
-    return build_all(tmp_path_factory.mktemp("bundles"))
+    def build(folder: Path) -> list[str]:
+        folder.mkdir()
+        return [path.name for path in build_all(folder)]
+
+    folder, names = made_once(tmp_path_factory, "native bundles", build)
+    return [folder / name for name in names]
 
 
 @pytest.fixture

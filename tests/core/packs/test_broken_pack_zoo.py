@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import warm
 from packs import zoo_hooks, zoo_imports, zoo_metadata
 from packs.zoo import PLAIN, BrokenPack, install
 
@@ -34,11 +35,11 @@ class Zoo:
     damaged: Path
 
     def run(self, *command: str, folders: Any = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run Python with the zoo installed, or with these folders of it."""
+        """Run Python with the zoo installed, or with these folders of it; a fresh one, unless Torch can be imported."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LAYERPORT_ST")}
         path = os.pathsep.join([*map(str, folders or (self.folder, self.damaged)), *filter(None, sys.path)])
         return subprocess.run(
-            [sys.executable, *command],
+            [warm.python() if folders == [self.folder] else sys.executable, *command],
             env={**inherited, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
