@@ -147,7 +147,8 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, of_pyth
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    first = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = dict.fromkeys([*first, *sys.path])
     while arguments[0] == "-W":
         sys.warnoptions.append(arguments[1])
         assert arguments[1] == "error", "the only such option that the tests need"

@@ -9,7 +9,6 @@ import itertools
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import nn
 from torch.export import Dim
 
 import layerport as lp
+import warm
 from layerport.bundle import bundle as bundles
 from layerport.checks import kernel_checks, kernel_trials
 from layerport.checks.kernel_checks import KernelCheck, check_kernels
@@ -319,7 +319,7 @@ def test_another_source_than_the_bundles_is_not_run(tmp_path: Path) -> None:
         (str(other), "not the source"),
         (None, "no loaded pack"),
     ):
-        command = [sys.executable, "-c", code, str(made.folder), *([pack] if pack else [])]
+        command = [warm.python(), "-c", code, str(made.folder), *([pack] if pack else [])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         assert answer in done.stdout, done
 

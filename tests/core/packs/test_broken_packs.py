@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import layerport as lp
+import warm
 from layerport import building
 from layerport.commands.explaining import explain, print_explanation
 from layerport.errors import BuildError, PackError, UsageError
@@ -281,7 +282,7 @@ def run_build(folder: Path, *, site: Path | None = None, line: str = "pass") -> 
     (folder / "model.py").write_text(MODEL.format(line))
     path = os.pathsep.join([*([str(site)] if site else []), *filter(None, sys.path)])
     return subprocess.run(
-        [sys.executable, "-c", COMMAND],
+        [warm.python(), "-c", COMMAND],
         env={**os.environ, "PYTHONPATH": path},
         cwd=folder,
         capture_output=True,

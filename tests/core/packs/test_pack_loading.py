@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from layerport.packs import discovery as pack_discovery
 from layerport.packs.discovery import discover
 from layerport.packs.host import Packs, load
 from packs.installer import Site
@@ -56,6 +58,16 @@ def test_discovery_reads_metadata_and_imports_no_pack(site: Site) -> None:
     ]
     assert [info.entry_point_value for info in found] == site.modules[::-1]
     assert not set(site.modules) & set(sys.modules)
+
+
+def test_a_folder_that_is_on_the_path_twice_is_read_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("good")
+    monkeypatch.setattr(
+        pack_discovery.metadata, "distributions", lambda: metadata.distributions(path=[str(site.folder)] * 2)
+    )
+    (info,) = discover(environ={})
+    assert info.fault is None
+    assert one(load(environ={})).status == "loaded"
 
 
 def test_an_earlier_copy_on_the_path_hides_a_later_one(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+import warm
 from layerport.errors import UsageError
 from layerport.layers.module import LayerModule
 from layerport.packs.discovery import DISABLE_VARIABLE
@@ -108,7 +109,7 @@ def import_file_of(site: Site) -> Any:
 
 def run(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=120)
+    return subprocess.run([warm.python(), "-c", code], capture_output=True, text=True, env=environ, timeout=120)
 
 
 LOAD = """

@@ -72,7 +72,12 @@ def discover(*, environ: Mapping[str, str] | None = None, unregistered: bool = F
     leftovers: list[PackInfo] = []
     seen: set[str] = set()
     copies: dict[tuple[str, str], list[str]] = {}
+    folders: set[str] = set()
     for distribution in metadata.distributions():
+        folder = metadata_private.folder(distribution)
+        if folder is not None and str(folder) in folders:  # on sys.path twice, as after a program's own sys.path.append
+            continue
+        folders.add(str(folder))
         described = describe_distribution(distribution, _groups)
         if described is None:
             found += _unregistered_of(distribution, blocked) if unregistered else []
