@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from layerport.packs import discovery as pack_discovery
 from layerport.packs.discovery import discover
 from layerport.packs.host import Packs, load
-from packs.installer import Site
+from packs.installer import Site, show_only
 
 HOOK = "import layerport as lp\n\n"
 
@@ -62,9 +61,7 @@ def test_discovery_reads_metadata_and_imports_no_pack(site: Site) -> None:
 
 def test_a_folder_that_is_on_the_path_twice_is_read_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("good")
-    monkeypatch.setattr(
-        pack_discovery.metadata, "distributions", lambda: metadata.distributions(path=[str(site.folder)] * 2)
-    )
+    show_only(monkeypatch, lambda: metadata.distributions(path=[str(site.folder)] * 2))
     (info,) = discover(environ={})
     assert info.fault is None
     assert one(load(environ={})).status == "loaded"
