@@ -14,6 +14,7 @@ from torch import Tensor
 
 import layerport as lp
 from kernel_figures import compiled, has_disassembler
+from kernel_orders import ordered
 from layerport.layers.derivation import derive
 from layerport.sizes.dims import port
 from layerport.sizes.tensors import TensorType
@@ -100,18 +101,11 @@ def test_backward_keeps_dtypes(case: Case) -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=limit, atol=limit * scale)
 
 
-# Each case in one order, and by itself in a second one, the opposite; `tox run -e families` takes all three.
-ORDERS: tuple[str | int, ...] = ("forward", "backward", 20240229)
 EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))
-ORDERED = [
-    pytest.param(case, order, id=f"{case.id}-{order}")
-    for place, case in enumerate(RUN)
-    for order in (ORDERS if EVERY else ORDERS[place % 3 : place % 3 + 1])
-]
 
 
 @needs_compiler
-@pytest.mark.parametrize(("case", "order"), ORDERED)
+@ordered(RUN, every=EVERY)
 def test_kernel_agrees_with_float64_in_any_order(case: Case, order: str | int) -> None:
     tensors = case.tensors()
     case.check(run_kernel(case.layer, *case.arguments(tensors), order=order), case.expected(tensors))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernel_figures import ARCHITECTURES, compiled
+from kernel_orders import ordered
 from layerport.testing import Case, LayerCase, kernel_for, run_kernel
 from layerport_builtin_layers.add_layer_norm.case import CASE as ADD_LAYER_NORM
 from layerport_builtin_layers.causal_conv1d.case import CASE as CAUSAL_CONV1D
@@ -60,8 +61,7 @@ def test_operator_agrees_with_float64(case: Case) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("order", ["forward", "backward", 20240229])
-@each(RUN)
+@ordered(RUN, every=EVERY)
 def test_kernel_agrees_with_float64_in_any_order(case: Case, order: str | int) -> None:
     tensors = case.tensors()
     case.check(run_kernel(case.layer, *case.arguments(tensors), order=order), case.expected(tensors))
