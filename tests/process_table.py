@@ -18,9 +18,13 @@ def new_mark() -> str:
 
 
 def marked(mark: str, *, cache: Path, temporary: Path) -> dict[str, str]:
-    """The environment of a process with this mark, which finds the tests and has folders of its own."""
+    """The environment of a process with this mark, which finds the tests and has folders of its own.
+
+    It computes as little as it can before it is ended: no search, no pack but those it names.
+    """
     folders = {"LAYERPORT_CACHE_DIR": str(cache), "TMPDIR": str(temporary)}
-    return {**os.environ, VARIABLE: mark, "PYTHONPATH": str(TESTS), **folders}
+    less = {"LAYERPORT_FIND": "0", "LAYERPORT_DISABLE_PACKS": "builtin_layers"}
+    return {**os.environ, VARIABLE: mark, "PYTHONPATH": str(TESTS), **folders, **less}
 
 
 def kill(process: subprocess.Popen[str]) -> None:
