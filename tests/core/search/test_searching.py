@@ -325,3 +325,58 @@ def test_of_outputs_with_all_tensors_the_one_with_the_attribute_is_searched() ->
     assert found(lambda x, y: sum_and_norm.reference(x, y, 1e-3)[::-1], (X, Y), sum_and_norm) == [
         ("sum_and_norm", "exact", {"eps": 1e-3})
     ]
+
+
+@lp.layer("search_tests::turn")
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if x.shape != cos.shape or x.shape != sin.shape:
+        raise ValueError("of several shapes")
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+@lp.layer("search_tests::pairs")
+def pairs(x: Tensor, table: Tensor) -> Tensor:
+    columns = table[..., : x.shape[-1] // 2]
+    if table.ndim == x.ndim - 1:
+        columns = columns.unsqueeze(1)
+    return x[..., ::2] * columns - x[..., 1::2]
+
+
+def by_unbind(x: Tensor, table: Tensor) -> Tensor:
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return first * table[..., :4].unsqueeze(1) - second
+
+
+def by_select(x: Tensor, table: Tensor) -> Tensor:
+    both = x.reshape(2, 2, 3, 4, 2)
+    return both[..., 0] * table[:, None, :, :4] - both[..., 1]
+
+
+def by_wrong_select(x: Tensor, table: Tensor) -> Tensor:
+    both = x.reshape(2, 2, 3, 2, 4).transpose(-1, -2).reshape(2, 2, 3, 4, 2)
+    return both[..., 0] * table[:, None, :, :4] - both[..., 1]
+
+
+def test_arguments_are_found_behind_views_of_several_kinds() -> None:
+    def of_some_rows(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return x[:, 1:] * cos + half_turned(x[:, 1:]) * sin
+
+    def of_a_multiple(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        scaled = 0.25 * x
+        return scaled * cos + half_turned(scaled) * sin
+
+    assert found(of_some_rows, (torch.randn(2, 4, 8), Y, X), turn) == [("turn", "exact", {})]
+    assert found(of_a_multiple, (X, Y, X + 1), turn) == [("turn", "exact", {})]
+    assert found(by_unbind, (Q, COS), pairs) == found(by_select, (Q, COS), pairs) == [("pairs", "exact", {})]
+    assert found(by_wrong_select, (Q, COS), pairs) == []
+
+
+def test_a_place_takes_what_another_one_gives_behind_a_cast_that_changes_nothing() -> None:
+    model = Function(
+        lambda g, u, weight: rms.reference((functional.silu(g) * u).type_as(g), weight),
+        weight=W,
+    )
+    findings, program = search_in(model, (X, Y), [rms, gate])
+    assert [one.layer.partition("::")[2] for one in findings.places] == ["gate", "rms"]
+    assert "silu" not in str(program.graph)

@@ -24,6 +24,7 @@ from layerport.parameters.conversion import from_standard, to_standard
 from layerport.parameters.frameworks.onnx_dtypes import from_dtype
 from layerport.search.onnx_graphs import OnnxValues, read_graph
 from layerport.search.places import Match, is_input
+from layerport.search.replacing import twins
 from layerport.search.running import evaluated
 from layerport.search.searching import Findings, find
 
@@ -127,13 +128,14 @@ def _replace(model: ir.Model, graph: OnnxValues, places: Sequence[Match]) -> dic
         model.graph.append(node)
         for index, (output, new) in enumerate(zip(place.outputs, node.outputs, strict=True)):
             old = None if output is None else graph.values[output]
-            if old is None:
+            if output is None or old is None:
                 new.name = f"{name}_{index}"
                 continue
             new.name, old.name = old.name, f"{name}_was_{index}"
             new.shape, new.type = old.shape, old.type
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-            now[old] = new
+            same = twins(graph.model, place, output)
+            now |= {graph.values[one]: new for one in same if one in graph.values}
         model.opset_imports.setdefault(layer.namespace, 1)
         made[name] = place
     if made:

@@ -96,16 +96,20 @@ class Matcher:
             yield from self._sum(own, constant, terms, binding, other)
         elif own.op == other.op and len(own.args) == len(other.args):
             made = self._literals(own, own.literals, other.literals, binding)
-            if made is None:
-                return
-            yield from self._all(own.args, other.args, made)
-            if own.op in _COMMUTATIVE:
-                yield from self._all(own.args, other.args[::-1], made)
+            if made is not None:
+                yield from self._all(own.args, other.args, made)
+                if own.op in _COMMUTATIVE:
+                    yield from self._all(own.args, other.args[::-1], made)
             if own.op in _VIEWS:
-                # A chain of views is one value, which may hide the one that is an argument of the layer.
-                for inner in self._model.viewed(other):
-                    if inner is not other.args[0]:
-                        yield from self._match(own.args[0], inner, made)
+                yield from self._looked_through(own, other, binding if made is None else made)
+        elif _alike(own, other):
+            yield from self._looked_through(own, other, binding)
+
+    def _looked_through(self, own: Value, other: Value, binding: Binding) -> Iterator[Binding]:
+        """What a view looks at, of a chain of views that is one value and may hide an argument of the layer."""
+        for inner in self._model.viewed(other):
+            if inner is not other.args[0] or own.op != other.op:
+                yield from self._match(own.args[0], inner, binding)
 
     def _all(self, own: tuple[Value, ...], others: tuple[Value, ...], binding: Binding) -> Iterator[Binding]:
         if not own:
@@ -173,7 +177,7 @@ class Matcher:
             return
         place, part, exponent = inner[0]
         for other, given in factors.items():
-            if other.op != part.op:
+            if not _alike(part, other):
                 continue
             slot = self._pattern.slots.get((own, place))
             takes, start = exponent, binding
@@ -250,7 +254,7 @@ class Matcher:
             return
         place, part, factor = inner[0]
         for other, given in terms.items():
-            if part.op != PRODUCT and part.op != other.op:
+            if part.op != PRODUCT and not _alike(part, other):
                 continue
             ratio, start = given / factor, binding
             if (own, place) in self._pattern.slots:
@@ -260,7 +264,9 @@ class Matcher:
                 ratio, start = 1.0, number
             if part.op == PRODUCT:
                 coefficient, factors = as_product(other)
-                matches = self._product(part, ratio * coefficient, factors, start, other)
+                # The product that stands in the model; a sum keeps its coefficient apart.
+                whole = next(iter(self._table.known_products(given * coefficient, factors)), other)
+                matches = self._product(part, ratio * coefficient, factors, start, whole)
             elif math.isclose(ratio, 1.0):
                 matches = self._match(part, other, start)
             else:
@@ -308,6 +314,11 @@ class Matcher:
         if start is not None:
             for candidate in self._table.known_sums(offset, divided):
                 yield from self._match(leaf, candidate, start)
+
+
+def _alike(own: Value, other: Value) -> bool:
+    """Whether a value of the pattern may be one of the model, by what makes them; any view may hide another."""
+    return own.op == other.op or (own.op in _VIEWS and other.op in _VIEWS)
 
 
 def _within(takes: float, given: float) -> bool:

@@ -73,15 +73,21 @@ class ModelValues:
         return min(near, key=lambda one: abs(one - number)) if near else number
 
     def viewed(self, value: Value) -> list[Value]:
-        """What the nodes of a view look at, each by itself."""
-        found = []
-        for node in self.nodes.get(value, ()):
-            if is_view_or_cast(node):
-                for one in node.all_input_nodes[:1]:
-                    numbers = self.numbers.get(one)
-                    if numbers is not None and isinstance(numbers.real, Value) and numbers.real is not value:
-                        found.append(numbers.real)
-        return list(dict.fromkeys(found))
+        """What the nodes of a view look at, each by itself and through others that are views too."""
+        found: dict[Value, None] = {}
+        waiting = [*self.nodes.get(value, ())]
+        while waiting:
+            node = waiting.pop()
+            for one in node.all_input_nodes[:1] if is_view_or_cast(node) else ():
+                numbers = self.numbers.get(one)
+                if numbers is None:
+                    continue
+                if not isinstance(numbers.real, Value):  # several outputs, as of a split
+                    waiting.append(one)
+                elif numbers.real is not value and numbers.real not in found:
+                    found[numbers.real] = None
+                    waiting += self.nodes.get(numbers.real, ())
+        return list(found)
 
     def operands(self, value: Value) -> tuple[Value, ...]:
         """The values that nodes combine to this sum or product, those within other sums or products included."""

@@ -61,7 +61,7 @@ def replace(model: ModelValues, program: torch.export.ExportedProgram, places: S
                 new.meta = {**_meta(place), "val": output.meta["val"]}
             output.replace_all_uses_with(new)
             program.graph_signature.replace_all_uses(output.name, new.name)
-            now[output] = new
+            now |= dict.fromkeys(twins(model, place, output), new)
     if made:
         sort(graph)
         _free_of_strides(graph)
@@ -69,6 +69,15 @@ def replace(model: ModelValues, program: torch.export.ExportedProgram, places: S
     graph.lint()
     module.recompile()
     return made
+
+
+def twins(model: ModelValues, place: Match, output: Node) -> list[Node]:
+    """An output and the inner nodes that give the same, before a view or a cast that changes nothing.
+
+    Another place may take any of them.
+    """
+    wanted = model.numbers[output].exact
+    return [node for node in place.inner if node in model.numbers and model.numbers[node].exact is wanted]
 
 
 def _is_needed(node: Node) -> bool:

@@ -129,7 +129,16 @@ def _part(algebra: Algebra, call: Call) -> Any:
         start = min(max(start, 0), length)
     if call.op != "select":
         return part(algebra, value, dim, start, step, call.shape[dim], call.dtype)
-    return view(algebra, part(algebra, value, dim, start, 1, 1, call.dtype), call.shape, call.dtype)
+    return _selected(algebra, value, dim, start, call.shape, call.dtype)
+
+
+def _selected(algebra: Algebra, value: Value, dim: int, index: Any, shape: Shape, dtype: torch.dtype) -> Value:
+    """One element of an axis, which falls away.  Of a last axis that a view made, every so many of the row before."""
+    count = value.shape[dim]
+    if value.op == "view" and dim == len(value.shape) - 1 and dim > 0 and isinstance(count, int):
+        row = view(algebra, value, (*shape[:-1], shape[-1] * count), dtype)
+        return part(algebra, row, dim - 1, index, count, shape[-1], dtype)
+    return view(algebra, part(algebra, value, dim, index, 1, 1, dtype), shape, dtype)
 
 
 @rule("split", "split_with_sizes", "chunk", "unbind")
@@ -138,10 +147,12 @@ def _parts(algebra: Algebra, call: Call) -> Any:
     dim = call["dim"] % len(value.shape)
     results, start = [], 0
     for shape in call.shapes:
-        size = 1 if call.op == "unbind" else shape[dim]
-        piece = part(algebra, value, dim, start, 1, size, call.dtype)
-        results.append(view(algebra, piece, shape, call.dtype) if call.op == "unbind" else piece)
-        start = start + size
+        if call.op == "unbind":
+            results.append(_selected(algebra, value, dim, start, shape, call.dtype))
+            start = start + 1
+            continue
+        results.append(part(algebra, value, dim, start, 1, shape[dim], call.dtype))
+        start = start + shape[dim]
     return tuple(results)
 
 
