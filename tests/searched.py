@@ -10,6 +10,7 @@ import torch
 
 from layerport.foreign.torch_private import pytree
 from layerport.front.comparison import compare
+from layerport.front.complex_numbers import with_real_pairs
 from layerport.front.exporter import quiet
 from layerport.layers.derivation import any_size
 from layerport.layers.layer import Layer
@@ -23,7 +24,9 @@ def program_of(model: Any, args: tuple[Any, ...], shapes: Any = None) -> torch.e
     module = model if isinstance(model, torch.nn.Module) else Function(model)
     with torch.no_grad(), any_size():
         program = torch.export.export(module.eval(), args, dynamic_shapes=shapes, strict=False, **_DEFER)
-        return program.run_decompositions({})
+        program = program.run_decompositions({})
+        with_real_pairs(program)
+        return program
 
 
 def search_in(

@@ -16,6 +16,7 @@ import torch
 from layerport.errors import UsageError
 from layerport.foreign.torch_private import pytree
 from layerport.front.comparison import compare
+from layerport.front.complex_numbers import with_real_pairs
 from layerport.front.copies import copy_of_inputs
 from layerport.front.sources import Source
 from layerport.layers.layer import Layer
@@ -79,14 +80,16 @@ def searched(
 
     def decomposed(*args: Any, **kwargs: Any) -> torch.export.ExportedProgram:
         result: torch.export.ExportedProgram = program.run_decompositions(*args, **kwargs)
+        with_real_pairs(result)
+        if not wishes.layers:
+            return result
         inputs = pytree.tree_leaves(copy_of_inputs((source.args, dict(source.kwargs))))
         findings.append(search(result, wishes.layers, inputs, compared, asked=wishes.required, owners=wishes.owners))
         if only:
             raise SearchedError
         return result
 
-    if wishes.layers:
-        made.run_decompositions = decomposed
+    made.run_decompositions = decomposed
     return made, lambda: findings[-1] if findings else Findings()
 
 
