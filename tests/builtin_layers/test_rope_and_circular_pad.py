@@ -87,10 +87,94 @@ def test_the_rotations_of_transformers_are_found(model: str, rotary: int, form: 
     assert [one.attributes for one in findings.places] == [{"form": form}] * 2
 
 
+X, COS, SIN = drawn(2, 4, 5, 8), drawn(2, 5, 8), drawn(1, 2, 5, 8)[0]
+ALL = ({0: "batch", 2: "positions"}, *({0: "batch", 1: "positions"},) * 2)
+PATCHES = drawn(6, 4, 8), drawn(6, 8), drawn(1, 6, 8)[0]
+# The file, the function of it and how it is called; x, cos, sin, which of their axes change; the form.
+WRITTEN: dict[str, tuple[str, Any, tuple[Tensor, ...], Any, str]] = {
+    "gptj": (
+        "apply_rotary_pos_emb", lambda f, x, cos, sin: f(x, sin, cos), (X.transpose(1, 2), COS[..., :4], SIN[..., :4]),
+        ({0: "batch", 1: "positions"},) * 3, "interleaved",
+    ),
+    "gpt_oss": (
+        "_apply_rotary_emb", lambda f, x, cos, sin: f(x, cos[:, None], sin[:, None]), (X, COS[..., :4], SIN[..., :4]),
+        ALL, "halves_narrow",
+    ),
+    "openai_privacy_filter": (
+        "_apply_rotary_emb", lambda f, x, cos, sin: f(x, cos[:, None], sin[:, None]), (X, COS[..., :4], SIN[..., :4]),
+        ALL, "interleaved_narrow",
+    ),
+    "deepseek_v3": (
+        "apply_rotary_pos_emb_interleave", lambda f, x, cos, sin: f(x, x[:, :1] + 1, cos, sin), (X, COS, SIN), ALL,
+        "interleaved_to_halves",
+    ),
+    "nanochat": (
+        "apply_rotary_pos_emb", lambda f, x, cos, sin: f(x, x[:, :1] + 1, cos, sin), (X, COS, SIN), ALL, "halves_back",
+    ),
+    "gemma3n": (
+        "apply_rotary_pos_emb", lambda f, x, cos, sin: f(x, cos, sin, unsqueeze_dim=2), (X.transpose(1, 2), COS, SIN),
+        ({0: "batch", 1: "positions"},) * 3, "halves",
+    ),
+    "qwen2_vl": (
+        "apply_rotary_pos_emb_vision", lambda f, x, cos, sin: f(x, x + 1, cos, sin), PATCHES, ({0: "positions"},) * 3,
+        "halves",
+    ),
+    "dinov3_vit": (
+        "apply_rotary_pos_emb", lambda f, x, cos, sin: f(x, x + 1, cos, sin), (X, COS[0, :4], SIN[0, :4]),
+        ({0: "batch"}, None, None), "halves",
+    ),
+    "vjepa2": (
+        "rotate_queries_or_keys", lambda f, x, cos, sin: f(x, cos[0, :, 0]) + sin[0, 0, 0], (X, COS, SIN),
+        ({0: "batch"}, None, None), "interleaved",
+    ),
+    "sam2_video": (
+        "apply_rotary_pos_emb_2d", lambda f, x, cos, sin: f(x, x + 1, cos, sin), (X, COS[0], SIN[0]),
+        ({0: "batch"}, None, None), "interleaved",
+    ),
+    "deepseek_v2": (
+        "apply_rotary_emb", lambda f, x, cos, sin: f(x, x[:, :1] + 1, torch.complex(cos, sin)),
+        (X, COS[..., :4], SIN[..., :4]), ALL, "interleaved_narrow",
+    ),
+    "llama4": (
+        "apply_rotary_emb", lambda f, x, cos, sin: f(x, x + 1, torch.polar(cos.abs(), sin)),
+        (X.transpose(1, 2), COS[..., :4], SIN[..., :4]), ({0: "batch", 1: "positions"},) * 3, "interleaved_narrow",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", WRITTEN)
+def test_the_other_rotations_of_transformers_are_found(model: str) -> None:
+    name, call, args, axes, form = WRITTEN[model]
+    rotate = getattr(import_module(f"transformers.models.{model}.modeling_{model}"), name)
+    dims = {"batch": Dim("batch", min=1, max=4), "positions": Dim("positions", min=2, max=16)}
+    shapes = (tuple(None if one is None else {axis: dims[dim] for axis, dim in one.items()} for one in axes),)
+    dtype = torch.float16 if form in ("halves", "interleaved") else torch.float32
+    made = tuple(one.contiguous().to(dtype) for one in args)
+    findings, _ = search_in(lambda *given: call(rotate, *given), made, [rope], shapes)
+    there = 1 if name in ("_apply_rotary_emb", "rotate_queries_or_keys") or model in ("gptj", "gemma3n") else 2
+    assert [one.attributes for one in findings.places] == [{"form": form}] * there, findings.misses
+
+
 OTHERS = {
     "the other way round": lambda x, cos, sin: x * cos[:, None] - _neighbours(x) * sin[:, None],
-    "heads behind positions": lambda x, cos, sin: x * cos[:, :, None] + _neighbours(x) * sin[:, :, None],
-}
+    "halves by one column of full tables": lambda x, cos, sin: torch.cat(
+        (x[..., :4] * cos[:, None, :, :4] - x[..., 4:] * sin[:, None, :, :4],
+         x[..., 4:] * cos[:, None, :, :4] + x[..., :4] * sin[:, None, :, 4:]), -1
+    ),
+    "halves that come out as neighbours": lambda x, cos, sin: torch.stack(
+        (x[..., :4] * cos[:, None, :, :4] - x[..., 4:] * sin[:, None, :, :4],
+         x[..., 4:] * cos[:, None, :, :4] + x[..., :4] * sin[:, None, :, :4]), -1
+    ).flatten(-2),
+    "both sines positive": lambda x, cos, sin: torch.cat(
+        (x[..., :4] * cos[:, None, :, :4] + x[..., 4:] * sin[:, None, :, :4],
+         x[..., 4:] * cos[:, None, :, :4] + x[..., :4] * sin[:, None, :, :4]), -1
+    ),
+    "tables that widen it": lambda x, cos, sin: x[:, :1] * _of_heads(cos) + _neighbours(x[:, :1]) * _of_heads(sin),
+}  # fmt: skip
+
+
+def _of_heads(table: Tensor) -> Tensor:
+    return torch.stack((table, table + 1, table + 2), dim=1)
 
 
 def _neighbours(x: Tensor) -> Tensor:
@@ -99,10 +183,7 @@ def _neighbours(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_what_rotates_otherwise_is_not_found(case: str) -> None:
-    positions = 3 if case == "heads behind positions" else 5
-    findings, _ = search_in(
-        OTHERS[case], (drawn(2, 3, 5, 8), drawn(2, positions, 8), drawn(2, positions, 8) + 1), [rope]
-    )
+    findings, _ = search_in(OTHERS[case], (drawn(2, 3, 5, 8), drawn(2, 5, 8), drawn(2, 5, 8) + 1), [rope])
     assert findings.places == []
 
 

@@ -11,10 +11,12 @@ def _shape(
     *x: int,
     rotary: int | None = None,
     tables: int | None = None,
+    beside: tuple[int, ...] = (),
     form: str = "halves",
     gpu_only: bool = False,
 ) -> CaseShape:
-    table = (x[0] if tables is None else tables, x[2], x[3] if rotary is None else rotary)
+    columns = (x[-1] if rotary is None else rotary) // (2 if form.endswith("narrow") else 1)
+    table = (*beside, columns) if beside else (x[0] if tables is None else tables, x[2], columns)
     return CaseShape(reason, {"x": x, "cos": table, "sin": table}, {"form": form}, gpu_only)
 
 
@@ -34,6 +36,19 @@ CASE = LayerCase(
         _shape("neighbours, no multiple of a pack", 2, 3, 3, 10, form="interleaved"),
         _shape("neighbours, an odd width behind them", 1, 3, 2, 11, rotary=6, form="interleaved", tables=1),
         _shape("neighbours, half is rotated, by the first columns", 2, 5, 3, 32, rotary=16, form="interleaved_first"),
+        _shape("neighbours, a row of packs", 2, 4, 3, 64, form="interleaved"),
+        _shape("turned back, half is rotated", 2, 2, 3, 32, rotary=16, form="halves_back"),
+        _shape("a column for both halves", 3, 2, 5, 64, form="halves_narrow", tables=1),
+        _shape("a column for both halves, an odd width behind them", 1, 3, 2, 11, rotary=6, form="halves_narrow"),
+        _shape("a column for both neighbours", 2, 3, 5, 32, rotary=16, form="interleaved_narrow"),
+        _shape("neighbours that come out as halves", 2, 5, 3, 64, form="interleaved_to_halves", tables=1),
+        _shape("neighbours that come out as halves, a part", 1, 2, 3, 11, rotary=6, form="interleaved_to_halves"),
+        _shape("positions before heads", 2, 7, 3, 32, beside=(2, 7, 1)),
+        _shape("positions before heads, one table for all", 3, 5, 2, 16, beside=(1, 5, 1), form="interleaved_narrow"),
+        _shape("an image's patches before heads", 7, 3, 16, beside=(7, 1)),
+        _shape("tables without the first axes", 3, 2, 5, 16, beside=(5,), form="interleaved"),
+        _shape("tables of each head", 2, 3, 5, 16, beside=(2, 3, 5)),
+        _shape("tables of each batch alone", 3, 2, 4, 16, beside=(3, 1, 1)),
         _shape("nothing is rotated", 2, 2, 3, 8, rotary=0),
         _shape("no positions", 2, 2, 0, 16),
         _shape("a prompt of a 7B model", 1, 32, 4096, 128, gpu_only=True),
