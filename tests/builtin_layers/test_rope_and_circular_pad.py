@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.export import Dim
 
 import layerport as lp
+from layerport.front.exporter import quiet
 from layerport.testing import Case, run_kernel
 from layerport_builtin_layers.circular_pad import circular_pad
 from layerport_builtin_layers.rope import rope
@@ -153,6 +155,26 @@ def test_the_other_rotations_of_transformers_are_found(model: str) -> None:
     findings, _ = search_in(lambda *given: call(rotate, *given), made, [rope], shapes)
     there = 1 if name in ("_apply_rotary_emb", "rotate_queries_or_keys") or model in ("gptj", "gemma3n") else 2
     assert [one.attributes for one in findings.places] == [{"form": form}] * there, findings.misses
+
+
+class Rotated(torch.nn.Module):
+    """Neighbours, as they are written by slices and by an axis of pairs."""
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        by_cos, by_sin = cos[:, None], sin[:, None]
+        turned = torch.stack((first * by_cos - second * by_sin, second * by_cos + first * by_sin), -1).flatten(-2)
+        each = (one[:, None].repeat_interleave(2, -1) for one in (cos, sin))
+        return turned, (x + 1) * next(each) + _neighbours(x + 1) * next(each)
+
+
+def test_neighbours_are_found_in_a_file_too(tmp_path: Path) -> None:
+    args, path = (X, COS[..., :4].contiguous(), SIN[..., :4].contiguous()), tmp_path / "rotated.onnx"
+    with quiet():
+        torch.onnx.export(Rotated().eval(), args, path, dynamo=True, verbose=False)
+    report = lp.build(path, tmp_path / "a.lp", target="portable")
+    forms = [one.attributes["form"] for one in report.found if one.layer == rope.name]
+    assert sorted(forms) == ["interleaved", "interleaved_narrow"]
 
 
 OTHERS = {

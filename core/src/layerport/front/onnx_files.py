@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 from onnx.external_data_helper import load_external_data_for_tensor
 from onnx_ir.passes.common import ShapeInferencePass
@@ -195,6 +196,8 @@ def reference_values(model: ir.Model, inputs: Mapping[str, Any], names: Sequence
     proto = ir.serde.serialize_model(model)
     known = {value.name for value in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    if any(one.overload for one in proto.functions):  # it takes one body of a layer for all (onnx 1.23)
+        proto = onnx.inliner.inline_local_functions(proto)
     try:
         with np.errstate(all="ignore"):  # a model may take the logarithm of 0 and choose another value afterwards
             outputs: list[Any] = ReferenceEvaluator(proto).run(list(names), dict(inputs))

@@ -194,13 +194,20 @@ def permute(algebra: Algebra, value: Value, order: Sequence[int], dtype: torch.d
 
 
 def part(algebra: Algebra, value: Value, dim: int, start: Any, step: int, size: Any, dtype: torch.dtype) -> Value:
-    """`size` elements along a dim; parts of parts are one."""
+    """`size` elements along a dim; parts of parts are one.
+
+    One element of a last axis that a view made is every so many of the row before.
+    """
     if value.op == LITERAL:
         return value
     rank = len(value.shape)
     dim = dim % rank
     if value.shape[dim] == size and step == 1:
         return value
+    if value.op == "view" and size == 1 and 0 < dim == rank - 1 and isinstance(value.shape[dim], int):
+        *outer, rows, count = value.shape
+        whole = view(algebra, value, (*outer, rows * count), dtype)
+        return view(algebra, part(algebra, whole, dim - 1, start, count, rows, dtype), (*outer, rows, 1), dtype)
     ranges: dict[int, tuple[Any, int, Any]] = {}
     shape = list(value.shape)
     if value.op == "part":

@@ -129,16 +129,7 @@ def _part(algebra: Algebra, call: Call) -> Any:
         start = min(max(start, 0), length)
     if call.op != "select":
         return part(algebra, value, dim, start, step, call.shape[dim], call.dtype)
-    return _selected(algebra, value, dim, start, call.shape, call.dtype)
-
-
-def _selected(algebra: Algebra, value: Value, dim: int, index: Any, shape: Shape, dtype: torch.dtype) -> Value:
-    """One element of an axis, which falls away.  Of a last axis that a view made, every so many of the row before."""
-    count = value.shape[dim]
-    if value.op == "view" and dim == len(value.shape) - 1 and dim > 0 and isinstance(count, int):
-        row = view(algebra, value, (*shape[:-1], shape[-1] * count), dtype)
-        return part(algebra, row, dim - 1, index, count, shape[-1], dtype)
-    return view(algebra, part(algebra, value, dim, index, 1, 1, dtype), shape, dtype)
+    return view(algebra, part(algebra, value, dim, start, 1, 1, call.dtype), call.shape, call.dtype)
 
 
 @rule("split", "split_with_sizes", "chunk", "unbind")
@@ -147,12 +138,10 @@ def _parts(algebra: Algebra, call: Call) -> Any:
     dim = call["dim"] % len(value.shape)
     results, start = [], 0
     for shape in call.shapes:
-        if call.op == "unbind":
-            results.append(_selected(algebra, value, dim, start, shape, call.dtype))
-            start = start + 1
-            continue
-        results.append(part(algebra, value, dim, start, 1, shape[dim], call.dtype))
-        start = start + shape[dim]
+        size = 1 if call.op == "unbind" else shape[dim]
+        piece = part(algebra, value, dim, start, 1, size, call.dtype)
+        results.append(view(algebra, piece, shape, call.dtype) if call.op == "unbind" else piece)
+        start = start + size
     return tuple(results)
 
 
@@ -163,6 +152,14 @@ def _cat(algebra: Algebra, call: Call) -> Any:
     if len(values) == 1 and values[0].shape == call.shape:
         return values[0]
     return algebra.operator("cat", values, (("dim", dim),), call.shape, call.dtype)
+
+
+@rule("stack")
+def _stack(algebra: Algebra, call: Call) -> Any:
+    dim = call["dim"] % len(call.shape)
+    shape = (*call.shape[:dim], 1, *call.shape[dim + 1 :])
+    rows = [view(algebra, one, shape, call.dtype) for one in call["tensors"]]
+    return algebra.operator("cat", rows, (("dim", dim - len(call.shape)),), call.shape, call.dtype)
 
 
 @rule("expand", "expand_as", "broadcast_to")
