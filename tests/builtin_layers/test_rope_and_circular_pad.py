@@ -43,14 +43,28 @@ def drawn(*shape: int) -> Tensor:
 
 
 @needs_compiler
-@pytest.mark.parametrize("form", ["interleaved", "interleaved_first"])
-@pytest.mark.parametrize(("width", "rotary"), [(16, 16), (24, 16), (11, 6), (2, 2)])
-def test_neighbours_that_lie_anywhere(width: int, rotary: int, form: Any) -> None:
-    x, cos, sin = drawn(2, 3, 5, width).half(), drawn(2, 5, rotary).half(), drawn(1, 2, 5, rotary)[0].half()
+@pytest.mark.parametrize("form", ["interleaved", "interleaved_first", "interleaved_to_halves", "halves_narrow"])
+@pytest.mark.parametrize(("width", "rotary"), [(24, 16), (11, 6)])
+def test_rows_that_lie_anywhere(width: int, rotary: int, form: Any) -> None:
+    columns = rotary // 2 if form == "halves_narrow" else rotary
+    x, cos, sin = drawn(2, 3, 5, width).half(), drawn(2, 5, columns).half(), drawn(1, 2, 5, columns)[0].half()
     wanted = rope.reference(x.double(), cos.double(), sin.double(), form)
     for offset in (0, 2, {"x": 4, "cos": 0, "sin": 0, "output": 0}):
         got = run_kernel(rope, x, cos, sin, form, offset=offset, sanitize=True, once=True)
         torch.testing.assert_close(torch.from_numpy(got).double(), wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["halves_back", "interleaved_narrow", "interleaved_to_halves"])
+def test_gradients_of_a_form(form: Any) -> None:
+    x, cos, sin = drawn(2, 3, 1, 5).double(), drawn(2, 3, 1, 2, 1)[..., 0].double(), drawn(1, 2, 3, 1, 2)[0].double()
+    assert torch.autograd.gradcheck(lambda *args: rope(*args, form), [one.requires_grad_() for one in (x, cos, sin)])
+
+
+def test_a_table_with_one_row_for_several_positions_broadcasts() -> None:
+    x, cos, sin = drawn(2, 3, 5, 8), drawn(3, 1, 8), drawn(1, 3, 1, 8)[0]
+    torch.testing.assert_close(rope(x, cos, sin), rope(x, cos[None], sin[None]))
+    one = drawn(3, 3, 1, 8)  # of one position, so that both could be meant: a batch
+    torch.testing.assert_close(rope(one, cos, sin), rope(one, cos[:, None], sin[:, None]))
 
 
 def test_neighbours_are_the_complex_product_of_their_definition() -> None:
