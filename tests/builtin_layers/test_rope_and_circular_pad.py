@@ -116,20 +116,12 @@ WRITTEN: dict[str, tuple[str, Any, tuple[Tensor, ...], Any, str]] = {
         "_apply_rotary_emb", lambda f, x, cos, sin: f(x, cos[:, None], sin[:, None]), (X, COS[..., :4], SIN[..., :4]),
         ALL, "halves_narrow",
     ),
-    "openai_privacy_filter": (
-        "_apply_rotary_emb", lambda f, x, cos, sin: f(x, cos[:, None], sin[:, None]), (X, COS[..., :4], SIN[..., :4]),
-        ALL, "interleaved_narrow",
-    ),
     "deepseek_v3": (
         "apply_rotary_pos_emb_interleave", lambda f, x, cos, sin: f(x, x[:, :1] + 1, cos, sin), (X, COS, SIN), ALL,
         "interleaved_to_halves",
     ),
     "nanochat": (
         "apply_rotary_pos_emb", lambda f, x, cos, sin: f(x, x[:, :1] + 1, cos, sin), (X, COS, SIN), ALL, "halves_back",
-    ),
-    "gemma3n": (
-        "apply_rotary_pos_emb", lambda f, x, cos, sin: f(x, cos, sin, unsqueeze_dim=2), (X.transpose(1, 2), COS, SIN),
-        ({0: "batch", 1: "positions"},) * 3, "halves",
     ),
     "qwen2_vl": (
         "apply_rotary_pos_emb_vision", lambda f, x, cos, sin: f(x, x + 1, cos, sin), PATCHES, ({0: "positions"},) * 3,
@@ -167,7 +159,7 @@ def test_the_other_rotations_of_transformers_are_found(model: str) -> None:
     dtype = torch.float16 if form in ("halves", "interleaved") else torch.float32
     made = tuple(one.contiguous().to(dtype) for one in args)
     findings, _ = search_in(lambda *given: call(rotate, *given), made, [rope], shapes)
-    there = 1 if name in ("_apply_rotary_emb", "rotate_queries_or_keys") or model in ("gptj", "gemma3n") else 2
+    there = 1 if name in ("_apply_rotary_emb", "rotate_queries_or_keys") or model == "gptj" else 2
     assert [one.attributes for one in findings.places] == [{"form": form}] * there, findings.misses
 
 

@@ -42,6 +42,11 @@ def moved(x: Tensor, angles: Tensor) -> Tensor:
     return torch.view_as_real(made.unbind(0)[1] * made[0]).sum(0)
 
 
+def joined(x: Tensor, angles: Tensor) -> Tensor:
+    one = torch.complex(x, -x)
+    return torch.view_as_real(torch.cat((one, x, 1j * x), -1) * torch.stack((x + 1, one), 0).sum(0).repeat(1, 1, 3))
+
+
 def measured(x: Tensor, angles: Tensor) -> Tensor:
     one = torch.polar(x[..., :4].abs() + 1, angles.expand(x.shape[0], -1, -1))
     return one.abs() + one.angle() + (one.to(torch.complex128) * 2).imag.float()
@@ -92,7 +97,7 @@ def dtypes(program: torch.export.ExportedProgram) -> set[torch.dtype]:
             if isinstance(one, torch.Tensor)}  # fmt: skip
 
 
-FUNCTIONS = (rotated, exponentials, arithmetic, moved, measured, sizes)
+FUNCTIONS = (rotated, exponentials, arithmetic, moved, joined, measured, sizes)
 
 
 @pytest.mark.parametrize("function", [*FUNCTIONS, None])
@@ -122,8 +127,10 @@ def test_a_model_without_complex_numbers_stays_as_it_is() -> None:
         lambda x, angles: torch.fft.fft(x).real,
         lambda x, angles: torch.view_as_real(torch.complex(x, x).cumsum(-1)),
         lambda x, angles: torch.complex(x[..., :4], angles.expand_as(x[..., :4])),
+        lambda x, angles: torch.complex(x, -x).view(torch.float32) * 2,
+        lambda x, angles: torch.view_as_real(x.view(torch.complex64)) + 1,
     ],
-    ids=["a transform", "a function that is not known", "an output"],
+    ids=["a transform", "a function that is not known", "an output", "bytes of one", "one of bytes"],
 )
 def test_what_is_not_known_stays_as_it_is(function: Any) -> None:
     program = exported(Function(function))

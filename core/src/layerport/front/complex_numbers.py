@@ -32,6 +32,7 @@ _MOVES = frozenset(
         *("repeat", "repeat_interleave", "flip", "roll", "tile", "resolve_conj", "resolve_neg", "sum", "mean", "neg"),
     }
 )
+_JOINS = ("aten.cat.default", "aten.stack.default")
 _ONES = ("ones", "ones_like")
 
 
@@ -123,7 +124,11 @@ class _Rewriting:
         if name == "_assert_tensor_metadata":
             return None
         if name in _MOVES and not node.kwargs.get("dtype"):
-            return self._moved(node)
+            pair = self._moved(node)
+            if not isinstance(node.meta["val"], (tuple, list)):
+                self._check(pair.real, node)
+                self._check(pair.imag, node)
+            return pair
         rule = _RULES.get(name)
         args = [self._known[one] if isinstance(one, Node) else one for one in node.args]
         made = None if rule is None else rule(self, node, *args)
@@ -141,12 +146,14 @@ class _Rewriting:
 
     def _moved(self, node: Node) -> _Pair:
         """An operator applied to each part."""
+        joins = str(node.target) in _JOINS
 
         def on(part: str) -> Node:
             def of(one: Node) -> Any:
                 known = self._known[one]
                 if not isinstance(known, _Pair):
-                    return known
+                    # What is joined to complex numbers is one of them; else it says where they are.
+                    return self(aten.zeros_like.default, known) if joins and part == "imag" else known
                 mine, other = (known.real, known.imag) if part == "real" else (known.imag, known.real)
                 return self(aten.zeros_like.default, other) if mine is None else mine
 
@@ -156,10 +163,10 @@ class _Rewriting:
             return self(target, *args, **kwargs)  # type: ignore[arg-type]  # no argument of these is called name
 
         sources = [self._known[one] for one in node.all_input_nodes if isinstance(self._known[one], _Pair)]
-        if len(sources) == 1:
-            zero = {name for name in ("real", "imag") if getattr(sources[0], name) is None}
-            return _Pair(*(None if name in zero else on(name) for name in ("real", "imag")))
-        return _Pair(on("real"), on("imag"))
+        if not sources or not _is_complex(node.meta["val"]):  # it reads the same bytes as another dtype
+            raise _UnknownError
+        zero = {name for name in ("real", "imag") if not joins and getattr(sources[0], name) is None}
+        return _Pair(*(None if name in zero else on(name) for name in ("real", "imag")))
 
     def __call__(self, target: Any, *args: Any, name: str = "", **kwargs: Any) -> Node:
         """A new node.  name: of one that stands for a node of the program."""
