@@ -27,6 +27,7 @@ from layerport_builtin_layers.packed_gate_mul.case import CASE as PACKED_GATE_MU
 from layerport_builtin_layers.roi_align.case import CASE as ROI_ALIGN
 from layerport_builtin_layers.scatter_pillars.case import CASE as SCATTER_PILLARS
 from layerport_builtin_layers.selective_scan.case import CASE as SELECTIVE_SCAN
+from layerport_builtin_layers.ssd_scan.case import CASE as SSD_SCAN
 from layerport_builtin_layers.weight_only_linear.case import CASE as WEIGHT_ONLY_LINEAR
 
 ROWS = (ADD_LAYER_NORM, GATED_RMS_NORM, PACKED_GATE_MUL, GROUP_NORM_SILU)
@@ -34,7 +35,7 @@ LAYER_CASES = (
     *(MS_DEFORM_ATTN, EXPERTS_LINEAR, SELECTIVE_SCAN, WEIGHT_ONLY_LINEAR),
     *(DEFORM_CONV2D, GRID_SAMPLE, ROI_ALIGN, NMS, LOCAL_CORRELATION, SCATTER_PILLARS),
     *ROWS,
-    CAUSAL_CONV1D,
+    *(CAUSAL_CONV1D, SSD_SCAN),
 )
 CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
 EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))

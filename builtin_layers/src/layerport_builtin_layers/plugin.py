@@ -39,6 +39,8 @@ from layerport_builtin_layers.scatter_pillars.claims import claim_scatter_pillar
 from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.selective_scan.claims import claim_selective_scan
 from layerport_builtin_layers.silu_mul import silu_mul
+from layerport_builtin_layers.ssd_scan import ssd_scan
+from layerport_builtin_layers.ssd_scan.claims import claim_ssd_scan
 from layerport_builtin_layers.weight_only_linear import weight_only_linear
 from layerport_builtin_layers.weight_only_linear.claims import claim_linear, claim_quantised
 from layerport_builtin_layers.weight_only_linear.convert import packed
@@ -54,6 +56,7 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
         *(ms_deform_attn, experts_linear, selective_scan, weight_only_linear),
         *(deform_conv2d, grid_sample, roi_align, nms, local_correlation, scatter_pillars),
         *(add_layer_norm, gated_rms_norm, packed_gate_mul, group_norm_silu, causal_conv1d),
+        ssd_scan,
     )
 
 
@@ -62,7 +65,7 @@ def layerport_export_parameters(module: torch.nn.Module, name: str) -> Any:
     claims = (
         *(claim_rms_norm, claim_gated_rms_norm, claim_ms_deform_attn, claim_experts, claim_selective_scan),
         *(claim_quantised, claim_linear, claim_deform_conv2d, claim_roi_align, claim_nms, claim_scatter_pillars),
-        claim_local_correlation,
+        *(claim_local_correlation, claim_ssd_scan),
     )
     return next((answer for claim in claims if (answer := claim(module)) is not None), None)
 

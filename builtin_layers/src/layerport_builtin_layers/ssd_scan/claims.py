@@ -1,0 +1,51 @@
+"""Which modules scan: those whose forward calls the function of Mamba2, by the name that transformers gives it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import layerport as lp
+from layerport_builtin_layers.ssd_scan.reference import ssd_scan
+
+_FUNCTION = "mamba2_chunk_scan"
+
+
+def claim_ssd_scan(module: torch.nn.Module) -> Any:
+    """The forward with the layer in the place of the function, None for a module that does not call it."""
+    forward: Any = inspect.unwrap(type(module).forward)
+    code = getattr(forward, "__code__", None)
+    if code is None or _FUNCTION not in code.co_names or _FUNCTION not in forward.__globals__:
+        return None
+    return lp.rewrite_call(module, _FUNCTION, _scan, layers=(ssd_scan,))
+
+
+def _scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int = 0,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    return_final_states: bool = False,
+    **_: Any,
+) -> Any:
+    """With the names of transformers; what else it takes says only how to compute, and its `z` is not read there.
+
+    The result has the dtype of hidden_states, as that of the kernels which transformers takes on a GPU.
+    """
+    d, bias, start = (None if one is None else one.float() for one in (D, dt_bias, initial_states))
+    least, most = dt_limit
+    result, state = ssd_scan(
+        hidden_states, dt, A, B, C, d, None, bias, start, dt_softplus, least, None if most == math.inf else most
+    )
+    return (result, state) if return_final_states else result
