@@ -23,7 +23,7 @@ def rivals_of(layer: Any) -> dict[str, Call]:
     rivals: dict[str, Call] = {"eager": layer.reference, "torch.compile": torch.compile(layer.reference, dynamic=False)}
     if layer.namespace != "layerport_builtin":
         return rivals
-    return rivals | _TORCH.get(layer.short_name, {}) | _vision(layer.short_name) | _liger(layer.short_name)
+    return rivals | _TORCH.get(layer.short_name, {}) | _vision(layer.short_name) | _liger(layer.short_name) | _mamba(layer.short_name)
 
 
 @contextmanager
@@ -138,3 +138,45 @@ def _liger(name: str) -> dict[str, Call]:
         "gelu_mul": gelu,
     }
     return {"liger": known[name]} if name in known else {}
+
+
+def _mamba(name: str) -> dict[str, Call]:
+    """The scan of Mamba2 in chunks, of 256 positions as its models say: in Torch, and the kernels of its authors."""
+    if name != "ssd_scan":
+        return {}
+    rivals: dict[str, Call] = {}
+    try:
+        from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+    except ImportError:
+        pass
+    else:
+        rivals["transformers"] = _in_chunks(mamba2_chunk_scan, has_gate=False)
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError:
+        pass
+    else:
+        rivals["mamba_ssm"] = _in_chunks(mamba_chunk_scan_combined, has_gate=True)
+    return rivals
+
+
+def _in_chunks(scan: Call, *, has_gate: bool) -> Call:
+    def call(
+        x: Any, dt: Any, a: Any, b: Any, c: Any, d: Any, z: Any, dt_bias: Any, start: Any, softplus: bool,
+        dt_min: float, dt_max: float | None,
+    ) -> Any:  # fmt: skip
+        if z is not None and not has_gate:
+            raise ValueError("it has no gate")
+        return scan(
+            *(x, dt, a, b, c),
+            chunk_size=256,
+            D=d,
+            z=z,
+            dt_bias=dt_bias,
+            initial_states=start,
+            dt_softplus=softplus,
+            dt_limit=(dt_min, float("inf") if dt_max is None else dt_max),
+            return_final_states=True,
+        )
+
+    return call

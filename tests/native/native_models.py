@@ -28,6 +28,7 @@ from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.scatter_pillars import scatter_pillars
 from layerport_builtin_layers.selective_scan import selective_scan
 from layerport_builtin_layers.silu_mul.reference import silu_mul
+from layerport_builtin_layers.ssd_scan import ssd_scan
 from layerport_builtin_layers.weight_only_linear import weight_only_linear
 from small_models import net
 from small_setup import ENGINE, SMALL
@@ -91,6 +92,8 @@ class Others(torch.nn.Module):
         sampled = group_norm_silu(sampled.mT, 4, weight, weight)
         sampled = packed_gate_mul(torch.cat((sampled.mT, sampled.mT), -1))
         sampled = causal_conv1d(sampled, table[0, :5, :2], activation="silu")
+        heads = sampled.reshape(2, 5, 2, 8)
+        sampled = ssd_scan(heads, heads[..., 0], self.table[0, 0, :2], heads, heads, softplus=True)[0].to(dtype)
         return self.of_images(sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8])
 
     def of_images(self, x: torch.Tensor) -> torch.Tensor:

@@ -39,10 +39,7 @@ def _scan(
     return_final_states: bool = False,
     **_: Any,
 ) -> Any:
-    """With the names of transformers; what else it takes says only how to compute, and its `z` is not read there.
-
-    The result has the dtype of hidden_states, as that of the kernels which transformers takes on a GPU.
-    """
+    """With the names of transformers; what else it takes says only how to compute, and its `z` is not read there."""
     d, bias, start = (None if one is None else one.float() for one in (D, dt_bias, initial_states))
     least, most = dt_limit
     result, state = ssd_scan(

@@ -38,7 +38,7 @@ template <typename T, int SLOTS, int ROWS, bool WHOLE>
 __global__ void __launch_bounds__(THREADS, 4) ssd_scan(
     const T* __restrict__ x, const T* __restrict__ dt, const float* __restrict__ a, const T* __restrict__ b,
     const T* __restrict__ c, const float* __restrict__ d, const T* __restrict__ z, const float* __restrict__ dt_bias,
-    const float* __restrict__ start, T* __restrict__ y, float* __restrict__ last, int length, int heads, int groups,
+    const float* __restrict__ start, float* __restrict__ y, float* __restrict__ last, int length, int heads, int groups,
     int dim, int states, bool softplus, float least, float most
 ) {
     constexpr int BLOCK_ROWS = THREADS / LANES * ROWS;
@@ -141,14 +141,18 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_scan(
         for (int p = threadIdx.x; p < steps * OF_ROWS; p += THREADS) {
             const int t = p / OF_ROWS, first = p % OF_ROWS * WIDTH;
             const long long at = ((place + t) * heads + head) * dim + first_row;
-            Pack<T> pack, gates;
+            Pack<T> gates;
             if (z != nullptr) gates = load_at<true>(z + at, first, rows);
 #pragma unroll
-            for (int k = 0; k < WIDTH; ++k) {
-                const float value = values[t][first + k];
-                pack.items[k] = from_float<T>(z == nullptr ? value : gated(value, to_float(gates.items[k])));
+            for (int part = 0; part < WIDTH; part += 4) {
+                Pack<float> pack;
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    const float value = values[t][first + part + k];
+                    pack.items[k] = z == nullptr ? value : gated(value, to_float(gates.items[part + k]));
+                }
+                store_anywhere(y + at, first + part, rows, pack);
             }
-            store_anywhere(y + at, first, rows, pack);
         }
     }
 #pragma unroll
@@ -166,7 +170,7 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS) ssd_scan_many(
     const T* __restrict__ x, const T* __restrict__ dt, const float* __restrict__ a, const T* __restrict__ b,
     const T* __restrict__ c, const float* __restrict__ d, const T* __restrict__ z, const float* __restrict__ dt_bias,
-    const float* __restrict__ start, T* __restrict__ y, float* __restrict__ last, long long count, int length,
+    const float* __restrict__ start, float* __restrict__ y, float* __restrict__ last, long long count, int length,
     int heads, int groups, int dim, int states, bool softplus, float least, float most
 ) {
     const long long row = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -192,6 +196,6 @@ __global__ void __launch_bounds__(THREADS) ssd_scan_many(
         sum = sum_lanes(sum, 32);
         if (threadIdx.x != 0) continue;
         if (d != nullptr) sum += d[head] * value;
-        y[at] = from_float<T>(z == nullptr ? sum : gated(sum, to_float(z[at])));
+        y[at] = z == nullptr ? sum : gated(sum, to_float(z[at]));
     }
 }

@@ -12,7 +12,7 @@ import layerport as lp
 
 
 class Scanned(NamedTuple):
-    """What `ssd_scan` returns: its output, like x, and the state after the last position."""
+    """What `ssd_scan` returns: its output, of x's shape, and the state after the last position."""
 
     y: Tensor
     state: Tensor
@@ -41,8 +41,8 @@ def ssd_scan(
     (batch, heads, dim, states).  Of x's dtype or float32.
     At each position, for step = dt + dt_bias, or softplus of that, not below dt_min and not above dt_max:
     state = state * exp(step * a) + step * x * b, and y = (sum over states of state * c + d * x) * silu(z).
-    Returns y, like x, and the last state, (batch, heads, dim, states), in float32; computed in float32 (float64 for
-    float64).  Raises ValueError for shapes and dtypes that do not fit.
+    Returns y, of x's shape, and the last state, (batch, heads, dim, states); both, and all between, in float32, which
+    sums of float16 may need (float64 for float64).  Raises ValueError for shapes, dtypes and limits that do not fit.
     """
     _refuse(x, dt, a, b, c, d, z, dt_bias, start, dt_min, dt_max)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -69,7 +69,7 @@ def ssd_scan(
         result = result + d.to(wide)[:, None] * values
     if z is not None:
         result = result * torch.nn.functional.silu(z.to(wide))
-    return Scanned(result.to(x.dtype), state.reshape(batch, heads, dim, states))
+    return Scanned(result, state.reshape(batch, heads, dim, states))
 
 
 def _steps(dt: Tensor, dt_bias: Tensor | None, softplus: bool) -> Tensor:
@@ -206,7 +206,7 @@ def backward(
 _THREADS = 128
 _LANES = 8  # that share a row of the state
 _OF_KERNELS = tuple(
-    dict.fromkeys(("a", "d", "dt_bias", "start", "state"), "float32") | {"*": name}
+    dict.fromkeys(("a", "d", "dt_bias", "start", "y", "state"), "float32") | {"*": name}
     for name in ("float32", "float16", "bfloat16")
 )
 
