@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,16 @@ ARCHITECTURES = {
     "Mamba": Architecture("mamba", {"rms_norm": 3, "selective_scan": 2, "causal_conv1d": 2}),
     # Its blocks normalise the states' step, input and output matrices, too.
     "Falcon-Mamba": Architecture("falcon-mamba", {"rms_norm": 9, "selective_scan": 2, "causal_conv1d": 2}),
-    "Mamba2": Architecture("mamba2", {"rms_norm": 3, "gated_rms_norm": 2, "causal_conv1d": 2}),
+    "Mamba2": Architecture("mamba2", {"rms_norm": 3, "gated_rms_norm": 2, "causal_conv1d": 2, "ssd_scan": 2}),
+    # A block of Mamba2 and one of attention, each with two norms and an MLP.
+    "Bamba": Architecture(
+        "bamba",
+        {"rms_norm": 5, "gated_rms_norm": 1, "causal_conv1d": 1, "ssd_scan": 1, "silu_mul": 2, "rope": 2},
+    ),
+    # Two blocks of Mamba2 with a norm each, before the second the shared block of attention and MLP with two.
+    "Zamba2": Architecture(
+        "zamba2", {"rms_norm": 5, "gated_rms_norm": 2, "causal_conv1d": 2, "ssd_scan": 2, "packed_gate_mul": 1}
+    ),
     # One block of the encoder, two of the decoder.
     "Deformable DETR": Architecture("deformable-detr", {"ms_deform_attn": 3}),
     "RT-DETR": Architecture("rt-detr", {"ms_deform_attn": 2}),
@@ -193,11 +202,13 @@ def run_one(name: str, dtype: str, target: str) -> dict[str, Any]:
 def _source(model: str, dtype: str) -> Any:
     import torch
 
-    from zoo.cases import table
+    from zoo.cases import SIZES, table
 
     if model == "raft":
         return _raft()
     case = table(("language", "vision", "diffusion"))[model].case()
+    if "sequence" in case.sizes:  # where a scan fixes it without layers, too
+        case = replace(case, sizes={**case.sizes, "sequence": SIZES["sequence"]})
     kind = getattr(torch, dtype)
     values = {
         name: value.to(kind) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -124,6 +124,18 @@ enter(
     {**SCAN, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
 )
 enter("falcon-mamba", "FalconMambaForCausalLM", decoder_inputs, {**SCAN})
+STATES = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 8, "sequence": 12}
+enter("bamba", "BambaForCausalLM", decoder_inputs, {**DECODER, **STATES, "attn_layer_indices": [1]})
+enter(
+    "zamba2",
+    "Zamba2ForCausalLM",
+    decoder_inputs,
+    {
+        **{**BASE, "use_cache": False, "num_key_value_heads": 4, "mamba_d_state": 16, "mamba_ngroups": 2},
+        **{"n_mamba_heads": 4, "mamba_headdim": 16, "chunk_size": 8, "sequence": 12},
+        **{"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "adapter_rank": 4},
+    },
+)
 GRIFFIN = {"lru_width": 32, "attention_window_size": 8, "sequence": 12}
 enter("recurrent-gemma", "RecurrentGemmaForCausalLM", decoder_inputs, {**DECODER, **GRIFFIN})
 
