@@ -23,7 +23,13 @@ def rivals_of(layer: Any) -> dict[str, Call]:
     rivals: dict[str, Call] = {"eager": layer.reference, "torch.compile": torch.compile(layer.reference, dynamic=False)}
     if layer.namespace != "layerport_builtin":
         return rivals
-    return rivals | _TORCH.get(layer.short_name, {}) | _vision(layer.short_name) | _liger(layer.short_name) | _mamba(layer.short_name)
+    return (
+        rivals
+        | _TORCH.get(layer.short_name, {})
+        | _vision(layer.short_name)
+        | _liger(layer.short_name)
+        | _mamba(layer.short_name)
+    )
 
 
 @contextmanager

@@ -131,9 +131,18 @@ enter(
     "Zamba2ForCausalLM",
     decoder_inputs,
     {
-        **{**BASE, "use_cache": False, "num_key_value_heads": 4, "mamba_d_state": 16, "mamba_ngroups": 2},
-        **{"n_mamba_heads": 4, "mamba_headdim": 16, "chunk_size": 8, "sequence": 12},
-        **{"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "adapter_rank": 4},
+        **BASE,
+        "use_cache": False,
+        "num_key_value_heads": 4,
+        "mamba_d_state": 16,
+        "mamba_ngroups": 2,
+        "n_mamba_heads": 4,
+        "mamba_headdim": 16,
+        "chunk_size": 8,
+        "sequence": 12,
+        "layers_block_type": ["mamba", "hybrid"],
+        "num_mem_blocks": 1,
+        "adapter_rank": 4,
     },
 )
 GRIFFIN = {"lru_width": 32, "attention_window_size": 8, "sequence": 12}

@@ -72,7 +72,9 @@ def test_it_computes_what_transformers_computes(
         dt_limit=limit,
         return_final_states=True,
     )
-    got, state = ssd_scan(**given, softplus=softplus, dt_min=limit[0], dt_max=None if limit[1] == math.inf else limit[1])
+    got, state = ssd_scan(
+        **given, softplus=softplus, dt_min=limit[0], dt_max=None if limit[1] == math.inf else limit[1]
+    )
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-5)
 
@@ -117,7 +119,7 @@ def test_kernel_takes_misaligned_pointers_under_the_address_sanitiser(dtype: str
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2 if EVERY else 1}
 ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_chunk_size": 4}
-NAMED = {"num_heads": 4, "head_dim": 8, "n_groups": 2, "state_size": 16, "chunk_size": 4}
+NAMED = {"num_heads": 4, "head_dim": 8, "n_groups": 1, "state_size": 16, "chunk_size": 4}
 # Layers of each kind in a model of two blocks, and what else its configuration says.
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "Mamba2": (2, {**NAMED, "residual_in_fp32": False}),
@@ -131,16 +133,27 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
         1,
         {
             **ATTENTION,
-            **{"hybrid_override_pattern": "M*", "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2},
-            **{"head_dim": 8, "ssm_state_size": 16, "chunk_size": 4},
+            "hybrid_override_pattern": "M*",
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 8,
+            "n_groups": 2,
+            "head_dim": 8,
+            "ssm_state_size": 16,
+            "chunk_size": 4,
         },
     ),
     "Zamba2": (
         2,
         {
             **ATTENTION,
-            **{"n_mamba_heads": 4, "mamba_headdim": 8, "mamba_ngroups": 2, "mamba_d_state": 16, "chunk_size": 4},
-            **{"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1, "adapter_rank": 4},
+            "n_mamba_heads": 4,
+            "mamba_headdim": 8,
+            "mamba_ngroups": 2,
+            "mamba_d_state": 16,
+            "chunk_size": 4,
+            "layers_block_type": ["mamba", "hybrid"],
+            "num_mem_blocks": 1,
+            "adapter_rank": 4,
         },
     ),
 }
@@ -163,7 +176,7 @@ def test_models_build_at_any_length_with_each_scan_as_a_plugin(name: str, dtype:
     shapes = ({0: Dim("batch", min=1, max=4), 1: Dim("sequence", min=1, max=16)},)
     report = lp.build((model, args, shapes), tmp_path / "a.lp", target=ENGINE)
     there = MODELS[name][0] if EVERY else 1
-    # The gate of Falcon-H1 comes after a norm of groups, which no layer is.
+    # Falcon-H1 gates without a norm, but where its configuration says otherwise.
     norms = {} if name == "FalconH1" else {gated_rms_norm.name: there}
     for layer, count in {ssd_scan.name: there, causal_conv1d.name: there, **norms}.items():
         assert report.counts[layer] == {"plugin": count}
