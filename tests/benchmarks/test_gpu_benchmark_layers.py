@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,11 @@ def case(request: pytest.FixtureRequest, stand_in: HostCuda, monkeypatch: pytest
     layer._torch.cuda._steps.clear()
 
 
+EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))
+# Parameters, two outputs, several launches, a size that depends on data, converted weights, a state.
+KINDS = ["rms_norm", "add_rms_norm", "group_norm_silu", "nms", "weight_only_linear", "ssd_scan"]
+
+
 @pytest.mark.parametrize("case", LAYERS, indirect=True)
 def test_every_layer_behaves(gpu: Any, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(gpu.behaviour, "TURNS", 2)
@@ -64,7 +70,7 @@ def test_the_plugin_of_every_layer(gpu: Any, case: Any, stand_in: HostCuda, monk
     assert any(one["variant"] == gpu.checks.CONTROL for one in found)
 
 
-@pytest.mark.parametrize("case", LAYERS, indirect=True)
+@pytest.mark.parametrize("case", LAYERS if EVERY else KINDS, indirect=True)
 def test_every_layer_is_timed(gpu: Any, case: Any, stand_in: HostCuda, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     timing_stand_ins(stand_in, monkeypatch)
     stand_in.driver.learn_all(monkeypatch)
