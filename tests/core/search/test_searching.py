@@ -95,6 +95,11 @@ def test_a_parameter_behind_views_that_undo_each_other_is_varied_as_one_value() 
     assert found(model, args, scaled_gate) == [("scaled_gate", "formula", {})]
 
 
+def beside_parts_of_zeros(g: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+    zeros = torch.zeros_like(u)
+    return functional.silu(g) * u, zeros[:, :1] + u, zeros[:, 0], functional.glu(zeros) + 1
+
+
 def changed_later(g: Tensor, u: Tensor) -> Tensor:
     y = functional.silu(g)
     g.mul_(2)
@@ -103,6 +108,7 @@ def changed_later(g: Tensor, u: Tensor) -> Tensor:
 
 SAME: dict[str, tuple[Any, tuple[Any, ...], str, dict[str, float]]] = {
     "an input that is changed afterwards": (changed_later, (X, Y), "gate", {}),
+    "beside parts of a tensor of zeros": (beside_parts_of_zeros, (X, Y), "gate", {}),
     "operands swapped": (lambda g, u: u * functional.silu(g), (X, Y), "gate", {}),
     "sigmoid by hand": (lambda g, u: g * torch.sigmoid(g) * u, (X, Y), "gate", {}),
     "reassociated": (lambda g, u: g * (u * torch.sigmoid(g)), (X, Y), "gate", {}),

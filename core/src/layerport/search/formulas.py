@@ -205,9 +205,9 @@ def _extreme(algebra: Algebra, call: Call) -> Any:
 
 @rule("glu")
 def _glu(algebra: Algebra, call: Call) -> Any:
-    if not algebra.is_real:
-        return None
     value = call["self"]
+    if not algebra.is_real or value.op == LITERAL:
+        return None
     dim = call["dim"] % len(value.shape)
     halves = [part(algebra, value, dim, start, 1, call.shape[dim], call.dtype) for start in (0, call.shape[dim])]
     first, second = (Term(algebra, call, half) for half in halves)

@@ -116,7 +116,10 @@ def _permute(algebra: Algebra, call: Call) -> Any:
 
 @rule("slice", "narrow", "select")
 def _part(algebra: Algebra, call: Call) -> Any:
-    value, dim = call["self"], call["dim"] % len(call["self"].shape)
+    value = call["self"]
+    if value.op == LITERAL:
+        return value  # a number everywhere, so in each part
+    dim = call["dim"] % len(value.shape)
     length = value.shape[dim]
     start = call["index"] if call.op == "select" else call["start"]
     start = 0 if start is None else start
