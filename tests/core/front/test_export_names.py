@@ -1,4 +1,4 @@
-"""Names and ranges in an exported model: an output may be called like anything else in the graph."""
+"""Names and ranges in an exported model: an output may be called like anything else in the graph, a constant not."""
 
 from __future__ import annotations
 
@@ -51,3 +51,16 @@ def test_dim_without_a_limit(tmp_path: Path) -> None:
     assert "needs a greatest size for every dynamic dim; none is known for rows" in caught.value.fault
     assert "--range rows=1..3..512" in str(caught.value.repair)
     assert not (tmp_path / "engine.lp").exists()
+
+
+class Clamped(torch.nn.Module):
+    """One tensor clamped twice, as where boxes are refined: the exporter's optimizer forgets a bound."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, second = x.clamp(0, 1), x.clamp(0, 1)
+        return (first + 0).log() / (1 - first).clamp(min=1e-5), second.clamp(min=1e-5)
+
+
+def test_every_constant_of_the_graph_is_there(tmp_path: Path) -> None:
+    report = lp.build((Clamped(), (torch.rand(2, 3) * 3 - 1,)), tmp_path / "clamped.lp", target="portable")
+    assert report.verification is not None and report.verification.passed

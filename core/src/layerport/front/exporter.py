@@ -15,6 +15,7 @@ from onnxscript import values as onnxscript_values
 
 from layerport.foreign import torch_private
 from layerport.foreign.torch_modules import ONNX_LOGGER
+from layerport.front.lost_constants import bring_back
 from layerport.front.nodes import VERSION
 from layerport.layers.layer import Layer
 from layerport.parameters.signature import Kind
@@ -45,6 +46,7 @@ def to_onnx(program: torch.export.ExportedProgram, layers: Iterable[Layer] = ())
     with quiet(), _made_once(), torch.no_grad():
         exported = torch.onnx.export(program, dynamo=True, verbose=False, custom_translation_table=table)
     assert exported is not None
+    bring_back(exported.model.graph)
     return exported
 
 
