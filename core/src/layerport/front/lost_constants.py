@@ -1,7 +1,7 @@
 """Constants that an exported graph uses and has no longer.  `exporter` imports it.
 
-Where onnxscript's optimizer makes a Clip of a Min and a Max, it calls the bounds after the tensor that is clipped; of two
-Clips of one tensor it forgets the first one's (seen in onnxscript 0.7.2).  The file would be refused by whoever reads it.
+Where onnxscript's optimizer makes a Clip of a Min and a Max, it calls the bounds after the tensor that is clipped; of
+two Clips of one tensor it forgets the first one's (seen in onnxscript 0.7.2).  No runtime would read the file.
 """
 
 from __future__ import annotations
