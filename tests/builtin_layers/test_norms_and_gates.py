@@ -101,6 +101,23 @@ def found(model: Any, *layers: lp.Layer, asked: bool = False, inputs: tuple[Tens
     return [(one.layer.partition("::")[2], dict(one.attributes)) for one in findings.places]
 
 
+def test_a_group_norm_of_frames_is_found() -> None:
+    """In a video each frame is an image: the norm sees axes that were moved and merged."""
+    video, weight, bias = torch.randn(2, 8, 3, 4, 5), nn.Parameter(torch.rand(8)), nn.Parameter(torch.randn(8))
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = weight, bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            frames = x.transpose(1, 2).flatten(0, 1)
+            return functional.silu(functional.group_norm(frames, 4, self.weight, self.bias))
+
+    expected = [("group_norm_silu", {"groups": 4, "eps": 1e-5})]
+    assert found(Frames(), group_norm_silu, asked=True, inputs=(video,)) == expected
+
+
 GATES = {
     "Phi3": (lambda x, _: x.chunk(2, -1)[1] * functional.silu(x.chunk(2, -1)[0]), {"activation": "silu"}),
     "slices": (lambda x, _: functional.silu(x[..., :6]) * x[..., 6:], {"activation": "silu"}),

@@ -171,11 +171,15 @@ def view(algebra: Algebra, value: Value, shape: Shape, dtype: torch.dtype) -> Va
     """The elements in another shape; views of views are one."""
     if value.op == LITERAL:
         return value
+    given = value
     if value.op == "view":
         value = value.args[0]
     if value.shape == shape:
         return value
-    return algebra.operator("view", (value,), (("sizes", shape),), shape, dtype)
+    made = algebra.operator("view", (value,), (("sizes", shape),), shape, dtype)
+    if given is not value and given is not made:
+        algebra.table.views.setdefault(made, {})[given] = None
+    return made
 
 
 def permute(algebra: Algebra, value: Value, order: Sequence[int], dtype: torch.dtype) -> Value:

@@ -73,8 +73,11 @@ class ModelValues:
         return min(near, key=lambda one: abs(one - number)) if near else number
 
     def viewed(self, value: Value) -> list[Value]:
-        """What the nodes of a view look at, each by itself and through others that are views too."""
-        found: dict[Value, None] = {}
+        """What the nodes of a view look at, each by itself and through others that are views too.
+
+        And what the view within an operator does, which no node stands for.
+        """
+        found = dict.fromkeys(self.real.table.views.get(value, ()))
         waiting = [*self.nodes.get(value, ())]
         while waiting:
             node = waiting.pop()

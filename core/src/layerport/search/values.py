@@ -58,9 +58,13 @@ HOLE = Hole()
 
 
 class Table:
-    """Makes values, each once, and finds sums and products by what they are made of."""
+    """Makes values, each once, and finds sums and products by what they are made of.
+
+    views: of a view of views, which is one value, those that it was made from.
+    """
 
     def __init__(self) -> None:
+        self.views: dict[Value, dict[Value, None]] = {}
         self._made: dict[Any, Value] = {}
         self._by_parts: dict[Any, list[Value]] = {}
 
