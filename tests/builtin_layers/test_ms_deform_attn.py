@@ -69,6 +69,17 @@ class SamplingV2(nn.Module):
         return multi_scale_deformable_attention_v2(value, LEVELS, locations, weights, self.points, self.method)
 
 
+class Holding(nn.Module):
+    """As D-FINE's: the function is an attribute, and levels have unlike points."""
+
+    def __init__(self, points: list[int]) -> None:
+        super().__init__()
+        self.core, self.points = multi_scale_deformable_attention_v2, points
+
+    def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return self.core(value, LEVELS, locations.flatten(3, 4), weights.flatten(3, 4), self.points)
+
+
 class Sampler(nn.Module):
     """A class of one's own, with the inputs named as everywhere, in another order."""
 
@@ -90,6 +101,7 @@ def test_modules_that_sample_are_claimed_and_no_others() -> None:
         (MultiScaleDeformableAttention(), (value, sizes, LEVELS, None, locations, weights, 64), {}),
         (Sampling(), (value, locations, weights), {}),
         (SamplingV2([4, 4, 4]), (value, locations, weights), {}),
+        (Holding([4, 4, 4]), (value, locations, weights), {}),
         (Sampler(), (value, locations), {"attention_weights": weights, "value_spatial_shapes": sizes}),
     ]
     for module, args, kwargs in calls:
@@ -100,14 +112,20 @@ def test_modules_that_sample_are_claimed_and_no_others() -> None:
         assert plugin.layerport_export_parameters(module=other, name="it") is None
 
 
-@pytest.mark.parametrize(("points", "method"), [([2, 4, 6], "default"), ([4, 4, 4], "discrete")])
-def test_other_ways_to_read_points_are_no_such_layer(points: list[int], method: str) -> None:
+@pytest.mark.parametrize("make", [SamplingV2, Holding])
+def test_levels_of_unlike_points(make: Callable[[list[int]], nn.Module]) -> None:
     value, _, locations, weights = drawn()
-    answer = plugin.layerport_export_parameters(module=SamplingV2(points, method), name="it")
-    with pytest.raises(
-        ValueError, match=r"ms_deform_attn: method is '\w+', points are \[\d, 4, \d\]; it reads as many"
-    ):
-        answer.forward(SamplingV2(points, method), value, locations, weights)
+    module = make([3, 7, 2])
+    answer = plugin.layerport_export_parameters(module=module, name="it")
+    torch.testing.assert_close(answer.forward(module, value, locations, weights), module(value, locations, weights))
+
+
+def test_points_read_in_another_way_are_no_such_layer() -> None:
+    value, _, locations, weights = drawn()
+    module = SamplingV2([4, 4, 4], "discrete")
+    answer = plugin.layerport_export_parameters(module=module, name="it")
+    with pytest.raises(ValueError, match="ms_deform_attn: method is 'discrete'; it reads points between their four"):
+        answer.forward(module, value, locations, weights)
 
 
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
