@@ -12,11 +12,17 @@ import torch
 import layerport as lp
 import layerport_builtin_layers
 from layerport.testing import run_kernel
+from layerport_builtin_layers.add_layer_norm import add_layer_norm
 from layerport_builtin_layers.add_rms_norm import add_rms_norm
 from layerport_builtin_layers.circular_pad import circular_pad
+from layerport_builtin_layers.gated_rms_norm import gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
+from layerport_builtin_layers.group_norm_silu import group_norm_silu
 from layerport_builtin_layers.layer_norm import layer_norm
+from layerport_builtin_layers.nms import nms
+from layerport_builtin_layers.packed_gate_mul import packed_gate_mul
 from layerport_builtin_layers.rms_norm import rms_norm
+from layerport_builtin_layers.rope import rope
 from layerport_builtin_layers.silu_mul import silu_mul
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run kernels on the CPU with")
@@ -46,6 +52,44 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ 
     ],
 )
 def test_what_does_not_fit_is_refused(layer: lp.Layer, arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layer(*arguments)
+
+
+WHOLE, ROWS = torch.ones(2, 4, 8, dtype=torch.int64), torch.ones(2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "message"),
+    [
+        (rms_norm, (WHOLE,), "rms_norm: x is torch.int64; give x in a floating-point dtype"),
+        (rms_norm, (ROWS.to(torch.complex64),), "rms_norm: x is torch.complex64"),
+        (rms_norm, (WHOLE, WHOLE[0, 0]), "x is torch.int64, weight is torch.int64; give x, weight in"),
+        (layer_norm, (ROWS, None, ROWS[0, 0].bool()), "layer_norm: bias is torch.bool"),
+        (add_rms_norm, (WHOLE, WHOLE), "add_rms_norm: x is torch.int64, residual is torch.int64"),
+        (add_layer_norm, (WHOLE, WHOLE), "add_layer_norm: x is torch.int64, residual is torch.int64"),
+        (silu_mul, (WHOLE, WHOLE), "silu_mul: gate is torch.int64, up is torch.int64"),
+        (gelu_mul, (WHOLE, WHOLE), "gelu_mul: gate is torch.int64, up is torch.int64"),
+        (packed_gate_mul, (WHOLE,), "packed_gate_mul: x is torch.int64"),
+        (rope, (ROWS, WHOLE[:, 0, None], WHOLE[:, 0, None]), "rope: cos is torch.int64, sin is torch.int64"),
+        (group_norm_silu, (WHOLE, 2, ROWS[0, :, 0], ROWS[0, :, 0]), "group_norm_silu: x is torch.int64"),
+        (gated_rms_norm, (WHOLE, WHOLE), "gated_rms_norm: x is torch.int64, gate is torch.int64"),
+        *(
+            (layer, (*tensors, eps), f"{layer.short_name}: eps is {eps}; give a finite number from 0")
+            for eps in (-1e-6, float("inf"), float("nan"))
+            for layer, tensors in (
+                (rms_norm, (ROWS, None)),
+                (layer_norm, (ROWS, None, None)),
+                (add_rms_norm, (ROWS, ROWS, None)),
+                (add_layer_norm, (ROWS, ROWS, None, None)),
+                (group_norm_silu, (ROWS, 2, ROWS[0, :, 0], ROWS[0, :, 0])),
+                (gated_rms_norm, (ROWS, ROWS, None)),
+            )
+        ),
+        (nms, (ROWS[0, :, :4], ROWS[0, :, 0], None, float("nan")), "nms: iou_threshold is nan; give a number"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(layer: lp.Layer, arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         layer(*arguments)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_eps, refuse_other_than_floats
 from layerport_builtin_layers.row_launches import CENTRED_DTYPES, is_narrow, launch_blocks, launch_lanes, rows_of
 from layerport_builtin_layers.row_references import AddedAndNormalised, refuse_params, refuse_unlike
 
@@ -22,6 +23,8 @@ def add_layer_norm(
     float32 (float64 for float64), rounded once at the end.  Returns two tensors like x.
     Raises ValueError for shapes or dtypes that do not fit.
     """
+    refuse_other_than_floats("add_layer_norm", x=x, residual=residual, weight=weight, bias=bias)
+    refuse_eps("add_layer_norm", eps)
     refuse_unlike("add_layer_norm", x, residual)
     refuse_params("add_layer_norm", x, weight, bias)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_eps, refuse_other_than_floats
 from layerport_builtin_layers.row_launches import RMS_DTYPES, is_narrow, launch_blocks, launch_lanes, rows_of
 from layerport_builtin_layers.row_references import AddedAndNormalised, refuse_unlike
 
@@ -20,6 +21,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: lp.Param | None = None, ep
     for float64), rounded once at the end.  Returns two tensors like x.
     Raises ValueError for shapes or dtypes that do not fit.
     """
+    refuse_other_than_floats("add_rms_norm", x=x, residual=residual, weight=weight)
+    refuse_eps("add_rms_norm", eps)
     refuse_unlike("add_rms_norm", x, residual)
     if x.ndim == 0 or (weight is not None and weight.shape != x.shape[-1:]):
         wrong = f"x {list(x.shape)}" + ("" if weight is None else f" and weight {list(weight.shape)}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_eps, refuse_other_than_floats
 from layerport_builtin_layers.row_launches import RMS_DTYPES
 
 _DTYPES = (
@@ -42,6 +43,8 @@ def gated_rms_norm(
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
     Raises ValueError for shapes, dtypes or groups that do not fit.
     """
+    refuse_other_than_floats("gated_rms_norm", x=x, gate=gate, weight=weight)
+    refuse_eps("gated_rms_norm", eps)
     if x.shape != gate.shape or gate.dtype not in _gates_beside(x.dtype):
         raise ValueError(
             f"gated_rms_norm: x is {x.dtype} {list(x.shape)}, gate is {gate.dtype} {list(gate.shape)}; "

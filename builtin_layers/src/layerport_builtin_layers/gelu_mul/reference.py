@@ -10,6 +10,7 @@ from torch import Tensor
 
 import layerport as lp
 from layerport_builtin_layers.gated_launches import launch_gated
+from layerport_builtin_layers.refused import refuse_other_than_floats
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -22,8 +23,9 @@ def gelu_mul(gate: Tensor, up: Tensor, approximate: Literal["none", "tanh"] = "n
     gate * 0.5 * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 * gate^3))).
     gate, up: floating point, of one shape and dtype.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like gate.
-    Raises ValueError for two shapes or dtypes.
+    Raises ValueError for two shapes or dtypes, and dtypes of whole numbers.
     """
+    refuse_other_than_floats("gelu_mul", gate=gate, up=up)
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"gelu_mul: gate is {gate.dtype} {list(gate.shape)}, up is {up.dtype} {list(up.shape)}; "

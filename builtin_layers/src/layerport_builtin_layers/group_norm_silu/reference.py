@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_eps, refuse_other_than_floats
 from layerport_builtin_layers.row_launches import CENTRED_DTYPES
 
 _THREADS = 512
@@ -22,8 +23,10 @@ def group_norm_silu(x: Tensor, groups: int, weight: lp.Param, bias: lp.Param, ep
     x: (batch, C, ...), floating point, an image or a video with its channels first.  mean and var are those of one
     image and one of `groups` equal parts of the channels.  weight, bias: (C,), of x's dtype or float32.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
-    Raises ValueError for shapes or groups that do not fit.
+    Raises ValueError for shapes, dtypes or groups that do not fit.
     """
+    refuse_other_than_floats("group_norm_silu", x=x, weight=weight, bias=bias)
+    refuse_eps("group_norm_silu", eps)
     if x.ndim < 2 or weight.shape != x.shape[1:2] or bias.shape != x.shape[1:2]:
         raise ValueError(
             f"group_norm_silu: shapes do not fit: x {list(x.shape)}, weight {list(weight.shape)}, bias "

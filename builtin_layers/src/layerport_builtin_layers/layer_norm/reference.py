@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_eps, refuse_other_than_floats
 from layerport_builtin_layers.row_launches import CENTRED_DTYPES, is_narrow, launch_blocks, launch_lanes, rows_of
 from layerport_builtin_layers.row_references import refuse_params
 
@@ -17,8 +18,10 @@ def layer_norm(x: Tensor, weight: lp.Param | None = None, bias: lp.Param | None 
     x: (..., C), floating point; var is the mean squared distance from the mean.  weight, bias: (C,), of x's dtype or
     float32; ones and zeros if absent.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes and dtypes that do not fit.
     """
+    refuse_other_than_floats("layer_norm", x=x, weight=weight, bias=bias)
+    refuse_eps("layer_norm", eps)
     refuse_params("layer_norm", x, weight, bias)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     values = x.to(wide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None = None, iou_thresh
     Returns the indices of the kept boxes, int64, best first; of equal scores the first box comes first, and NaN is
     above all numbers.  At most as many as there are boxes.  Raises ValueError for shapes and dtypes that do not fit.
     """
-    _refuse(boxes, scores, classes)
+    _refuse(boxes, scores, classes, iou_threshold)
     wide = torch.float64 if boxes.dtype == torch.float64 else torch.float32
     place = torch.arange(boxes.shape[0], device=boxes.device)
     order = torch.zeros_like(place).scatter(0, _ranks(scores.to(wide), place), place)
@@ -56,7 +57,7 @@ def _ranks(scores: Tensor, place: Tensor) -> Tensor:
     return (above | (level & (place < place.unsqueeze(1)))).sum(1)
 
 
-def _refuse(boxes: Tensor, scores: Tensor, classes: Tensor | None) -> None:
+def _refuse(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> None:
     given = {"boxes": boxes, "scores": scores} | ({} if classes is None else {"classes": classes})
     if boxes.ndim != 2 or boxes.shape[1] != 4 or any(one.shape != boxes.shape[:1] for one in (*given.values(),)[1:]):
         shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in given.items())
@@ -64,6 +65,8 @@ def _refuse(boxes: Tensor, scores: Tensor, classes: Tensor | None) -> None:
             f"nms: shapes do not fit: {shapes}; "
             "give boxes: (boxes, 4), left, top, right, bottom, scores: (boxes,), classes: (boxes,) or None"
         )
+    if math.isnan(iou_threshold):
+        raise ValueError(f"nms: iou_threshold is {iou_threshold}; give a number")
     if (
         not boxes.is_floating_point()
         or scores.dtype != boxes.dtype

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_other_than_floats
 
 _THREADS = 256
 _PACK_BYTES = 16
@@ -23,8 +24,9 @@ def packed_gate_mul(
 
     The gated activations of Shazeer (2020), "GLU variants improve transformer".  gate_last: the second one is the gate.
     x: (..., 2 C), floating point.  Computed in float32 (float64 for float64) and rounded once, at the end.
-    Returns (..., C) of x's dtype.  Raises ValueError for an odd last axis.
+    Returns (..., C) of x's dtype.  Raises ValueError for an odd last axis or another dtype.
     """
+    refuse_other_than_floats("packed_gate_mul", x=x)
     if x.ndim == 0 or x.shape[-1] % 2 != 0:
         raise ValueError(f"packed_gate_mul: x is {list(x.shape)}; give x: (..., 2 C), a gate and what it multiplies")
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32

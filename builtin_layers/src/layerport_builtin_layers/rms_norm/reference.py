@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_eps, refuse_other_than_floats
 from layerport_builtin_layers.row_launches import RMS_DTYPES, is_narrow, is_wide, launch_blocks, launch_lanes, rows_of
 
 
@@ -15,8 +16,10 @@ def rms_norm(x: Tensor, weight: lp.Param | None = None, eps: float = 1e-6) -> Te
 
     x: (..., C), floating point.  weight: (C,), of x's dtype or float32; ones if absent.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes and dtypes that do not fit.
     """
+    refuse_other_than_floats("rms_norm", x=x, weight=weight)
+    refuse_eps("rms_norm", eps)
     if x.ndim == 0 or (weight is not None and weight.shape != x.shape[-1:]):
         wrong = f"x {list(x.shape)}" + ("" if weight is None else f" and weight {list(weight.shape)}")
         raise ValueError(f"rms_norm: shapes do not fit: {wrong}; give x: (..., C) and weight: (C,)")

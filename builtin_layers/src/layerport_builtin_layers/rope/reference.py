@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import layerport as lp
+from layerport_builtin_layers.refused import refuse_other_than_floats
 
 _THREADS = 64  # few, so that the rows of one token spread over many multiprocessors
 _NARROW_BYTES = 512  # a row for 8 lanes: pairs of packs of 16 bytes, two rounds at most
@@ -54,8 +55,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, form: Form = "halves") -> Tensor:
     interleaved_to_halves: the same, and what becomes of them comes out as halves, all of 2i before all of 2i + 1.
     halves_narrow, interleaved_narrow: there are half as many columns as `rotary`, and both of a pair have the same.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like x.
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes and dtypes that do not fit.
     """
+    refuse_other_than_floats("rope", x=x, cos=cos, sin=sin)
     rotary = cos.shape[-1] * (2 if form in _NARROW else 1) if cos.ndim else 0
     if (
         x.ndim not in (3, 4)

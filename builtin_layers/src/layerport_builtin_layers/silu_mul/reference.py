@@ -7,6 +7,7 @@ from torch import Tensor
 
 import layerport as lp
 from layerport_builtin_layers.gated_launches import launch_gated
+from layerport_builtin_layers.refused import refuse_other_than_floats
 
 
 @lp.layer("layerport_builtin::silu_mul", version=1)
@@ -15,8 +16,9 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 
     gate, up: floating point, of one shape and dtype.
     Computed in float32 (float64 for float64) and rounded once, at the end.  Returns a tensor like gate.
-    Raises ValueError for two shapes or dtypes.
+    Raises ValueError for two shapes or dtypes, and dtypes of whole numbers.
     """
+    refuse_other_than_floats("silu_mul", gate=gate, up=up)
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"silu_mul: gate is {gate.dtype} {list(gate.shape)}, up is {up.dtype} {list(up.shape)}; "
