@@ -15,6 +15,7 @@ from torch.export import Dim
 
 import layerport as lp
 from layerport.cli import main
+from layerport.commands.explaining import explain
 from layerport.front.export_errors import LONGEST, cut
 from small_models import ROWS, sample
 
@@ -152,6 +153,9 @@ def test_a_cache_among_outputs_and_inputs(tmp_path: Path) -> None:
     error = refused((model, (tokens,)), tmp_path, lp.UsageError)
     assert error.faults == ("output past_key_values is a DynamicCache, not a tensor",)
     assert "model.config.use_cache = False" in str(error.repair)
+    with pytest.raises(lp.UsageError) as caught:
+        explain((model, (tokens,)))
+    assert caught.value.faults == error.faults
     with torch.no_grad():
         cache = model(tokens).past_key_values
     error = refused((model, {"input_ids": tokens, "past_key_values": cache}), tmp_path, lp.UsageError)

@@ -112,7 +112,7 @@ def explain(
             claimed = claim_layers(made, loaded)
             claims, lookalikes, dropped = claimed.claims, claimed.lookalikes, claimed.dropped
             find = found_layers.find_wishes(loaded, find=(), refused=(), dropped=dropped)
-            findings = layerport.front.export.find_in(made, claimed.model, find)
+            findings = layerport.front.export.find_in(made, claimed.model, find, claimed.outputs)
     found_layers.require_found(findings, find)
     rows = []
     for claim in claims:

@@ -17,7 +17,7 @@ from layerport.front.exporter import to_onnx
 from layerport.front.found_layers import FindWishes, SearchedError, searched
 from layerport.front.graph_dims import SizeNames, rename_sizes
 from layerport.front.guards import Guards, guards_of
-from layerport.front.leaves import check_outputs, output_names
+from layerport.front.leaves import check_outputs, output_names, with_plain_outputs
 from layerport.front.origins import Origins, read_origins
 from layerport.front.sources import Source
 from layerport.layers.derivation import any_size, quiet_export
@@ -79,9 +79,16 @@ def export_model(
     return ExportedModel(graph, inputs, outputs, dims, guards, origins=origins, findings=findings())
 
 
-def find_in(source: Source, model: Any, find: FindWishes) -> Findings:
-    """What a search finds in a model.  Raises BuildError where the export stops before."""
-    program = model if isinstance(model, torch.export.ExportedProgram) else _trace(source, model)
+def find_in(source: Source, model: Any, find: FindWishes, outputs: Any) -> Findings:
+    """What a search finds in a model.  Raises as `export_model` does.
+
+    outputs: what the model gave for the example inputs.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        program = model
+    else:
+        check_outputs(with_plain_outputs(model, outputs))
+        program = _trace(source, model)
     program, findings = searched(program, source, find, only=True)
     try:
         to_onnx(program)
