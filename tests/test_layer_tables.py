@@ -13,7 +13,7 @@ from layerport_builtin_layers import plugin
 
 ROOT = Path(__file__).parents[1]
 # Written since a GPU ran the others.
-NOT_RUN = ("grid_sample", "causal_conv1d", "ssd_scan")
+NOT_RUN = ("grid_sample", "causal_conv1d", "ssd_scan", "index_add")
 
 
 def dtypes_of(layer: lp.Layer) -> set[str]:

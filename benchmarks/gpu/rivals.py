@@ -92,6 +92,7 @@ _TORCH: dict[str, dict[str, Call]] = {
     },
     "circular_pad": {"torch": _padded},
     "grid_sample": {"torch": functional.grid_sample},
+    "index_add": {"torch": lambda base, index, source: torch.index_add(base, 0, index, source)},
     "experts_linear": {"torch grouped_mm": _grouped},
     "weight_only_linear": {"linear, not packed": _plain_linear},
 }

@@ -205,7 +205,7 @@ def test_the_pack_lists_its_layers() -> None:
         *("ms_deform_attn", "experts_linear", "selective_scan", "weight_only_linear"),
         *("deform_conv2d", "grid_sample", "roi_align", "nms", "local_correlation", "scatter_pillars"),
         *("add_layer_norm", "gated_rms_norm", "packed_gate_mul", "group_norm_silu", "causal_conv1d"),
-        "ssd_scan",
+        *("ssd_scan", "index_add"),
     ]
     assert all(isinstance(layer, lp.Layer) for layer in plugin.layerport_layers())
 

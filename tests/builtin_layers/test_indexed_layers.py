@@ -20,6 +20,7 @@ from layerport_builtin_layers.experts_linear.case import CASE as EXPERTS_LINEAR
 from layerport_builtin_layers.gated_rms_norm.case import CASE as GATED_RMS_NORM
 from layerport_builtin_layers.grid_sample.case import CASE as GRID_SAMPLE
 from layerport_builtin_layers.group_norm_silu.case import CASE as GROUP_NORM_SILU
+from layerport_builtin_layers.index_add.case import CASE as INDEX_ADD
 from layerport_builtin_layers.local_correlation.case import CASE as LOCAL_CORRELATION
 from layerport_builtin_layers.ms_deform_attn.case import CASE as MS_DEFORM_ATTN
 from layerport_builtin_layers.nms.case import CASE as NMS
@@ -35,7 +36,7 @@ LAYER_CASES = (
     *(MS_DEFORM_ATTN, EXPERTS_LINEAR, SELECTIVE_SCAN, WEIGHT_ONLY_LINEAR),
     *(DEFORM_CONV2D, GRID_SAMPLE, ROI_ALIGN, NMS, LOCAL_CORRELATION, SCATTER_PILLARS),
     *ROWS,
-    *(CAUSAL_CONV1D, SSD_SCAN),
+    *(CAUSAL_CONV1D, SSD_SCAN, INDEX_ADD),
 )
 CASES = [case for layer_case in LAYER_CASES for case in layer_case.cases()]
 EVERY = bool(os.environ.get("LAYERPORT_TEST_FAMILIES"))

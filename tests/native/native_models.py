@@ -17,6 +17,7 @@ from layerport_builtin_layers.gated_rms_norm import gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.grid_sample import grid_sample
 from layerport_builtin_layers.group_norm_silu import group_norm_silu
+from layerport_builtin_layers.index_add import index_add
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.local_correlation import local_correlation
 from layerport_builtin_layers.ms_deform_attn import ms_deform_attn
@@ -94,6 +95,7 @@ class Others(torch.nn.Module):
         sampled = causal_conv1d(sampled, table[0, :5, :2], activation="silu")
         heads = sampled.reshape(2, 5, 2, 8)
         sampled = ssd_scan(heads, heads[..., 0], self.table[0, 0, :2], heads, heads, softplus=True)[0].to(dtype)
+        sampled = index_add(sampled.reshape(10, 16), self.chosen.reshape(5).repeat(2), sampled.reshape(10, 16))
         return self.of_images(sampled.reshape(2, 1, 5, 16).expand(2, 4, 5, 16).repeat(1, 1, 2, 1)[:, :, :8])
 
     def of_images(self, x: torch.Tensor) -> torch.Tensor:

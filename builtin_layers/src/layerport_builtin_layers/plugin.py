@@ -21,6 +21,7 @@ from layerport_builtin_layers.gated_rms_norm.claims import claim_gated_rms_norm
 from layerport_builtin_layers.gelu_mul import gelu_mul
 from layerport_builtin_layers.grid_sample import grid_sample
 from layerport_builtin_layers.group_norm_silu import group_norm_silu
+from layerport_builtin_layers.index_add import index_add
 from layerport_builtin_layers.layer_norm import layer_norm
 from layerport_builtin_layers.local_correlation import local_correlation
 from layerport_builtin_layers.local_correlation.claims import claim_local_correlation
@@ -56,7 +57,7 @@ def layerport_layers() -> tuple[lp.Layer, ...]:
         *(ms_deform_attn, experts_linear, selective_scan, weight_only_linear),
         *(deform_conv2d, grid_sample, roi_align, nms, local_correlation, scatter_pillars),
         *(add_layer_norm, gated_rms_norm, packed_gate_mul, group_norm_silu, causal_conv1d),
-        ssd_scan,
+        *(ssd_scan, index_add),
     )
 
 

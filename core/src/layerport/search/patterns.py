@@ -198,7 +198,7 @@ def _tries(inputs: list[str], params: list[str]) -> Iterator[tuple[Iterator[_Sha
     ]
     any_rank = itertools.product(*([(3, 4, 2, 1)] * len(inputs) + [(1, 2, 3, 0)] * len(params)))
     yield (_sized(names, ranks) for ranks in plain[:_MOST_TRIES]), 6
-    yield (_sized(names, ranks) for ranks in itertools.islice(any_rank, _MOST_TRIES)), 1
+    yield (_sized(names, ranks) for ranks in itertools.islice(any_rank, _MOST_TRIES)), 4  # axes may count from the end
     lasts = itertools.product((_SIZE, _SIZE // 2, 2 * _SIZE), repeat=len(names))
     any_size = itertools.product(plain[:6], lasts)
     yield (_sized(names, ranks, last) for ranks, last in itertools.islice(any_size, _MOST_TRIES)), 1
