@@ -15,6 +15,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import stat
@@ -59,6 +60,7 @@ def python() -> str:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
             pass_fds=[listening.fileno()],
         )
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.communicate)
     return str(client)
 
