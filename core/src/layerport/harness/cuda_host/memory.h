@@ -225,9 +225,9 @@ inline void check(const void* pointer, size_t bytes, bool write, void* from, boo
     }
 }
 
-// Whether it is a variable of the thread that runs: the frames of its callers lie above this one.
-[[gnu::noinline]] inline bool is_local(const void* pointer) {
-    return reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) < STACK_BYTES;
+// Whether it is a variable of the thread that runs.
+inline bool is_local(const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) - reinterpret_cast<uintptr_t>(current->stack) < STACK_BYTES;
 }
 
 inline bool is_shared(const void* pointer) {
