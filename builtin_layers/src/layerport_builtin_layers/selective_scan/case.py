@@ -33,7 +33,7 @@ def _shape(
     return CaseShape(reason, shapes | dict.fromkeys(absent), {"softplus": softplus}, gpu_only)
 
 
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def draw_steps(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Normal values, but rates below 0 and steps above, so that no state grows without end."""
     wide = torch.float64 if generator.device.type == "cpu" else torch.float32
     values = torch.randn(shape, generator=generator, dtype=wide, device=generator.device)
@@ -67,5 +67,5 @@ CASE = LayerCase(
         "float16": Tolerance(1e-4, 1e-3),
         "bfloat16": Tolerance(1e-4, 8e-3),
     },
-    draw=_draw,
+    draw=draw_steps,
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import layerport as lp
+from layerport_builtin_layers.module_looks import replace_calls
 from layerport_builtin_layers.selective_scan.reference import selective_scan
 
 _FUNCTION = "mamba_selective_scan"
@@ -16,11 +15,7 @@ _FUNCTION = "mamba_selective_scan"
 
 def claim_selective_scan(module: torch.nn.Module) -> Any:
     """The forward with the layer in the place of the function, None for a module that does not call it."""
-    forward: Any = inspect.unwrap(type(module).forward)
-    code = getattr(forward, "__code__", None)
-    if code is None or _FUNCTION not in code.co_names or _FUNCTION not in forward.__globals__:
-        return None
-    return lp.rewrite_call(module, _FUNCTION, _scan, layers=(selective_scan,))
+    return replace_calls(module, {_FUNCTION: _scan}, selective_scan)
 
 
 def _scan(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from layerport.testing import CaseShape, LayerCase, Tolerance
+from layerport_builtin_layers.selective_scan.case import draw_steps
 from layerport_builtin_layers.ssd_scan.reference import ssd_scan
 
 
@@ -38,15 +37,6 @@ def _shape(
     return CaseShape(reason, shapes | dict.fromkeys(absent), attributes, gpu_only)
 
 
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Normal values, but rates below 0 and steps above, so that no state grows without end."""
-    wide = torch.float64 if generator.device.type == "cpu" else torch.float32
-    values = torch.randn(shape, generator=generator, dtype=wide, device=generator.device)
-    if name == "a":
-        return -0.1 - values.abs()
-    return values.abs() if name in ("dt", "dt_bias") else values
-
-
 _AS_MODELS = ("z", "start")
 
 CASE = LayerCase(
@@ -71,5 +61,5 @@ CASE = LayerCase(
     # Sums of products may cancel, and what is rounded in a state is kept; nothing is rounded to 16 bits.
     tolerances={"float64": Tolerance(1e-11, 1e-11)}
     | dict.fromkeys(("float32", "float16", "bfloat16"), Tolerance(2e-5, 2e-5)),
-    draw=_draw,
+    draw=draw_steps,
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import layerport as lp
+from layerport_builtin_layers.module_looks import replace_calls
 from layerport_builtin_layers.ssd_scan.reference import ssd_scan
 
 _FUNCTION = "mamba2_chunk_scan"
@@ -17,11 +16,7 @@ _FUNCTION = "mamba2_chunk_scan"
 
 def claim_ssd_scan(module: torch.nn.Module) -> Any:
     """The forward with the layer in the place of the function, None for a module that does not call it."""
-    forward: Any = inspect.unwrap(type(module).forward)
-    code = getattr(forward, "__code__", None)
-    if code is None or _FUNCTION not in code.co_names or _FUNCTION not in forward.__globals__:
-        return None
-    return lp.rewrite_call(module, _FUNCTION, _scan, layers=(ssd_scan,))
+    return replace_calls(module, {_FUNCTION: _scan}, ssd_scan)
 
 
 def _scan(
