@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -107,3 +108,14 @@ def look_up(path: str) -> Any:
             except ImportError:
                 raise LookupError(path) from None
     return found
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """A block in which a module or class has another thing by this name."""
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from layerport.foreign.names import look_up
+from layerport.foreign.names import look_up, replaced
 from layerport.foreign.torch_names import ENV, NAMES
 from layerport.foreign.torch_names import missing as missing
 
@@ -232,11 +232,8 @@ def operators_listed_once() -> Iterator[None]:
             listed()
             known = now
 
-    torch._export.utils._materialize_cpp_cia_ops = list_new
-    try:
+    with replaced(look_up("torch._export.utils"), "_materialize_cpp_cia_ops", list_new):
         yield
-    finally:
-        torch._export.utils._materialize_cpp_cia_ops = listed
 
 
 _signatures: dict[tuple[Any, ...], Any] = {}
@@ -259,12 +256,8 @@ def signatures_kept(kind: type) -> Iterator[None]:
             _signatures[key] = made(function, *args, **options)
         return _signatures[key]
 
-    module = look_up(path.rpartition(".")[0])
-    module.op_signature_from_function = kept
-    try:
+    with replaced(look_up(path.rpartition(".")[0]), path.rpartition(".")[2], kept):
         yield
-    finally:
-        module.op_signature_from_function = made
 
 
 class SizeFacts:

@@ -14,6 +14,7 @@ import torch
 from onnxscript import values as onnxscript_values
 
 from layerport.foreign import torch_private
+from layerport.foreign.names import replaced
 from layerport.foreign.torch_modules import ONNX_LOGGER
 from layerport.front.lost_constants import bring_back
 from layerport.front.nodes import VERSION
@@ -129,8 +130,5 @@ def _made_once() -> Iterator[None]:
             return
         kept = functools.cached_property(parsed.fget)
         kept.__set_name__(functions, "function_ir")
-        functions.function_ir = kept
-        try:
+        with replaced(functions, "function_ir", kept):
             yield
-        finally:
-            functions.function_ir = parsed
